@@ -1,0 +1,9 @@
+"""The two ops of the extension, usable without the rest of the package."""
+
+from __future__ import annotations
+
+from piip.ops.deform_attn import deform_attn, ms_deform_attn
+from piip.ops.module import MSDeformAttn
+from piip.ops.pyramid_resize import pyramid_resize
+
+__all__ = ["MSDeformAttn", "deform_attn", "ms_deform_attn", "pyramid_resize"]

@@ -1,0 +1,41 @@
+"""Checks of op arguments: what is refused is a Python exception that names the argument and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def host_shapes(name: str, shapes: Sequence[Sequence[int]] | Tensor) -> list[tuple[int, int]]:
+    """(H, W) pairs as host integers; a tensor is read, which on a GPU waits for the device."""
+    pairs = shapes.tolist() if isinstance(shapes, Tensor) else list(shapes)
+    if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
+        raise ValueError(f"{name} must be a non-empty sequence of (H, W) pairs, got {shapes}")
+    if any(h < 1 or w < 1 for h, w in pairs):
+        raise ValueError(f"{name} must hold positive sizes, got {pairs}")
+    return [(h, w) for h, w in pairs]
+
+
+def check_float(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
+
+
+def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None], meaning: str) -> None:
+    """expected: the size of each dimension, None where anything goes."""
+    check_float(name, tensor)
+    shape = tensor.shape
+    if len(shape) != len(expected) or any(e is not None and s != e for s, e in zip(shape, expected)):
+        wanted = ", ".join("*" if e is None else str(e) for e in expected)
+        raise ValueError(f"{name} must have shape {meaning} = ({wanted}), got {tuple(shape)}")
+
+
+def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device} like value, got {tensor.device}")

@@ -1,0 +1,102 @@
+"""The definitions of the ops in plain, differentiable PyTorch: the specification that every kernel is held against.
+
+They compute in float32 (float64 for float64 values) whatever the storage dtype. `F.grid_sample` itself is wrong in
+bfloat16 and float16 on CPUs, so nothing here runs in a 16-bit dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Shapes = Sequence[tuple[int, int]]
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that arithmetic runs in for values stored as `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def deform_attn(
+    value: Tensor, spatial_shapes: Shapes, reference_points: Tensor, sampling_offsets: Tensor, attention_logits: Tensor
+) -> Tensor:
+    """Softmax over levels and points, locations from references and offsets, then `ms_deform_attn`.
+
+    Shapes as in `piip.ops.deform_attn`.
+    """
+    dtype = compute_dtype(value.dtype)
+    levels, points = sampling_offsets.shape[3:5]
+    reference = reference_points.to(dtype)[:, :, None, :, None]
+    offsets = sampling_offsets.to(dtype)
+    if reference.shape[-1] == 4:
+        locations = reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
+    else:
+        size = torch.tensor([(w, h) for h, w in spatial_shapes], dtype=dtype, device=value.device)
+        locations = reference + offsets / size[:, None]
+    weights = attention_logits.to(dtype).flatten(3).softmax(-1).unflatten(-1, (levels, points))
+    return ms_deform_attn(value, spatial_shapes, locations, weights)
+
+
+def ms_deform_attn(value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+    """Weighted sum of bilinear samples (Zhu et al., 2021, equation 3); zeros outside the map, cell centres at half integers.
+
+    A sample none of whose four cells lies on the map, or whose location is not finite, contributes nothing and gets a
+    zero gradient. Shapes as in `piip.ops.ms_deform_attn`.
+    """
+    dtype = compute_dtype(value.dtype)
+    batch, _, heads, width = value.shape
+    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    locations, weights = sampling_locations.to(dtype), attention_weights.to(dtype)
+    out = torch.zeros(batch * heads, width, queries, dtype=dtype, device=value.device)
+    for level, (part, (h, w)) in enumerate(zip(value.to(dtype).split([h * w for h, w in spatial_shapes], 1), spatial_shapes)):
+        image = part.permute(0, 2, 3, 1).reshape(batch * heads, width, h, w)
+        grid = 2 * locations[:, :, :, level].transpose(1, 2).reshape(batch * heads, queries, points, 2) - 1
+        size = grid.new_tensor([w, h])
+        inside = (((grid + 1) * size > -1) & ((grid + 1) * size < 2 * size + 1)).all(-1, keepdim=True)
+        # grid_sample loses its way on NaN and on numbers beyond the integers: park what is outside just beyond the corner.
+        grid = torch.where(inside, grid, -3.0)
+        if grid.numel():
+            samples = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
+            out = out + (samples * weight).sum(-1)
+    return out.reshape(batch, heads * width, queries).transpose(1, 2).contiguous().to(value.dtype)
+
+
+def pyramid_resize(
+    images: Tensor,
+    sizes: Shapes,
+    scale_factors: Sequence[tuple[float, float] | None],
+    mode: str,
+    antialias: bool,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    dtype: torch.dtype,
+    valid_sizes: Shapes | None,
+) -> list[Tensor]:
+    """Normalise, zero everything outside the valid sizes, then `F.interpolate` to every level.
+
+    images: (B, C, H, W). A level with a scale factor samples at steps of 1 / factor, one without at steps of in / out.
+    """
+    source = images.to(compute_dtype(images.dtype))
+    if mean is not None and std is not None:
+        source = (source - source.new_tensor(mean)[:, None, None]) / source.new_tensor(std)[:, None, None]
+    if valid_sizes is not None:
+        valid = torch.zeros(images.shape[0], 1, *images.shape[2:], dtype=torch.bool, device=images.device)
+        for mask, (h, w) in zip(valid, valid_sizes):
+            mask[:, :h, :w] = True
+        source = torch.where(valid, source, 0.0)
+    levels = []
+    for size, factor in zip(sizes, scale_factors):
+        if tuple(source.shape[2:]) == tuple(size) and factor in (None, (1.0, 1.0)):
+            level = source
+        elif source.shape[0] == 0:
+            level = source.new_zeros(0, source.shape[1], *size)
+        elif factor is None:
+            level = F.interpolate(source, size=tuple(size), mode=mode, align_corners=False, antialias=antialias)
+        else:
+            level = F.interpolate(source, scale_factor=factor, mode=mode, align_corners=False, antialias=antialias)
+        levels.append(level.to(dtype))
+    return levels
