@@ -1,0 +1,23 @@
+"""Parameter-Inverted Image Pyramid Networks: several backbones of different sizes see one image at different resolutions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from piip import ops
+    from piip.model import Model, build_model, create_model
+
+__version__ = "0.1.0"
+__all__ = ["Model", "build_model", "create_model", "ops"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use, so that `import piip` and `piip --help` do not import torch.
+    import importlib
+
+    if name == "ops":
+        return importlib.import_module("piip.ops")
+    if name in __all__:
+        return getattr(importlib.import_module("piip.model"), name)
+    raise AttributeError(f"module 'piip' has no attribute '{name}'")

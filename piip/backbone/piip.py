@@ -1,0 +1,83 @@
+"""The parameter-inverted image pyramid network: N branches on N resolutions of one image."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from piip.backbone.interaction import Interaction
+from piip.branches import Branch
+from piip.features import FeatureSpec
+from piip.ops import pyramid_resize
+
+
+class PIIP(nn.Module):
+    """N branches, finest resolution first, with interactions between neighbours, merged into one feature pyramid.
+
+    branches: the backbones, finest first.
+    resolutions: longer side of the image each branch sees, in pixels; only their ratios matter.
+    ends: per branch and group, one past the last block of the group; an interaction follows every group.
+    interactions: one per group; empty for a single branch, which is then the plain baseline.
+    merge: all branches' maps (B, H, W, C) -> (B, C, H, W) on the finest grid.
+    pyramid: the merged map -> a list of maps, finest first, described by its `specs`.
+    """
+
+    def __init__(
+        self,
+        *,
+        branches: list[Branch],
+        resolutions: tuple[int, ...],
+        ends: list[tuple[int, ...]],
+        interactions: list[Interaction],
+        merge: nn.Module,
+        pyramid: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.resolutions = resolutions
+        self.ends = ends
+        self.branches = nn.ModuleList(branches)
+        self.interactions = nn.ModuleList(interactions)
+        self.merge = merge
+        self.pyramid = pyramid
+
+    @property
+    def specs(self) -> list[FeatureSpec]:
+        """Channels and stride, in pixels of the finest image, of the returned maps."""
+        return self.pyramid.specs
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W), normalised, as the finest branch sees them -> maps (B, C, H/s, W/s), finest first."""
+        factors = [resolution / self.resolutions[0] for resolution in self.resolutions]
+        # The official code rescales by factor, not to a size; at odd products the two differ in their sampling step.
+        levels = pyramid_resize(images, scale_factors=factors)
+        maps = [branch.embed(level) for branch, level in zip(self.branches, levels, strict=True)]
+        start = [0] * len(maps)
+        for group in range(len(self.ends[0])):
+            stop = [ends[group] for ends in self.ends]
+            maps = [
+                branch.run_blocks(x, *span)
+                for branch, x, span in zip(self.branches, maps, zip(start, stop, strict=True), strict=True)
+            ]
+            if self.interactions:
+                maps = self.interactions[group](maps)
+            start = stop
+        return self.pyramid(self.merge(maps))
+
+    def layer_ids(self) -> dict[str, int]:
+        """Layer of every parameter that layer-wise learning-rate decay scales, by name (see `piip.engine.optim`).
+
+        Blocks of a shallower branch are spread over the depth of the deepest one; where the quotient is fractional, it is
+        rounded down, as the released optimizer does.
+        """
+        depth = self.depth
+        layers = {}
+        for index, branch in enumerate(self.branches):
+            for name, _ in branch.named_parameters():
+                layer = branch.layer_of(name)
+                if layer is not None:
+                    layers[f"branches.{index}.{name}"] = layer * depth // branch.depth
+        return layers
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the deepest branch."""
+        return max(branch.depth for branch in self.branches)

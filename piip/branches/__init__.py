@@ -1,0 +1,6 @@
+"""The branch types. A branch is one file; nothing outside asks which type it is."""
+
+from piip.branches.base import Branch
+from piip.branches.vit import ViT
+
+__all__ = ["Branch", "ViT"]

@@ -1,0 +1,44 @@
+"""What the backbone knows of a branch.
+
+A branch is one pretrained backbone cut into blocks. The backbone embeds an image, runs the blocks in groups, and lets
+neighbouring branches interact between groups; it asks a branch nothing else. To add a branch type, subclass `Branch` in a
+file of its own, give it a config in `piip.config`, and name it in `piip.model.build_branch`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+from piip.features import FeatureSpec
+
+
+class Branch(nn.Module):
+    """A backbone cut into blocks; between blocks its state is one feature map (B, H, W, C)."""
+
+    blocks: nn.ModuleList
+    specs: list[FeatureSpec]  # channels and stride of the map after each block
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), normalised, to the first feature map (B, H/s, W/s, C)."""
+
+    def run_blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Applies blocks start to stop - 1 to a feature map (B, H, W, C)."""
+        for block in self.blocks[start:stop]:
+            x = block(x)
+        return x
+
+    @abstractmethod
+    def layer_of(self, parameter: str) -> int | None:
+        """Depth of a parameter for layer-wise learning-rate decay.
+
+        parameter: its name inside the branch. Returns 0 for the embedding, i + 1 for block i, None for what trains at the
+        full rate.
+        """

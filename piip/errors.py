@@ -1,0 +1,41 @@
+"""Errors a user can cause. The command line prints their text and exits with `exit_code`, without a traceback."""
+
+from __future__ import annotations
+
+
+class PiipError(Exception):
+    """Something failed at run time; the message names the thing and the remedy."""
+
+    exit_code = 1
+
+
+class ConfigError(PiipError):
+    """A config file, key, value or override is wrong."""
+
+    exit_code = 2
+
+
+class DataError(PiipError):
+    """A data set, annotation file or image is not what its format says."""
+
+    exit_code = 2
+
+
+class CheckpointError(PiipError):
+    """A checkpoint is missing, damaged, or belongs to another network."""
+
+
+class CheckError(PiipError):
+    """A check ran and found problems."""
+
+    exit_code = 3
+
+
+class Stopped(PiipError):
+    """Training was stopped by SIGTERM after saving a checkpoint."""
+
+    exit_code = 75
+
+
+class NonFiniteLoss(PiipError):
+    """The loss is NaN or infinite; no parameter was changed by the step."""

@@ -1,0 +1,207 @@
+"""A model is a backbone, a neck and a head; this is the one place where they meet.
+
+Three ways in: `Model.loss` for training, `Model.infer` for a prepared batch, `Model.predict` for images as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from piip.backbone import PIIP, CrossBranchAttention, Interaction, InteractionUnit, Merge, OnlyBranch
+from piip.branches import Branch, ViT
+from piip.config import BackboneConfig, InteractionConfig, ModelConfig, TransformConfig, ViTConfig, load_config
+from piip.errors import ConfigError
+from piip.features import FeatureSpec
+from piip.heads import MaskRCNN
+from piip.necks import FPN, SimplePyramid
+
+if TYPE_CHECKING:
+    from piip.data.loader import Batch
+
+
+class Model(nn.Module):
+    """Backbone, neck and head of one task.
+
+    config: what the model was built from, with the normalisation of its images.
+    transforms: how `predict` prepares an image; the validation transforms of the experiment.
+    class_names: one a class, in label order; empty when unknown.
+    """
+
+    def __init__(self, *, backbone: nn.Module, neck: nn.Module, head: nn.Module, config: ModelConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+        self.config = config
+        self.transforms: TransformConfig | None = None
+        self.class_names: list[str] = []
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses, so that a wrapper such as DistributedDataParallel sees training as a forward pass."""
+        return self.loss(batch)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalar losses by name; the training loss is their sum."""
+        return self.head.loss(self.features(batch.images), batch.image_sizes, batch.targets)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W), normalised -> the neck's maps (B, C, H/s, W/s), finest first."""
+        return self.neck(self.backbone(images))
+
+    @torch.inference_mode()
+    def infer(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Any:
+        """Results in batch pixels.
+
+        images: (B, 3, H, W), normalised and zero-padded at the bottom and right; image_sizes: each image's valid (h, w).
+        Returns the head's results: for detection a dict per image with boxes (n, 4) xyxy, scores (n,), labels (n,) and
+        masks (n, h, w) bool.
+        """
+        return self._results(images, image_sizes, image_sizes)
+
+    @torch.inference_mode()
+    def infer_batch(self, batch: Batch) -> Any:
+        """Results of a batch in each image's original pixels."""
+        return self._results(batch.images, batch.image_sizes, batch.original_sizes)
+
+    @torch.inference_mode()
+    def predict(self, images: Sequence[Tensor | str | PathLike[str]]) -> Any:
+        """Results for images as they come, each in its own pixels.
+
+        images: uint8 (3, H, W) RGB tensors or paths. They are resized, normalised and padded as in validation.
+        Raises DataError for a file that cannot be read, ConfigError if the model was built without transforms.
+        """
+        from piip.data.loader import prepare, read_image
+
+        if self.transforms is None:
+            raise ConfigError("this model has no transforms; build it with piip.create_model, or set model.transforms")
+        pixels = [image if isinstance(image, Tensor) else read_image(Path(image)) for image in images]
+        batch, image_sizes = prepare(pixels, self.transforms, self.config.mean, self.config.std)
+        device = next(self.parameters()).device
+        original_sizes = [(image.shape[1], image.shape[2]) for image in pixels]
+        return self._results(batch.to(device), image_sizes, original_sizes)
+
+    def _results(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]], output_sizes: Sequence[tuple[int, int]]
+    ) -> Any:
+        raw = self.head.detect(self.features(images), list(image_sizes))
+        return self.head.restore(raw, list(image_sizes), list(output_sizes))
+
+    def layer_ids(self) -> dict[str, int]:
+        """Layer of every parameter that layer-wise learning-rate decay scales; all others train at the full rate."""
+        return {f"backbone.{name}": layer for name, layer in self.backbone.layer_ids().items()}
+
+    @property
+    def num_layers(self) -> int:
+        """Layers counted by learning-rate decay: the embedding, the deepest branch's blocks, and everything behind."""
+        return self.backbone.depth + 2
+
+
+def create_model(name: str | Path, weights: str | Path | None = None, **overrides: Any) -> Model:
+    """Builds the model of a config, in evaluation mode.
+
+    name: a shipped config name, an official file stem, or a path to a YAML file.
+    weights: a checkpoint or exported file to load; None leaves the fresh initialisation.
+    overrides: config values by dotted key, for example `**{"model.head.num_classes": 3}`.
+    Raises ConfigError, CheckpointError.
+    """
+    config = load_config(name, [f"{key}={_as_yaml(value)}" for key, value in overrides.items()])
+    model = build_model(config.model)
+    model.transforms = config.data.val_transforms
+    if weights is not None:
+        from piip.engine.checkpoint import load_weights
+
+        load_weights(model, Path(weights))
+    return model.eval()
+
+
+def _as_yaml(value: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+
+
+def build_model(config: ModelConfig) -> Model:
+    """A freshly initialised model; no file is read."""
+    backbone = build_backbone(config.backbone)
+    neck = FPN(in_specs=backbone.specs, out_channels=config.neck.out_channels, levels=config.neck.levels)
+    head = MaskRCNN(in_specs=neck.specs, **config.head.model_dump(exclude={"type"}))
+    return Model(backbone=backbone, neck=neck, head=head, config=config)
+
+
+def build_backbone(config: BackboneConfig) -> PIIP:
+    """The branches, interactions, merge and simple feature pyramid of a config."""
+    branches = [build_branch(branch) for branch in config.branches]
+    ends = group_ends(config, [branch.depth for branch in branches])
+    groups = zip(*ends, strict=True) if len(branches) > 1 else []
+    interactions = [
+        Interaction(
+            [
+                _unit(fine.specs[fine_end - 1].channels, coarse.specs[coarse_end - 1].channels, config.interaction)
+                for (fine, fine_end), (coarse, coarse_end) in _neighbours(list(zip(branches, stops, strict=True)))
+            ]
+        )
+        for stops in groups
+    ]
+    last = [branch.specs[-1] for branch in branches]
+    out_channels = last[-1].channels
+    single = len(branches) == 1
+    merge = OnlyBranch() if single else Merge(in_channels=[spec.channels for spec in last], out_channels=out_channels)
+    # The released single-branch baselines normalise over channels where the merged networks use groups.
+    pyramid = SimplePyramid(
+        in_spec=FeatureSpec(out_channels, last[0].stride), norm="layer" if single else "group"
+    )
+    return PIIP(
+        branches=branches,
+        resolutions=config.resolutions,
+        ends=ends,
+        interactions=interactions,
+        merge=merge,
+        pyramid=pyramid,
+    )
+
+
+def build_branch(config: ViTConfig) -> Branch:
+    """A branch of the type its config names."""
+    return ViT(**config.model_dump(exclude={"type", "size", "init"}))
+
+
+def group_ends(config: BackboneConfig, depths: Sequence[int]) -> list[tuple[int, ...]]:
+    """Per branch, one past the last block of each group of blocks, an interaction following every group.
+
+    A number of interactions is spread evenly over every branch; a list names, per branch, the block each one follows.
+    Raises ConfigError when a branch is too shallow, or the list does not end with its last block.
+    """
+    if isinstance(config.interactions, int):
+        count = config.interactions
+        if count < 1 or count > min(depths):
+            raise ConfigError(f"model.backbone.interactions: {count} interactions need 1 to {min(depths)} blocks a branch")
+        return [tuple((index + 1) * depth // count for index in range(count)) for depth in depths]
+    ends = [tuple(block + 1 for block in blocks) for blocks in config.interactions]
+    same_count = len({len(blocks) for blocks in ends}) == 1 and len(ends) == len(depths)
+    if not same_count or any(
+        not blocks or blocks[-1] != depth or sorted(set(blocks)) != list(blocks)
+        for blocks, depth in zip(ends, depths, strict=True)
+    ):
+        raise ConfigError(
+            "model.backbone.interactions: give one increasing list a branch, equally long, ending with the branch's last "
+            f"block ({', '.join(str(depth - 1) for depth in depths)})"
+        )
+    return ends
+
+
+def _neighbours(items: list[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(items[:-1], items[1:], strict=True))
+
+
+def _unit(fine: int, coarse: int, config: InteractionConfig) -> InteractionUnit:
+    settings = config.model_dump()
+    return InteractionUnit(
+        to_fine=CrossBranchAttention(dim=fine, source_dim=coarse, **settings),
+        to_coarse=CrossBranchAttention(dim=coarse, source_dim=fine, **settings),
+    )
