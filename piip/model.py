@@ -129,8 +129,8 @@ def _as_yaml(value: Any) -> str:
 def build_model(config: ModelConfig) -> Model:
     """A freshly initialised model; no file is read."""
     backbone = build_backbone(config.backbone)
-    neck = FPN(in_specs=backbone.specs, out_channels=config.neck.out_channels, levels=config.neck.levels)
-    head = MaskRCNN(in_specs=neck.specs, **config.head.model_dump(exclude={"type"}))
+    neck = FPN(specs=backbone.specs, out_channels=config.neck.out_channels, levels=config.neck.levels)
+    head = MaskRCNN(specs=neck.specs, **config.head.model_dump(exclude={"type"}))
     return Model(backbone=backbone, neck=neck, head=head, config=config)
 
 
@@ -153,9 +153,7 @@ def build_backbone(config: BackboneConfig) -> PIIP:
     single = len(branches) == 1
     merge = OnlyBranch() if single else Merge(in_channels=[spec.channels for spec in last], out_channels=out_channels)
     # The released single-branch baselines normalise over channels where the merged networks use groups.
-    pyramid = SimplePyramid(
-        in_spec=FeatureSpec(out_channels, last[0].stride), norm="layer" if single else "group"
-    )
+    pyramid = SimplePyramid(spec=FeatureSpec(out_channels, last[0].stride), norm="layer" if single else "group")
     return PIIP(
         branches=branches,
         resolutions=config.resolutions,

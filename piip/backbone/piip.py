@@ -50,16 +50,13 @@ class PIIP(nn.Module):
         # The official code rescales by factor, not to a size; at odd products the two differ in their sampling step.
         levels = pyramid_resize(images, scale_factors=factors)
         maps = [branch.embed(level) for branch, level in zip(self.branches, levels, strict=True)]
-        start = [0] * len(maps)
-        for group in range(len(self.ends[0])):
-            stop = [ends[group] for ends in self.ends]
-            maps = [
-                branch.run_blocks(x, *span)
-                for branch, x, span in zip(self.branches, maps, zip(start, stop, strict=True), strict=True)
-            ]
+        starts: tuple[int, ...] = (0,) * len(maps)
+        for group, stops in enumerate(zip(*self.ends, strict=True)):
+            spans = zip(self.branches, maps, starts, stops, strict=True)
+            maps = [branch.run_blocks(x, start, stop) for branch, x, start, stop in spans]
             if self.interactions:
                 maps = self.interactions[group](maps)
-            start = stop
+            starts = stops
         return self.pyramid(self.merge(maps))
 
     def layer_ids(self) -> dict[str, int]:

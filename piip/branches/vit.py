@@ -131,7 +131,7 @@ class ViT(Branch):
         self.pretrain_grid = pretrain_size // patch_size
         self.patch_embed = PatchEmbed(dim=embed_dim, patch_size=patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.pretrain_grid**2, embed_dim))
-        linear = torch.linspace(0, drop_path, depth).tolist()
+        linear = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
         rates = linear if drop_path_schedule == "linear" else [drop_path] * depth
         self.blocks = nn.ModuleList(
             Block(

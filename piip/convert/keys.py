@@ -42,7 +42,17 @@ _SINGLE_BRANCHES = [
     ("backbone.{rest}", "backbone.branches.0.{rest}"),
 ]
 
-_MASK_RCNN: list[tuple[str, str]] = []
+_MASK_RCNN = [
+    ("neck.lateral_convs.{i}.conv.{rest}", "neck.lateral.{i}.{rest}"),
+    ("neck.fpn_convs.{i}.conv.{rest}", "neck.output.{i}.{rest}"),
+    ("rpn_head.rpn_{rest}", "head.rpn.{rest}"),
+    ("roi_head.bbox_head.shared_fcs.0.{rest}", "head.box.fc1.{rest}"),
+    ("roi_head.bbox_head.shared_fcs.1.{rest}", "head.box.fc2.{rest}"),
+    ("roi_head.bbox_head.fc_{rest}", "head.box.{rest}"),
+    ("roi_head.mask_head.convs.{i}.conv.{rest}", "head.mask.convs.{i}.{rest}"),
+    ("roi_head.mask_head.conv_logits.{rest}", "head.mask.logits.{rest}"),
+    ("roi_head.mask_head.{rest}", "head.mask.{rest}"),
+]
 
 # Official and our name of the two directions of a unit; the official branch 1 is the coarser one.
 _DIRECTIONS = {"branch2to1": "to_coarse", "branch1to2": "to_fine"}

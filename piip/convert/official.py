@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from piip.config import Config, dump_config
 from piip.convert.keys import KeyTable
 from piip.convert.sources import read_state_dict
 from piip.convert.vit import resample_pos_embed
-from piip.engine.files import save_safetensors
+from piip.engine.files import replacing
 from piip.errors import CheckError
 from piip.model import build_model
 
@@ -46,7 +47,8 @@ def convert_checkpoint(source: Path, output: Path, *, config: Config, strict: bo
     meta = beside.get("meta")
     names = meta.get("CLASSES") if isinstance(meta, dict) else None
     metadata = {"config": dump_config(config), "class_names": json.dumps(list(names or []))}
-    save_safetensors(state, output, metadata=metadata)
+    with replacing(output) as temporary:
+        save_file(state, temporary, metadata=metadata)
     return report
 
 
