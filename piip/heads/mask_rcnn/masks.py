@@ -1,0 +1,91 @@
+"""The mask head (He et al., 2017, "Mask R-CNN"), its targets, and pasting its small masks into an image."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+POOLED = 14
+SIDE = 2 * POOLED  # of a predicted mask, in cells
+THRESHOLD = 0.5
+
+# Pixels of all masks together that are pasted at once: 256 MiB of float32.
+PASTE_PIXELS = 2**26
+
+
+class MaskHead(nn.Module):
+    """Convolutions, an upsampling by two, and one mask per class."""
+
+    def __init__(self, *, channels: int, num_classes: int, width: int, num_convs: int) -> None:
+        super().__init__()
+        widths = [channels] + [width] * num_convs
+        self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths))
+        self.upsample = nn.ConvTranspose2d(widths[-1], width, 2, stride=2)
+        self.logits = nn.Conv2d(width, num_classes, 1)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Pooled boxes (R, C, 14, 14) -> float32 logits (R, classes, 28, 28)."""
+        x = pooled
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return self.logits(F.relu(self.upsample(x))).float()
+
+    def loss(self, logits: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Binary cross-entropy of logits (R, classes, 28, 28) at the classes labels (R,) against targets (R, 28, 28)."""
+        chosen = logits[torch.arange(len(labels), device=labels.device), labels]
+        entropy = F.binary_cross_entropy_with_logits(chosen, targets, reduction="sum")
+        return {"loss_mask": entropy / max(targets.numel(), 1)}
+
+
+def mask_targets(masks: Tensor, boxes: Tensor, objects: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """What the mask head should see in boxes (n, 4) that hold the objects (n,) of masks (g, h, w).
+
+    canvas: (H, W) of the padded batch. Returns (n, 28, 28) float32 of zeros and ones.
+    """
+    if not len(boxes):
+        return boxes.new_zeros(0, SIDE, SIDE)
+    height, width = masks.shape[1:]
+    # Interpolation sees zeros beyond an image that is smaller than the canvas, and the last pixel repeated beyond one that
+    # is not: the masks that checkpoints were trained with are padded with their image.
+    masks = F.pad(masks.float(), (0, int(width < canvas[1]), 0, int(height < canvas[0])))
+    rois = torch.cat([objects[:, None].to(boxes), boxes], dim=1)
+    cropped = roi_align(masks[:, None], rois, SIDE, spatial_scale=1.0, sampling_ratio=0, aligned=True)
+    return (cropped[:, 0] >= THRESHOLD).float()
+
+
+@torch.no_grad()
+def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes each of probabilities (n, 28, 28) to its box of boxes (n, 4), and thresholds it.
+
+    Bilinear between the centres of mask cells, and towards zero beyond the outermost; evaluated at pixel centres.
+    Returns (n, h, w) bool for size (h, w).
+    """
+    height, width = size
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
+    step = max(1, PASTE_PIXELS // max(1, height * width))
+    # Bilinear resampling is separable: (h, 28) @ (28, 28) @ (28, w) for each mask, in float32 whatever the caller runs in.
+    with torch.autocast(boxes.device.type, enabled=False):
+        for start in range(0, len(boxes), step):
+            part = slice(start, start + step)
+            x1, y1, x2, y2 = boxes[part].float().unbind(1)
+            rows, columns = _bilinear_weights(y1, y2, height), _bilinear_weights(x1, x2, width)
+            masks[part] = rows @ probabilities[part].float() @ columns.mT >= THRESHOLD
+    return masks
+
+
+def _bilinear_weights(low: Tensor, high: Tensor, pixels: int) -> Tensor:
+    """(n, pixels, SIDE): share of each mask cell in each pixel, for masks that span low (n,) to high (n,) pixels."""
+    centres = torch.arange(pixels, dtype=torch.float32, device=low.device) + 0.5
+    extent = (high - low).clamp(min=torch.finfo(torch.float32).tiny)  # 0 / 0 would be NaN
+    position = (centres - low[:, None]) / extent[:, None] * SIDE - 0.5
+    cells = torch.arange(SIDE, dtype=torch.float32, device=low.device)
+    return (1 - (position[..., None] - cells).abs()).clamp(min=0)
