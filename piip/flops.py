@@ -1,0 +1,113 @@
+"""Parameters and multiply-accumulates of a network as it really runs, counted on the meta device: nothing is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from piip.config import MaskRCNNConfig, ModelConfig
+from piip.heads import MaskRCNN
+from piip.model import Model, build_model
+from piip.paper_flops import Cost, Count, Part, backbone_from_letters, branch_names, paper_count
+
+__all__ = ["Cost", "Count", "Part", "actual_count", "backbone_from_letters", "branch_names", "paper_count"]
+
+# Besides views and pointwise ops, what counts as free by convention, having no formula in torch's registry: allocation and
+# copies, norms, softmax and other reductions, pooling, and the resampling of maps and position embeddings.
+_FREE = frozenset(
+    """
+    _safe_softmax _softmax _to_copy _unsafe_index all amax amin any arange as_strided cat clone constant_pad_nd copy_ empty empty_like full full_like index
+    linspace max_pool2d_with_indices mean native_group_norm native_layer_norm new_empty ones ones_like scalar_tensor stack sum
+    upsample_bicubic2d upsample_bilinear2d upsample_nearest2d zeros zeros_like _unsafe_view
+    """.split()
+)
+
+
+def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
+    """What the inference of one image of `size` (h, w) pixels costs, by part.
+
+    Counts the multiply-accumulates of matrix products, convolutions, attention and the project's own ops; attention windows
+    with the padding they really have. The work of a detection head grows with what it finds, so it is counted at its limits:
+    as many proposals and detections as the config allows.
+    """
+    with torch.device("meta"):
+        model = build_model(config).eval()
+        images = torch.empty(1, 3, *size)
+    seen = _SeenOps()
+    with torch.no_grad(), seen, FlopCounterMode(display=False) as counter:
+        _Inference(model, config.head)(images)
+    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    parts = [
+        Part(label, Cost(sum(p.numel() for p in module.parameters()), _below(f"_Inference.model.{name}", flops) // 2))
+        for label, (name, module) in _parts(model, config).items()
+    ]
+    rest = Cost(sum(p.numel() for p in model.parameters()), flops["Global"] // 2)
+    rest = Cost(*(getattr(rest, key) - sum(getattr(part.cost, key) for part in parts) for key in ("params", "macs")))
+    if rest != Cost():
+        parts.append(Part("other", rest))
+    return Count(tuple(parts), uncounted=tuple(sorted(seen.uncounted)))
+
+
+def _parts(model: Model, config: ModelConfig) -> dict[str, tuple[str, nn.Module]]:
+    """What the table tells apart: label -> (name inside the model, module)."""
+    backbone = model.backbone
+    parts = {
+        label: (f"backbone.branches.{index}", branch)
+        for index, (label, branch) in enumerate(zip(branch_names(config.backbone), backbone.branches, strict=True))
+    }
+    for name in ("interactions", "merge", "pyramid"):
+        parts[name] = (f"backbone.{name}", getattr(backbone, name))
+    parts["neck"] = ("neck", model.neck)
+    return parts | {f"{name} head": (f"head.{name}", child) for name, child in model.head.named_children()}
+
+
+def _below(name: str, flops: dict[str, int]) -> int:
+    """Sum over the outermost modules at or below `name` that were called; a branch's blocks are called one by one."""
+    called = sorted(key for key in flops if key == name or key.startswith(f"{name}."))
+    outermost: list[str] = []
+    for key in called:
+        if not outermost or not key.startswith(f"{outermost[-1]}."):
+            outermost.append(key)
+    return sum(flops[key] for key in outermost)
+
+
+class _Inference(nn.Module):
+    """Everything a model multiplies at inference; the module that names are relative to."""
+
+    def __init__(self, model: Model, head: MaskRCNNConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.head_config = head
+
+    def forward(self, images: Tensor) -> None:
+        """Images (1, 3, H, W)."""
+        features = self.model.neck(self.model.backbone(images))
+        _run_mask_rcnn(self.model.head, features, self.head_config)
+
+
+def _run_mask_rcnn(head: MaskRCNN, features: list[Tensor], config: MaskRCNNConfig) -> None:
+    from piip.heads.mask_rcnn import masks, roi
+
+    channels = features[0].shape[1]
+    head.rpn(features)
+    head.box(features[0].new_empty(config.rpn_proposals, channels, roi.POOLED, roi.POOLED))
+    head.mask(features[0].new_empty(config.max_detections, channels, masks.POOLED, masks.POOLED))
+
+
+class _SeenOps(TorchDispatchMode):
+    """Notes the ops that do arithmetic but have no formula."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uncounted: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = func.overloadpacket
+        free = func.is_view or torch.Tag.pointwise in func.tags or (func.namespace == "aten" and packet.__name__ in _FREE)
+        if not free and packet not in flop_registry:
+            self.uncounted.add(f"{func.namespace}.{packet.__name__}")
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,104 @@
+"""Who may import whom, read from the source: also imports inside functions count, so that a layer cannot be smuggled in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "piip"
+
+# Every part of the package, and the other parts it may import; a part may always import itself.
+ALLOWED = {
+    "errors": set(),
+    "features": set(),
+    "config": {"errors"},
+    "ops": {"errors", "_C"},
+    "branches": {"errors", "features", "ops"},
+    "backbone": {"errors", "features", "ops", "branches"},
+    "necks": {"errors", "features", "ops"},
+    "heads": {"errors", "features", "ops"},
+    "metrics": {"errors"},
+    "data": {"errors", "config", "metrics", "ops"},
+    "convert": {"errors", "config", "model", "branches", "engine"},
+    "model": {"errors", "config", "features", "branches", "backbone", "necks", "heads", "data", "convert", "engine"},
+    "engine": {"errors", "config", "model", "data", "metrics", "convert"},
+    "flops": {"errors", "config", "model", "ops"},
+    "doctor": {"errors", "config", "ops"},
+    "cli": {"errors", "config", "model", "engine", "convert", "flops", "doctor"},
+    "__init__": {"model", "ops"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """Every import of a file, as (module, names); names is empty for `import module`."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, ()) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: write the whole name instead of a relative import"
+            found.append((node.module or "", tuple(alias.name for alias in node.names)))
+    return found
+
+
+def parts_imported(path: Path) -> set[str]:
+    parts = set()
+    for module, names in imported(path):
+        first, _, rest = module.partition(".")
+        if first == "piip":
+            parts |= {rest.split(".")[0]} if rest else set(names) - {"__version__"}
+    return parts
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_part_imports_only_the_parts_below_it(path):
+    part = part_of(path)
+    assert part in ALLOWED, f"piip/{part} is new: say here what it may import"
+    assert parts_imported(path) - {part} <= ALLOWED[part]
+
+
+def test_the_rules_speak_of_parts_that_exist():
+    present = {part_of(path) for path in FILES}
+    assert present == set(ALLOWED)
+
+
+def test_ops_need_nothing_but_torch():
+    outside = {
+        module.split(".")[0]
+        for path in FILES
+        if part_of(path) == "ops"
+        for module, _ in imported(path)
+        if module.split(".")[0] not in sys.stdlib_module_names
+    }
+    assert outside <= {"torch", "piip"}
+
+
+def test_the_backbone_sees_what_a_branch_is_but_no_particular_branch():
+    for path in FILES:
+        if part_of(path) == "backbone":
+            for module, names in imported(path):
+                assert module.split(".")[:2] != ["piip", "branches"] or module == "piip.branches.base" or names == ("Branch",)
+
+
+def test_the_engine_names_no_task():
+    tasks = {"coco", "shapes", "ade20k", "imagefolder", "miou", "accuracy", "heads", "backbone", "branches", "necks"}
+    for path in FILES:
+        if part_of(path) == "engine":
+            named = {part for module, _ in imported(path) if module.startswith("piip") for part in module.split(".")}
+            assert not named & tasks, path.name
+
+
+@pytest.mark.parametrize("module", ["piip", "piip.config", "piip.errors", "piip.features", "piip.cli.main"])
+def test_what_starts_fast_does_not_import_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
