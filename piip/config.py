@@ -167,6 +167,8 @@ class CocoData(Strict):
     images: Path
     annotations: Path
     max_image_pixels: int = Field(100_000_000, gt=0, description="larger images are refused from their header")
+    keep_empty: bool = Field(False, description="train on images without annotations too, as the released recipe does not")
+    min_side: int = Field(32, gt=0, description="training leaves out images with a side shorter than this, in pixels")
 
 
 class ShapesData(Strict):
@@ -176,7 +178,7 @@ class ShapesData(Strict):
     root: Path = Path("data/shapes")
     split: Literal["train", "val"] = "train"
     images: int = Field(gt=0)
-    size: int = Field(256, gt=0, description="side of the square images in pixels")
+    size: int = Field(256, ge=64, description="side of the square images in pixels")
     seed: int = 0
 
 
@@ -239,8 +241,10 @@ class ScheduleConfig(Strict):
 
 class TrainConfig(Strict):
     seed: int = 0
+    deterministic: bool = Field(False, description="bitwise equal runs on a GPU too, at some cost; on a CPU they always are")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on GPUs that have it")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the exponential moving average of the weights")
+    ema_warmup: bool = Field(False, description="let the decay rise as 1 - steps^(-2/3) up to ema, for short runs")
     eval_every: int = Field(1, gt=0, description="in the unit of schedule: epochs or iterations")
     checkpoint_every: int = Field(1, gt=0, description="in the unit of schedule: epochs or iterations")
     keep_checkpoints: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
