@@ -1,0 +1,92 @@
+"""Reading any image file as 8-bit RGB, upright, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from piip.errors import DataError
+
+MAX_IMAGE_PIXELS = 100_000_000
+
+# Raster formats only: Pillow would also start external programs for some others.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+# What Pillow raises on damaged files, by its plugins' own habits.
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, MemoryError,
+    AttributeError, NotImplementedError, struct.error, zlib.error,
+)  # fmt: skip
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
+    """The image at `path` as uint8 RGB (3, H, W), turned upright by its EXIF orientation.
+
+    16-bit images keep the upper byte of every sample (as OpenCV reads them), grey is repeated, alpha is dropped, and of
+    an animation the first frame is read.
+    max_pixels: an image whose header announces more is refused before anything is decoded.
+    Raises DataError naming the file when it is missing, too large, damaged, cut short, or of an unsupported kind.
+    """
+    name = os.fspath(path)
+    try:
+        with Image.open(name, formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise DataError(
+                    f"image {name} has {width} x {height} pixels, more than the limit of {max_pixels:,}; "
+                    "shrink it or raise max_image_pixels"
+                )
+            image.load()
+            orientation = _orientation(image)
+            rgb = _to_rgb(image, name)
+    except Image.DecompressionBombError:
+        raise DataError(f"image {name} has more pixels than Pillow decodes safely; shrink it") from None
+    except FileNotFoundError:
+        raise DataError(f"image not found: {name}") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{name} is not an image of a supported format ({', '.join(_FORMATS)})") from None
+    except _DECODE_ERRORS as error:
+        raise DataError(f"cannot decode image {name}: {error or type(error).__name__}") from None
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; an unreadable EXIF block is no reason to refuse the pixels."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except _DECODE_ERRORS:
+        return 1
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F":
+        raise DataError(f"image {name} holds 32-bit float pixels; convert it to 8 or 16 bits per sample")
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips at 255, which turns 16-bit images almost white.
+        pixels = np.asarray(image)
+        if pixels.size and (pixels.min() < 0 or pixels.max() > 0xFFFF):
+            raise DataError(f"image {name} holds 32-bit integer pixels; convert it to 8 or 16 bits per sample")
+        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P":
+        # A palette may carry its transparency per entry; RGBA resolves it, and the next conversion drops it.
+        image = image.convert("RGBA")
+    return image.convert("RGB")

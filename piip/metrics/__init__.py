@@ -1,0 +1,7 @@
+"""What a model's answers are measured by."""
+
+from __future__ import annotations
+
+from piip.metrics.coco import CocoMetric
+
+__all__ = ["CocoMetric"]

@@ -1,0 +1,162 @@
+"""COCO average precision of boxes and masks (Lin et al., 2014), over one process or several."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import faster_coco_eval
+import numpy as np
+import torch
+import torch.distributed
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+from piip.errors import PiipError
+
+if TYPE_CHECKING:
+    from piip.data.coco import CocoDataset
+
+_KINDS = {"box": "bbox", "mask": "segm"}
+# The order of the metrics: suffix, index of the IoU threshold (None: mean over 0.50 to 0.95), index of the area range.
+_FIGURES = (("", None, 0), ("50", 0, 0), ("75", 5, 0), ("_small", None, 1), ("_medium", None, 2), ("_large", None, 3))
+
+
+class _Detections(NamedTuple):
+    """Of one image: boxes (n, 4) xywh, scores (n,), labels (n,), and n run-length masks or None."""
+
+    boxes: np.ndarray[Any, Any]
+    scores: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+    masks: list[dict[str, Any]] | None
+
+
+class CocoMetric:
+    """COCO AP over a data set.
+
+    update() takes results in original pixels; masks are run-length encoded at once, so that memory stays small.
+    compute() returns box_ap, box_ap50, box_ap75, box_ap_small, box_ap_medium, box_ap_large, and the same for mask where
+    data and results have masks. A figure without ground truth (no small object, say) is -1, as COCO has it. Images for
+    which no result came count as images without detections.
+    backend: "faster" (faster-coco-eval) or "pycocotools"; both give the same figures.
+    """
+
+    def __init__(self, dataset: CocoDataset, *, backend: Literal["faster", "pycocotools"] = "faster") -> None:
+        self._dataset, self._backend = dataset, backend
+        self._detections: dict[int, _Detections] = {}
+        self._precision: dict[str, np.ndarray[Any, Any]] | None = None
+
+    def update(self, results: Sequence[dict[str, Tensor]], image_ids: Sequence[int]) -> None:
+        """results: per image boxes (n, 4) xyxy, scores (n,), labels (n,) and perhaps masks (n, H, W), on any device."""
+        for result, image_id in zip(results, image_ids, strict=True):
+            boxes = result["boxes"].detach().cpu().double().numpy()
+            boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+            scores, labels = result["scores"].detach().cpu().double().numpy(), result["labels"].detach().cpu().numpy()
+            masks = _encode(result["masks"]) if "masks" in result else None
+            self._detections[image_id] = _Detections(boxes, scores, labels, masks)
+        self._precision = None
+
+    def synchronize(self) -> None:
+        """Merges the detections of all ranks into every rank. All ranks must call it; any may have seen nothing."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gathered: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(gathered, self._detections)
+            self._detections = {id_: found for part in gathered for id_, found in part.items()}
+            self._precision = None
+
+    def compute(self) -> dict[str, float]:
+        """The figures in [0, 1] by name, the main one first."""
+        figures = {}
+        for kind, precision in self._evaluate().items():
+            for suffix, iou, area in _FIGURES:
+                figures[f"{kind}_ap{suffix}"] = _mean(precision[slice(None) if iou is None else iou, :, :, area, -1])
+        return figures
+
+    def table(self) -> list[dict[str, Any]]:
+        """Per class a row of class, objects (crowds not counted), and box and mask AP and AP50."""
+        counts = [0] * len(self._dataset.class_names)
+        for index in range(len(self._dataset)):
+            for annotation in self._dataset.record(index).annotations:
+                counts[annotation.label] += not annotation.crowd
+        rows: list[dict[str, Any]] = [
+            {"class": name, "objects": count} for name, count in zip(self._dataset.class_names, counts, strict=True)
+        ]  # fmt: skip
+        for kind, precision in self._evaluate().items():
+            for label, row in enumerate(rows):
+                row[f"{kind}_ap"] = _mean(precision[:, :, label, 0, -1])
+                row[f"{kind}_ap50"] = _mean(precision[0, :, label, 0, -1])
+        return rows
+
+    def _evaluate(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Per kind the precision (IoU thresholds, recall thresholds, labels, area ranges, detection limits)."""
+        if self._precision is None:
+            truth = self._dataset.ground_truth()
+            kinds = ["box"]
+            with_masks = [found.masks is not None for found in self._detections.values()]
+            if self._dataset.has_masks and all(with_masks):
+                kinds.append("mask")
+            self._precision = {kind: self._evaluate_kind(kind, copy.deepcopy(truth)) for kind in kinds}
+        return self._precision
+
+    def _evaluate_kind(self, kind: str, truth: dict[str, Any]) -> np.ndarray[Any, Any]:
+        found = dict(truth, annotations=self._as_annotations(kind, {image["id"] for image in truth["images"]}))
+        if self._backend == "faster":
+            truth_index, found_index = (faster_coco_eval.COCO(data) for data in (truth, found))
+            evaluation = faster_coco_eval.COCOeval_faster(
+                truth_index, found_index, _KINDS[kind], print_function=lambda *_: None, extra_calc=False
+            )
+            evaluation.evaluate()
+            evaluation.accumulate()
+        else:
+            with contextlib.redirect_stdout(io.StringIO()):
+                indexes = COCO(), COCO()
+                for index, data in zip(indexes, (truth, found), strict=True):
+                    index.dataset = data
+                    index.createIndex()
+                evaluation = COCOeval(*indexes, _KINDS[kind])
+                evaluation.evaluate()
+                evaluation.accumulate()
+        return np.asarray(evaluation.eval["precision"])
+
+    def _as_annotations(self, kind: str, known: set[int]) -> list[dict[str, Any]]:
+        """The detections in COCO's form, numbered from 1. The area decides the size range: of the mask for masks."""
+        annotations: list[dict[str, Any]] = []
+        category_ids = self._dataset.category_ids
+        for image_id in sorted(self._detections):
+            if image_id not in known:
+                raise PiipError(f"results for image {image_id}, which {self._dataset.source} does not list")
+            boxes, scores, labels, masks = self._detections[image_id]
+            for i in range(len(scores)):
+                if not 0 <= labels[i] < len(category_ids):
+                    classes = f"{self._dataset.source} has {len(category_ids)} classes"
+                    raise PiipError(f"results with label {labels[i]}, but {classes}")
+                entry = {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category_ids[labels[i]],
+                    "score": float(scores[i]),
+                    "bbox": boxes[i].tolist(),
+                    "area": float(boxes[i, 2] * boxes[i, 3]),
+                    "iscrowd": 0,
+                }
+                if kind == "mask" and masks is not None:
+                    entry |= {"segmentation": masks[i], "area": float(mask_utils.area(masks[i]))}
+                annotations.append(entry)
+        return annotations
+
+
+def _encode(masks: Tensor) -> list[dict[str, Any]]:
+    """Run lengths of masks (n, H, W). pycocotools wants (H, W, n) by columns: the bytes of (n, W, H)."""
+    columns = masks.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
+    return mask_utils.encode(columns.transpose(2, 1, 0))
+
+
+def _mean(precision: np.ndarray[Any, Any]) -> float:
+    """Mean over the cells that have ground truth; -1 when none has."""
+    defined = precision[precision > -1]
+    return float(defined.mean()) if defined.size else -1.0
