@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MAX_LEVELS = 16  # kMaxLevels and kMaxPyramidLevels in csrc
 
 
 def host_shapes(name: str, shapes: Sequence[Sequence[int]] | Tensor) -> list[tuple[int, int]]:

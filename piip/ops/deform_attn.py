@@ -1,65 +1,327 @@
-"""Deformable attention: the public functions."""
+"""Deformable attention: the public functions and their registration with PyTorch.
+
+Two ops share the kernels: `piip::deform_attn` takes raw offsets and logits, `piip::ms_deform_attn` locations and weights.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from piip.ops import reference
-from piip.ops._checks import check_device, check_shape, host_shapes
+from piip.ops._checks import MAX_LEVELS, check_device, check_shape, host_shapes
+from piip.ops._extension import (
+    DTYPE_TAGS,
+    has_kernels,
+    launch,
+    library,
+    pointer,
+    refuse_double_backward,
+    refuse_vmap,
+)
+
+Shapes = Sequence[tuple[int, int]]
 
 
 def deform_attn(
     value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]] | Tensor,
+    spatial_shapes: Shapes | Tensor,
     reference_points: Tensor,
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """Deformable attention from raw offsets and logits; softmax and locations are computed inside, in float32.
+    """Deformable attention from raw offsets and logits (Zhu et al., 2021, equation 3).
+
+    Softmax, locations and sums run in float32 (float64 for float64 values) whatever the storage dtypes, which may differ.
 
     value: (B, S, M, D), the L maps one after the other, row by row.
-    spatial_shapes: L (H, W) pairs; their areas add up to S. A CPU tensor is accepted; a GPU tensor waits for the device.
-    reference_points: (1 or B, Q, 1 or L, 2 or 4), (x, y) or boxes (x, y, w, h) in [0, 1] of the map.
-    sampling_offsets: (B, Q, M, L, P, 2), (x, y) in cells of their map; in units of half a box side / P for boxes.
+    spatial_shapes: L (H, W) pairs whose areas add up to S. Host integers are best: reading a GPU tensor waits for the device.
+    reference_points: (1 or B, Q, 1 or L, 2 or 4), points (x, y) or boxes (x, y, w, h) in [0, 1] of the map.
+    sampling_offsets: (B, Q, M, L, P, 2), (x, y) in cells of their map; for boxes in units of half a side divided by P.
     attention_logits: (B, Q, M, L * P) or (B, Q, M, L, P).
-    Returns (B, Q, M * D) in the dtype of value. Samples outside a map are zero, as are their gradients.
+    Returns (B, Q, M * D) in the dtype of value.
+
+    Cells outside a map read zero. A sample that touches no cell, or whose location is not finite, contributes nothing and
+    its gradients are zero; logits that are not finite act as in a softmax.
     Raises ValueError or TypeError naming the argument.
     """
-    shapes = host_shapes("spatial_shapes", spatial_shapes)
-    batch, _, heads, _ = value.shape
-    check_shape("value", value, (None, sum(h * w for h, w in shapes), None, None), "(B, sum of H * W, M, D)")
-    levels, queries = len(shapes), reference_points.shape[1]
-    check_shape("sampling_offsets", sampling_offsets, (batch, queries, heads, levels, None, 2), "(B, Q, M, L, P, 2)")
+    shapes = _check_value(value, spatial_shapes)
+    batch, heads, levels = value.shape[0], value.shape[2], len(shapes)
+    queries = sampling_offsets.shape[1] if sampling_offsets.dim() == 6 else None
+    meaning = "(B, Q, M, L, P, 2)"
+    check_shape("sampling_offsets", sampling_offsets, (batch, None, heads, levels, None, 2), meaning)
     points = sampling_offsets.shape[4]
     if attention_logits.dim() == 5:
         check_shape("attention_logits", attention_logits, (batch, queries, heads, levels, points), "(B, Q, M, L, P)")
         attention_logits = attention_logits.flatten(3)
     check_shape("attention_logits", attention_logits, (batch, queries, heads, levels * points), "(B, Q, M, L * P)")
-    for name, tensor in (
-        ("reference_points", reference_points),
-        ("sampling_offsets", sampling_offsets),
-        ("attention_logits", attention_logits),
-    ):
+    _check_reference(reference_points, batch, queries, levels)
+    tensors = {"reference_points": reference_points, "sampling_offsets": sampling_offsets, "attention_logits": attention_logits}
+    for name, tensor in tensors.items():
         check_device(name, tensor, value.device)
-    return reference.deform_attn(value, shapes, reference_points, sampling_offsets, attention_logits)
+
+    if torch.onnx.is_in_onnx_export() or not has_kernels(value.device):
+        return reference.deform_attn(value, shapes, reference_points, sampling_offsets, attention_logits)
+    if reference_points.shape[-1] == 4:
+        # Boxes are for the few queries of a decoder: their offsets are brought into cells here, the kernel knows points only.
+        dtype = reference.compute_dtype(value.dtype)
+        size = torch.tensor([(w, h) for h, w in shapes], dtype=dtype, device=value.device)
+        cells = reference_points[..., 2:].to(dtype) * size * (0.5 / points)
+        sampling_offsets = sampling_offsets.to(dtype) * cells[:, :, None, :, None]
+        reference_points = reference_points[..., :2]
+    flat = [side for shape in shapes for side in shape]
+    return torch.ops.piip.deform_attn(value, flat, reference_points, sampling_offsets, attention_logits)
 
 
 def ms_deform_attn(
     value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]] | Tensor,
+    spatial_shapes: Shapes | Tensor,
     level_start_index: Sequence[int] | Tensor | None,
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Deformable-DETR's call: locations and weights already formed.
+    """Deformable-DETR's call, with locations and weights already formed.
 
     value, spatial_shapes: as in `deform_attn`.
-    level_start_index: where each map starts in S; must be what follows from spatial_shapes, None is fine.
+    level_start_index: where each map starts in S. The maps follow each other, so this adds nothing; host values are
+    compared with what follows from spatial_shapes, GPU tensors are not read. None is fine.
     sampling_locations: (B, Q, M, L, P, 2), (x, y) in [0, 1] of the map.
     attention_weights: (B, Q, M, L, P).
-    Returns (B, Q, M * D).
+    Returns (B, Q, M * D) in the dtype of value. Raises ValueError or TypeError naming the argument.
     """
+    shapes = _check_value(value, spatial_shapes)
+    _check_starts(level_start_index, shapes)
+    batch, heads, levels = value.shape[0], value.shape[2], len(shapes)
+    meaning = "(B, Q, M, L, P, 2)"
+    check_shape("sampling_locations", sampling_locations, (batch, None, heads, levels, None, 2), meaning)
+    check_shape("attention_weights", attention_weights, tuple(sampling_locations.shape[:5]), "(B, Q, M, L, P)")
+    check_device("sampling_locations", sampling_locations, value.device)
+    check_device("attention_weights", attention_weights, value.device)
+    if torch.onnx.is_in_onnx_export() or not has_kernels(value.device):
+        return reference.ms_deform_attn(value, shapes, sampling_locations, attention_weights)
+    flat = [side for shape in shapes for side in shape]
+    return torch.ops.piip.ms_deform_attn(value, flat, sampling_locations, attention_weights)
+
+
+def _check_value(value: Tensor, spatial_shapes: Shapes | Tensor) -> list[tuple[int, int]]:
     shapes = host_shapes("spatial_shapes", spatial_shapes)
-    return reference.ms_deform_attn(value, shapes, sampling_locations, attention_weights)
+    if len(shapes) > MAX_LEVELS:
+        raise ValueError(f"spatial_shapes must hold at most {MAX_LEVELS} maps, got {len(shapes)}")
+    check_shape("value", value, (None, sum(h * w for h, w in shapes), None, None), "(B, sum of H * W, M, D)")
+    if value.shape[2] < 1 or value.shape[3] < 1:
+        raise ValueError(f"value must have at least one head and one channel per head, got shape {tuple(value.shape)}")
+    return shapes
+
+
+def _check_reference(points: Tensor, batch: int, queries: int | None, levels: int) -> None:
+    meaning = "(1 or B, Q, 1 or L, 2 or 4)"
+    check_shape("reference_points", points, (None, queries, None, None), meaning)
+    if points.shape[0] not in (1, batch) or points.shape[2] not in (1, levels) or points.shape[3] not in (2, 4):
+        raise ValueError(
+            f"reference_points must have shape {meaning} with B = {batch}, L = {levels}, got {tuple(points.shape)}"
+        )
+
+
+def _check_starts(starts: Sequence[int] | Tensor | None, shapes: Shapes) -> None:
+    if starts is None or (isinstance(starts, Tensor) and starts.device.type != "cpu"):
+        return
+    expected = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
+    given = starts.tolist() if isinstance(starts, Tensor) else list(starts)
+    if given != expected:
+        raise ValueError(f"level_start_index must be {expected} for these spatial_shapes, got {given}")
+
+
+# --- kernels --------------------------------------------------------------------------------------------------------
+
+library.define("deform_attn(Tensor value, SymInt[] shapes, Tensor reference, Tensor offsets, Tensor logits) -> Tensor")
+library.define(
+    "deform_attn_backward(Tensor grad, Tensor value, SymInt[] shapes, Tensor reference, Tensor offsets, Tensor logits)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+library.define("ms_deform_attn(Tensor value, SymInt[] shapes, Tensor locations, Tensor weights) -> Tensor")
+library.define(
+    "ms_deform_attn_backward(Tensor grad, Tensor value, SymInt[] shapes, Tensor locations, Tensor weights)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+
+
+class _Problem:
+    """Inputs as the kernels want them: contiguous, points and weights of one dtype, float32 or that of the value."""
+
+    def __init__(self, value: Tensor, shapes: list[int], ref: Tensor | None, points: Tensor, weights: Tensor) -> None:
+        compute = reference.compute_dtype(value.dtype)
+        same = points.dtype == weights.dtype == value.dtype
+        point_dtype = value.dtype if same else compute
+        self.value = value.contiguous()
+        self.reference = None if ref is None else ref.to(compute).contiguous()
+        self.points, self.weights = points.to(point_dtype).contiguous(), weights.to(point_dtype).contiguous()
+        batch, cells, heads, width = value.shape
+        per_batch, per_level = (False, False) if ref is None else (ref.shape[0] > 1, ref.shape[2] > 1)
+        self.queries, self.empty = points.shape[1], batch == 0
+        self.settings = (
+            [batch, cells, self.queries, heads, width, points.shape[4]],
+            shapes,
+            ref is not None,
+            per_batch,
+            per_level,
+            DTYPE_TAGS[value.dtype],
+            DTYPE_TAGS[point_dtype],
+        )
+        self.inputs = [pointer(t) for t in (self.value, self.reference, self.points, self.weights)]
+
+    def forward(self) -> Tensor:
+        value = self.value
+        out = value.new_empty(value.shape[0], self.queries, value.shape[2] * value.shape[3])
+        if out.numel() and self.points.numel():
+            launch("deform_attn_forward", value.device, [*self.inputs, pointer(out), 0, 0, 0, 0], *self.settings)
+            return out
+        return out.zero_()
+
+    def backward(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value, grad = self.value, grad.to(self.value.dtype).contiguous()
+        on_gpu = value.device.type == "cuda"
+        # CUDA adds up the value gradient in memory, in the compute dtype; the CPU does so in a thread's own plane.
+        accumulator = reference.compute_dtype(value.dtype) if on_gpu else value.dtype
+        grad_value = (torch.zeros_like if on_gpu else torch.empty_like)(value, dtype=accumulator)
+        grad_points, grad_weights = torch.empty_like(self.points), torch.empty_like(self.weights)
+        if self.empty or self.points.numel() == 0:
+            return grad_value.zero_().to(value.dtype), grad_points, grad_weights
+        outputs = [0, pointer(grad), pointer(grad_value), pointer(grad_points), pointer(grad_weights)]
+        launch("deform_attn_backward", value.device, [*self.inputs, *outputs], *self.settings)
+        return grad_value.to(value.dtype), grad_points, grad_weights
+
+
+def _forward(value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+    return _Problem(value, shapes, ref, offsets, logits).forward()
+
+
+def _backward(
+    grad: Tensor, value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_value, grad_offsets, grad_logits = _Problem(value, shapes, ref, offsets, logits).backward(grad)
+    return grad_value, grad_offsets.to(offsets.dtype), grad_logits.to(logits.dtype)
+
+
+def _ms_forward(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return _Problem(value, shapes, None, locations, weights).forward()
+
+
+def _ms_backward(
+    grad: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_value, grad_locations, grad_weights = _Problem(value, shapes, None, locations, weights).backward(grad)
+    return grad_value, grad_locations.to(locations.dtype), grad_weights.to(weights.dtype)
+
+
+for _device in ("CPU", "CUDA"):
+    library.impl("deform_attn", _forward, _device)
+    library.impl("deform_attn_backward", _backward, _device)
+    library.impl("ms_deform_attn", _ms_forward, _device)
+    library.impl("ms_deform_attn_backward", _ms_backward, _device)
+
+
+# --- shapes, gradients, autocast, FLOPs -----------------------------------------------------------------------------
+
+
+@torch.library.register_fake("piip::deform_attn", lib=library)
+def _fake(value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
+
+
+@torch.library.register_fake("piip::ms_deform_attn", lib=library)
+def _ms_fake(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    return tensor.new_empty(tensor.shape)
+
+
+@torch.library.register_fake("piip::deform_attn_backward", lib=library)
+def _backward_fake(
+    grad: Tensor, value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(value), _empty(offsets), _empty(logits)
+
+
+@torch.library.register_fake("piip::ms_deform_attn_backward", lib=library)
+def _ms_backward_fake(
+    grad: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(value), _empty(locations), _empty(weights)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.shapes, *others = inputs
+    ctx.save_for_backward(value, *others)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    value, ref, offsets, logits = ctx.saved_tensors
+    wants_reference = ctx.needs_input_grad[2]
+    dtype = reference.compute_dtype(value.dtype)
+    # The gradient of a reference sums those of its offsets, which must not be rounded to 16 bits before.
+    points = offsets.to(dtype) if wants_reference else offsets
+    grad_value, grad_points, grad_logits = torch.ops.piip.deform_attn_backward(grad, value, ctx.shapes, ref, points, logits)
+    grad_reference = None
+    if wants_reference:
+        size = torch.tensor(list(zip(ctx.shapes[1::2], ctx.shapes[::2])), dtype=dtype, device=ref.device)
+        summed = grad_points.to(dtype).sum((2, 4)) * size
+        grad_reference = summed.sum_to_size(ref.shape).to(ref.dtype)
+    return grad_value, None, grad_reference, grad_points.to(offsets.dtype), grad_logits
+
+
+def _ms_differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    value, locations, weights = ctx.saved_tensors
+    grad_value, grad_locations, grad_weights = torch.ops.piip.ms_deform_attn_backward(
+        grad, value, ctx.shapes, locations, weights
+    )
+    return grad_value, None, grad_locations, grad_weights
+
+
+torch.library.register_autograd("piip::deform_attn", _differentiate, setup_context=_save, lib=library)
+torch.library.register_autograd("piip::ms_deform_attn", _ms_differentiate, setup_context=_save, lib=library)
+for _name in ("deform_attn", "ms_deform_attn"):
+    refuse_vmap(_name)
+    refuse_double_backward(f"{_name}_backward")
+
+
+def _register_autocast(op: str, device: str) -> None:
+    def cast(value: Tensor, *others: Any) -> Tensor:
+        # The values are what the dtype is for; locations and logits keep theirs, all arithmetic is in float32 anyway.
+        if value.dtype == torch.float32:
+            value = value.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            return getattr(torch.ops.piip, op)(value, *others)
+
+    library.impl(op, cast, f"Autocast{device.upper()}")
+
+
+for _name in ("deform_attn", "ms_deform_attn"):
+    for _device in ("cpu", "cuda"):
+        _register_autocast(_name, _device)
+
+
+@register_flop_formula([torch.ops.piip.deform_attn, torch.ops.piip.ms_deform_attn])
+def _flops(value: Sequence[int], shapes: Any, *others: Any, out_shape: Any = None, **_: Any) -> int:
+    """Five multiply-adds per channel of a sample, four cells and the weight: ten FLOPs, the published count.
+
+    The official script writes 5 * Q * P * C with C twice the channels of the values, the same number.
+    """
+    batch, queries, heads, points = _sample_shape(others)
+    return 10 * batch * queries * heads * points * value[3]
+
+
+@register_flop_formula([torch.ops.piip.deform_attn_backward, torch.ops.piip.ms_deform_attn_backward])
+def _backward_flops(grad: Any, value: Sequence[int], shapes: Any, *others: Any, out_shape: Any = None, **_: Any) -> int:
+    batch, queries, heads, points = _sample_shape(others)
+    return 20 * batch * queries * heads * points * value[3]
+
+
+def _sample_shape(shapes: tuple[Any, ...]) -> tuple[int, int, int, int]:
+    batch, queries, heads, levels, points, _ = shapes[-2]
+    return batch, queries, heads, levels * points

@@ -1,0 +1,38 @@
+// Deformable attention: what the CPU and the CUDA implementation are asked to do.
+#pragma once
+
+#include "common.h"
+
+namespace piip {
+
+constexpr int kMaxLevels = 16;
+
+// Tensors are contiguous. In raw form `points` are offsets in cells and `weights` are logits; else they are
+// locations in [0, 1] and weights, and `reference` is unused.
+struct DeformAttn {
+  const void* value;      // (batch, cells, heads, width)
+  const void* reference;  // (batch or 1, queries, levels or 1, 2), float or double
+  const void* points;     // (batch, queries, heads, levels, points, 2)
+  const void* weights;    // (batch, queries, heads, levels, points)
+  void* out;              // (batch, queries, heads, width)
+
+  const void* grad_out;  // like out
+  void* grad_value;      // like value; CUDA accumulates it in Compute<value> and the caller converts
+  void* grad_points;
+  void* grad_weights;
+
+  int64_t batch, cells, queries;
+  int heads, width, levels, points_per_level;
+  int height_of[kMaxLevels], width_of[kMaxLevels];
+  int64_t start_of[kMaxLevels];
+  bool raw, reference_per_batch, reference_per_level;
+  Dtype value_dtype, point_dtype;
+};
+
+// A location in cells, centres at integers: from a reference in [0, 1] and an offset in cells, or from a location in [0, 1].
+template <class T>
+PIIP_HD T cell_coordinate(bool raw, T reference, T point, int size) {
+  return raw ? reference * T(size) + (point - T(0.5)) : point * T(size) - T(0.5);
+}
+
+}  // namespace piip

@@ -1,0 +1,453 @@
+// Deformable attention on the CPU.
+//
+// A task is one head of one image. It first spreads the head's values out as a plane of its own: rows padded to whole
+// vectors, in the compute type, with a border of zeros around every map. Then a sample's four cells always exist, outside
+// ones read zeros, neighbours along x are adjacent, and the plane of a narrow head stays in the cache. The backward
+// accumulates the value gradient in such a plane too: no atomics, and the order of additions never depends on threads.
+//
+// Compiled once per instruction set; dispatch.cpp chooses.
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "bilinear.h"
+#include "deform_attn.h"
+#include "dispatch.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace piip {
+namespace PIIP_ISA {
+namespace {
+
+constexpr int kBlock = 32;  // queries whose locations and weights are computed together
+
+// The maps of one head inside a plane, in cells.
+struct Layout {
+  int64_t start[kMaxLevels];  // of the level's border row
+  int row[kMaxLevels];        // cells per row, border included
+  int64_t cells;
+
+  explicit Layout(const DeformAttn& a) {
+    cells = 0;
+    for (int level = 0; level < a.levels; ++level) {
+      start[level] = cells;
+      row[level] = a.width_of[level] + 2;
+      // A border row above, one below, and one more: samples outside are sent to the last two, which are both zero.
+      cells += int64_t(row[level]) * (a.height_of[level] + 3);
+    }
+  }
+  int64_t cell(int level, int y, int x) const { return start[level] + int64_t(y + 1) * row[level] + x + 1; }
+  int64_t outside(const DeformAttn& a, int level) const { return cell(level, a.height_of[level], -1); }
+};
+
+// Everything known of a block's samples, [sample][query].
+template <class T>
+struct Samples {
+  Scratch<T> memory;
+  Scratch<int64_t> cells;
+  int64_t* cell;                   // of the upper left corner
+  T *x, *y;                        // coordinates; later their gradients
+  T *fx, *fy;                      // fractions
+  T* attention;                    // weights after the softmax; the backward leaves their gradients here
+  T *w00, *w01, *w10, *w11;        // attention times bilinear weight
+  T* dots;                         // [sample][query][4]: products of the output gradient with the four cells
+
+  Samples(int samples, bool backward)
+      : memory(size_t(samples) * kBlock * (backward ? 13 : 9)), cells(size_t(samples) * kBlock), cell(cells.data()) {
+    T* p = memory.data();
+    for (T** field : {&x, &y, &fx, &fy, &attention, &w00, &w01, &w10, &w11}) {
+      *field = p;
+      p += size_t(samples) * kBlock;
+    }
+    dots = p;
+  }
+};
+
+template <class T>
+PIIP_INLINE T exp_of_negative(T x) {
+  if constexpr (sizeof(T) == 8) {
+    return std::exp(x);
+  } else {
+    return exp_negative(x);
+  }
+}
+
+template <class T>
+void softmax(T* weights, int samples) {
+  T largest[kBlock], sum[kBlock] = {};
+  for (int q = 0; q < kBlock; ++q) largest[q] = weights[q];
+  for (int s = 1; s < samples; ++s)
+    for (int q = 0; q < kBlock; ++q) largest[q] = weights[s * kBlock + q] > largest[q] ? weights[s * kBlock + q] : largest[q];
+  for (int s = 0; s < samples; ++s)
+    for (int q = 0; q < kBlock; ++q) {
+      const T e = exp_of_negative(weights[s * kBlock + q] - largest[q]);
+      weights[s * kBlock + q] = e;
+      sum[q] += e;
+    }
+  for (int q = 0; q < kBlock; ++q) sum[q] = T(1) / sum[q];
+  for (int s = 0; s < samples; ++s)
+    for (int q = 0; q < kBlock; ++q) weights[s * kBlock + q] *= sum[q];
+}
+
+// Reads the points and weights of `count` queries from `first` on and fills in the samples.
+template <class T, class P>
+void prepare(const DeformAttn& a, const Layout& layout, int64_t b, int m, int64_t first, int count, Samples<T>& s) {
+  const int per_query = a.levels * a.points_per_level;
+  const int64_t row = ((b * a.queries + first) * a.heads + m) * per_query, step = int64_t(a.heads) * per_query;
+  for (int q = 0; q < kBlock; ++q) {
+    // Lanes beyond the last query repeat it: all arithmetic stays on proper numbers.
+    const int64_t source = row + step * std::min(q, count - 1);
+    const P* points = static_cast<const P*>(a.points) + 2 * source;
+    const P* weights = static_cast<const P*>(a.weights) + source;
+    for (int i = 0; i < per_query; ++i) {
+      s.x[i * kBlock + q] = widen(points[2 * i]);
+      s.y[i * kBlock + q] = widen(points[2 * i + 1]);
+      s.attention[i * kBlock + q] = widen(weights[i]);
+    }
+  }
+  if (a.raw) softmax(s.attention, per_query);
+
+  const T* reference = static_cast<const T*>(a.reference);
+  T rx[kBlock] = {}, ry[kBlock] = {};
+  for (int level = 0; level < a.levels; ++level) {
+    const int width = a.width_of[level], height = a.height_of[level], pitch = layout.row[level];
+    const int64_t origin = layout.cell(level, 0, 0), outside = layout.outside(a, level);
+    if (a.raw && (level == 0 || a.reference_per_level)) {
+      const int refs = a.reference_per_level ? a.levels : 1;
+      for (int q = 0; q < kBlock; ++q) {
+        const int64_t query = (a.reference_per_batch ? b * a.queries : 0) + first + std::min(q, count - 1);
+        rx[q] = reference[2 * (query * refs + level)];
+        ry[q] = reference[2 * (query * refs + level) + 1];
+      }
+    }
+    for (int p = 0; p < a.points_per_level; ++p) {
+      const int i = (level * a.points_per_level + p) * kBlock;
+      T *x = s.x + i, *y = s.y + i, *fx = s.fx + i, *fy = s.fy + i;
+      const T* attention = s.attention + i;
+      T *w00 = s.w00 + i, *w01 = s.w01 + i, *w10 = s.w10 + i, *w11 = s.w11 + i;
+      int32_t cx[kBlock], cy[kBlock];
+      bool inside[kBlock];
+      for (int q = 0; q < kBlock; ++q) {
+        const Sample<T> at = locate(cell_coordinate(a.raw, rx[q], x[q], width), cell_coordinate(a.raw, ry[q], y[q], height),
+                                    width, height);
+        cx[q] = at.x;
+        cy[q] = at.y;
+        inside[q] = at.inside;
+        fx[q] = at.fx;
+        fy[q] = at.fy;
+        const T upper = (T(1) - at.fy) * attention[q], lower = at.fy * attention[q];
+        w00[q] = upper * (T(1) - at.fx);
+        w01[q] = upper * at.fx;
+        w10[q] = lower * (T(1) - at.fx);
+        w11[q] = lower * at.fx;
+      }
+      for (int q = 0; q < kBlock; ++q) s.cell[i + q] = inside[q] ? origin + int64_t(cy[q]) * pitch + cx[q] : outside;
+    }
+  }
+}
+
+// Spreads one head's values (or zeros) out as a plane.
+template <class T, class S>
+void fill_plane(const DeformAttn& a, const Layout& layout, int64_t b, int m, T* plane, int pitch) {
+  const int64_t step = int64_t(a.heads) * a.width;
+  const S* source = static_cast<const S*>(a.value) + (b * a.cells * a.heads + m) * a.width;
+  for (int level = 0; level < a.levels; ++level) {
+    const int width = a.width_of[level], height = a.height_of[level];
+    std::fill(plane + layout.cell(level, -1, -1) * pitch, plane + layout.cell(level, 0, 0) * pitch, T(0));
+    for (int y = 0; y < height; ++y) {
+      T* target = plane + layout.cell(level, y, 0) * pitch;
+      for (int x = 0; x < width; ++x, source += step, target += pitch) {
+        widen_row(source, target, a.width);
+        for (int d = a.width; d < pitch; ++d) target[d] = T(0);
+      }
+      std::fill(target, target + 2 * pitch, T(0));
+    }
+    T* below = plane + layout.cell(level, height, 0) * pitch;
+    std::fill(below, below + (2 * int64_t(layout.row[level]) - 1) * pitch, T(0));
+  }
+}
+
+// Reads a finished gradient plane back.
+template <class T, class S>
+void store_plane(const DeformAttn& a, const Layout& layout, int64_t b, int m, const T* plane, int pitch) {
+  const int64_t step = int64_t(a.heads) * a.width;
+  S* target = static_cast<S*>(a.grad_value) + (b * a.cells * a.heads + m) * a.width;
+  for (int level = 0; level < a.levels; ++level) {
+    for (int y = 0; y < a.height_of[level]; ++y) {
+      const T* source = plane + layout.cell(level, y, 0) * pitch;
+      for (int x = 0; x < a.width_of[level]; ++x, target += step, source += pitch) narrow_row(source, target, a.width);
+    }
+  }
+}
+
+template <class T, int N>
+struct Kernel {
+  using V = Vector<T, N>;
+
+  // out[lane] = sum over samples of weight * cell, for C vectors of the head from `plane` on.
+  template <int C>
+  static PIIP_INLINE void gather(const T* plane, int pitch, const int64_t* below, const Samples<T>& s, int samples, int q,
+                                 V* acc) {
+    for (int c = 0; c < C; ++c) acc[c] = V{};
+    for (int i = 0; i < samples; ++i) {
+      const int k = i * kBlock + q;
+      const T* upper = plane + s.cell[k] * pitch;
+      const T* lower = upper + below[i];
+      const T w00 = s.w00[k], w01 = s.w01[k], w10 = s.w10[k], w11 = s.w11[k];
+      for (int c = 0; c < C; ++c) {
+        acc[c] += w00 * load<T, N>(upper + c * N);
+        acc[c] += w01 * load<T, N>(upper + pitch + c * N);
+        acc[c] += w10 * load<T, N>(lower + c * N);
+        acc[c] += w11 * load<T, N>(lower + pitch + c * N);
+      }
+    }
+  }
+
+  template <class S, int C>
+  static PIIP_INLINE void forward_columns(const DeformAttn& a, const T* plane, int pitch, const int64_t* below,
+                                          const Samples<T>& s, int count, int first, S* out) {
+    const int samples = a.levels * a.points_per_level;
+    const int64_t step = int64_t(a.heads) * a.width;
+    const int columns = std::min(C * N, a.width - first);
+    for (int q = 0; q < count; ++q) {
+      V acc[C];
+      gather<C>(plane + first, pitch, below, s, samples, q, acc);
+      S* row = out + q * step + first;
+      if constexpr (sizeof(S) == sizeof(T)) {
+        for (int c = 0; c < C - 1; ++c) store<T, N>(reinterpret_cast<T*>(row) + c * N, acc[c]);
+        const int rest = columns - (C - 1) * N;
+        T* last = reinterpret_cast<T*>(row) + (C - 1) * N;
+        rest == N ? store<T, N>(last, acc[C - 1]) : store_first<T, N>(last, acc[C - 1], rest);
+      } else {
+        alignas(64) T lanes[C * N];
+        for (int c = 0; c < C; ++c) store<T, N>(lanes + c * N, acc[c]);
+        narrow_row(lanes, row, columns);
+      }
+    }
+  }
+
+  // All columns of the block, eight vectors at a time so that the sums stay in registers.
+  template <class S>
+  static void forward_block(const DeformAttn& a, const T* plane, int pitch, const int64_t* below, const Samples<T>& s,
+                            int count, S* out) {
+    for (int first = 0; first < pitch; first += 8 * N) {
+      switch (std::min(8, (pitch - first) / N)) {
+        case 1: forward_columns<S, 1>(a, plane, pitch, below, s, count, first, out); break;
+        case 2: forward_columns<S, 2>(a, plane, pitch, below, s, count, first, out); break;
+        case 3: forward_columns<S, 3>(a, plane, pitch, below, s, count, first, out); break;
+        case 4: forward_columns<S, 4>(a, plane, pitch, below, s, count, first, out); break;
+        case 5: forward_columns<S, 5>(a, plane, pitch, below, s, count, first, out); break;
+        case 6: forward_columns<S, 6>(a, plane, pitch, below, s, count, first, out); break;
+        case 7: forward_columns<S, 7>(a, plane, pitch, below, s, count, first, out); break;
+        default: forward_columns<S, 8>(a, plane, pitch, below, s, count, first, out); break;
+      }
+    }
+  }
+
+  // Adds to the gradient plane and leaves the products with the four cells. C = 0: any number of vectors.
+  template <int C>
+  static void backward_block(const T* plane, T* grad_plane, int pitch, const int64_t* below, const Samples<T>& s,
+                             int samples, int count, const T* grads) {
+    const int vectors = C ? C : pitch / N;
+    for (int q = 0; q < count; ++q) {
+      const T* grad = grads + int64_t(q) * pitch;
+      for (int i = 0; i < samples; ++i) {
+        const int k = i * kBlock + q;
+        const int64_t offset = s.cell[k] * pitch, lower = offset + below[i];
+        const T w00 = s.w00[k], w01 = s.w01[k], w10 = s.w10[k], w11 = s.w11[k];
+        V d00{}, d01{}, d10{}, d11{};
+        for (int c = 0; c < vectors; ++c) {
+          const V g = load<T, N>(grad + c * N);
+          const T *v0 = plane + offset + c * N, *v1 = plane + lower + c * N;
+          T *g0 = grad_plane + offset + c * N, *g1 = grad_plane + lower + c * N;
+          d00 += g * load<T, N>(v0);
+          d01 += g * load<T, N>(v0 + pitch);
+          d10 += g * load<T, N>(v1);
+          d11 += g * load<T, N>(v1 + pitch);
+          store<T, N>(g0, load<T, N>(g0) + w00 * g);
+          store<T, N>(g0 + pitch, load<T, N>(g0 + pitch) + w01 * g);
+          store<T, N>(g1, load<T, N>(g1) + w10 * g);
+          store<T, N>(g1 + pitch, load<T, N>(g1 + pitch) + w11 * g);
+        }
+        store<T, 4>(s.dots + 4 * k, sum_lanes<T, N>(d00, d01, d10, d11));
+      }
+    }
+  }
+};
+
+// Gradients of points and weights from the products; x, y and attention are overwritten with them and then stored.
+template <class T, class P>
+void finish_block(const DeformAttn& a, int64_t b, int m, int64_t first, int count, Samples<T>& s) {
+  const int per_query = a.levels * a.points_per_level;
+  T mean[kBlock] = {};
+  for (int level = 0; level < a.levels; ++level) {
+    // The gradient with respect to the coordinate in cells; offsets are in cells, locations in map widths.
+    const T unit_x = a.raw ? T(1) : T(a.width_of[level]), unit_y = a.raw ? T(1) : T(a.height_of[level]);
+    for (int p = 0; p < a.points_per_level; ++p) {
+      const int i = (level * a.points_per_level + p) * kBlock;
+      T *x = s.x + i, *y = s.y + i, *value = s.w00 + i;
+      const T *fx = s.fx + i, *fy = s.fy + i, *weight = s.attention + i, *d = s.dots + 4 * i;
+      for (int q = 0; q < kBlock; ++q) {
+        const T d00 = d[4 * q], d01 = d[4 * q + 1], d10 = d[4 * q + 2], d11 = d[4 * q + 3];
+        x[q] = unit_x * weight[q] * slope_x(fy[q], d00, d01, d10, d11);
+        y[q] = unit_y * weight[q] * slope_y(fx[q], d00, d01, d10, d11);
+        value[q] = blend(fx[q], fy[q], d00, d01, d10, d11);
+        mean[q] += weight[q] * value[q];
+      }
+    }
+  }
+  for (int i = 0; i < per_query; ++i)
+    for (int q = 0; q < kBlock; ++q) {
+      const int k = i * kBlock + q;
+      s.attention[k] = a.raw ? s.attention[k] * (s.w00[k] - mean[q]) : s.w00[k];
+    }
+  const int64_t row = ((b * a.queries + first) * a.heads + m) * per_query, step = int64_t(a.heads) * per_query;
+  for (int q = 0; q < count; ++q) {
+    P* points = static_cast<P*>(a.grad_points) + 2 * (row + step * q);
+    P* weights = static_cast<P*>(a.grad_weights) + row + step * q;
+    for (int i = 0; i < per_query; ++i) {
+      points[2 * i] = narrow<P>(s.x[i * kBlock + q]);
+      points[2 * i + 1] = narrow<P>(s.y[i * kBlock + q]);
+      weights[i] = narrow<P>(s.attention[i * kBlock + q]);
+    }
+  }
+}
+
+// Memory of one thread.
+template <class T>
+struct Workspace {
+  Scratch<T> plane, grad_plane, grads;
+  Samples<T> samples;
+  Workspace(int64_t cells, int pitch, int per_query, bool backward)
+      : plane(cells * pitch),
+        grad_plane(backward ? cells * pitch : 0),
+        grads(backward ? int64_t(kBlock) * pitch : 0),
+        samples(per_query, backward) {}
+};
+
+template <class T>
+std::vector<std::unique_ptr<Workspace<T>>> workspaces(const DeformAttn& a, const Layout& layout, int pitch, int threads,
+                                                      bool backward) {
+  std::vector<std::unique_ptr<Workspace<T>>> all;
+  for (int i = 0; i < threads; ++i)
+    all.push_back(std::make_unique<Workspace<T>>(layout.cells, pitch, a.levels * a.points_per_level, backward));
+  return all;
+}
+
+template <int N>
+int padded(int width) {
+  return (width + N - 1) / N * N;
+}
+
+template <class T, class S, class P, int N>
+void forward(const DeformAttn& a, int threads) {
+  const Layout layout(a);
+  const int pitch = padded<N>(a.width);
+  // With fewer heads than threads a head's queries are split; each part spreads the plane out for itself.
+  const int64_t blocks = (a.queries + kBlock - 1) / kBlock, heads = a.batch * a.heads;
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(blocks, threads / heads));
+  threads = int(std::min<int64_t>(threads, heads * parts));
+  const auto spaces = workspaces<T>(a, layout, pitch, threads, false);
+  std::vector<int64_t> below;
+  for (int i = 0; i < a.levels * a.points_per_level; ++i) below.push_back(int64_t(layout.row[i / a.points_per_level]) * pitch);
+
+  parallel_for(heads * parts, threads, [&](int64_t task, int slot) {
+    Workspace<T>& space = *spaces[slot];
+    const int64_t head = task / parts, part = task % parts, b = head / a.heads;
+    const int m = int(head % a.heads);
+    fill_plane<T, S>(a, layout, b, m, space.plane.data(), pitch);
+    const int64_t last = std::min(a.queries, blocks * (part + 1) / parts * kBlock);
+    for (int64_t first = blocks * part / parts * kBlock; first < last; first += kBlock) {
+      const int count = int(std::min<int64_t>(kBlock, last - first));
+      prepare<T, P>(a, layout, b, m, first, count, space.samples);
+      S* out = static_cast<S*>(a.out) + ((b * a.queries + first) * a.heads + m) * a.width;
+      Kernel<T, N>::template forward_block<S>(a, space.plane.data(), pitch, below.data(), space.samples, count, out);
+    }
+  });
+}
+
+template <class T, class S, class P, int N>
+void backward(const DeformAttn& a, int threads) {
+  const Layout layout(a);
+  const int pitch = padded<N>(a.width), samples = a.levels * a.points_per_level;
+  threads = int(std::min<int64_t>(threads, a.batch * a.heads));
+  const auto spaces = workspaces<T>(a, layout, pitch, threads, true);
+  std::vector<int64_t> below;
+  for (int i = 0; i < samples; ++i) below.push_back(int64_t(layout.row[i / a.points_per_level]) * pitch);
+
+  parallel_for(a.batch * a.heads, threads, [&](int64_t head, int slot) {
+    Workspace<T>& space = *spaces[slot];
+    const int64_t b = head / a.heads;
+    const int m = int(head % a.heads);
+    T *plane = space.plane.data(), *grad_plane = space.grad_plane.data(), *grads = space.grads.data();
+    fill_plane<T, S>(a, layout, b, m, plane, pitch);
+    std::fill(grad_plane, grad_plane + layout.cells * pitch, T(0));
+    std::fill(grads, grads + int64_t(kBlock) * pitch, T(0));
+    for (int64_t first = 0; first < a.queries; first += kBlock) {
+      const int count = int(std::min<int64_t>(kBlock, a.queries - first));
+      prepare<T, P>(a, layout, b, m, first, count, space.samples);
+      const S* grad_out = static_cast<const S*>(a.grad_out) + ((b * a.queries + first) * a.heads + m) * a.width;
+      for (int q = 0; q < count; ++q) widen_row(grad_out + int64_t(q) * a.heads * a.width, grads + int64_t(q) * pitch, a.width);
+      const auto run = [&](auto vectors) {
+        Kernel<T, N>::template backward_block<decltype(vectors)::value>(plane, grad_plane, pitch, below.data(), space.samples,
+                                                                         samples, count, grads);
+      };
+      switch (pitch / N) {
+        case 1: run(std::integral_constant<int, 1>()); break;
+        case 2: run(std::integral_constant<int, 2>()); break;
+        case 3: run(std::integral_constant<int, 3>()); break;
+        case 4: run(std::integral_constant<int, 4>()); break;
+        default: run(std::integral_constant<int, 0>()); break;
+      }
+      finish_block<T, P>(a, b, m, first, count, space.samples);
+    }
+    store_plane<T, S>(a, layout, b, m, grad_plane, pitch);
+  });
+}
+
+constexpr int kLanes = kVectorBytes / 4;          // float
+constexpr int kDoubleLanes = 4;                   // double, lowered to what the machine has
+constexpr int kNarrowLanes = kLanes > 8 ? 8 : kLanes;
+
+template <template <class, class, class, int> class Run>
+void dispatch(const DeformAttn& a, int threads) {
+  const bool narrow_head = a.width <= kNarrowLanes;
+  const auto run = [&](auto storage, auto point) {
+    using S = decltype(storage);
+    using P = decltype(point);
+    if constexpr (sizeof(S) == 8) {
+      Run<double, S, P, kDoubleLanes>::call(a, threads);
+    } else if (narrow_head) {
+      Run<float, S, P, kNarrowLanes>::call(a, threads);
+    } else {
+      Run<float, S, P, kLanes>::call(a, threads);
+    }
+  };
+  const bool wide_points = a.point_dtype == Dtype::f32;
+  switch (a.value_dtype) {
+    case Dtype::f64: run(double(), double()); break;
+    case Dtype::f16: wide_points ? run(Half(), float()) : run(Half(), Half()); break;
+    case Dtype::bf16: wide_points ? run(Bfloat(), float()) : run(Bfloat(), Bfloat()); break;
+    default: run(float(), float()); break;
+  }
+}
+
+template <class T, class S, class P, int N>
+struct Forward {
+  static void call(const DeformAttn& a, int threads) { forward<T, S, P, N>(a, threads); }
+};
+template <class T, class S, class P, int N>
+struct Backward {
+  static void call(const DeformAttn& a, int threads) { backward<T, S, P, N>(a, threads); }
+};
+
+}  // namespace
+
+void deform_attn_forward(const DeformAttn& a, int threads) { dispatch<Forward>(a, threads); }
+void deform_attn_backward(const DeformAttn& a, int threads) { dispatch<Backward>(a, threads); }
+
+}  // namespace PIIP_ISA
+}  // namespace piip

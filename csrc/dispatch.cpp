@@ -1,0 +1,42 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace piip {
+namespace {
+
+#define PIIP_KERNELS(isa) {#isa, isa::deform_attn_forward, isa::deform_attn_backward, isa::pyramid_resize_forward, isa::pyramid_resize_backward}
+
+struct Candidate {
+  CpuKernels kernels;
+  bool available;
+};
+
+CpuKernels choose() {
+  const Candidate candidates[] = {
+#if defined(PIIP_X86)
+      {PIIP_KERNELS(avx512), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                                 __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+      {PIIP_KERNELS(avx2),
+       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+#endif
+      {PIIP_KERNELS(portable), true},
+  };
+  const char* wanted = std::getenv("PIIP_CPU");
+  for (const Candidate& candidate : candidates)
+    if (candidate.available && (!wanted || std::string(wanted) == candidate.kernels.name)) return candidate.kernels;
+  throw std::invalid_argument("PIIP_CPU=" + std::string(wanted) +
+                              " is not an instruction set of this machine; valid are portable, avx2, avx512 where present");
+}
+
+}  // namespace
+
+const CpuKernels& cpu_kernels() {
+  static const CpuKernels kernels = choose();
+  return kernels;
+}
+
+}  // namespace piip

@@ -1,0 +1,180 @@
+// Short vectors for the CPU kernels, written with the vector extension of GCC and Clang.
+//
+// Files that include this are compiled once per instruction set, each time with its own PIIP_ISA. Everything lives in a
+// namespace of that name, so that the linker cannot put a function compiled for AVX-512 into the portable path.
+#pragma once
+
+#include <cstring>
+
+#include "common.h"
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#define PIIP_INLINE inline __attribute__((always_inline))
+
+namespace piip {
+namespace PIIP_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T, int N>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <class T, int N>
+using Vector = typename VectorOf<T, N>::type;
+
+template <class T, int N>
+PIIP_INLINE Vector<T, N> load(const T* p) {
+  Vector<T, N> v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class T, int N>
+PIIP_INLINE void store(T* p, Vector<T, N> v) {
+  std::memcpy(p, &v, sizeof(v));
+}
+
+// The first `count` < N lanes, in pieces of constant size: masked stores are slow on AMD before AVX-512.
+template <class T, int N>
+PIIP_INLINE void store_first(T* p, Vector<T, N> v, int count) {
+  alignas(64) T lanes[N];
+  std::memcpy(lanes, &v, sizeof(v));
+  int done = 0;
+  if constexpr (N > 8) {
+    if (count & 8) std::memcpy(p + done, lanes + done, 8 * sizeof(T)), done += 8;
+  }
+  if constexpr (N > 4) {
+    if (count & 4) std::memcpy(p + done, lanes + done, 4 * sizeof(T)), done += 4;
+  }
+  if (count & 2) std::memcpy(p + done, lanes + done, 2 * sizeof(T)), done += 2;
+  if (count & 1) p[done] = lanes[done];
+}
+
+// Sums of four vectors at once.
+template <class T, int N>
+PIIP_INLINE Vector<T, 4> sum_lanes(Vector<T, N> a, Vector<T, N> b, Vector<T, N> c, Vector<T, N> d) {
+  if constexpr (N == 4) {
+    const auto ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const auto cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  } else {
+    const auto fold = [](Vector<T, N> v) {
+      if constexpr (N == 8) {
+        return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+      } else {
+        return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+               __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+      }
+    };
+    return sum_lanes<T, N / 2>(fold(a), fold(b), fold(c), fold(d));
+  }
+}
+
+// --- storage types ------------------------------------------------------------------------------------------------
+
+PIIP_INLINE float bits_to_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+PIIP_INLINE uint32_t float_to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+
+PIIP_INLINE float widen(uint8_t x) { return float(x); }
+PIIP_INLINE float widen(float x) { return x; }
+PIIP_INLINE double widen(double x) { return x; }
+PIIP_INLINE float widen(Bfloat x) { return bits_to_float(uint32_t(x.bits) << 16); }
+PIIP_INLINE float widen(Half x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  // Exponent and mantissa moved into place, then the bias corrected by a multiplication, which also handles subnormals.
+  const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16;
+  const float scaled = bits_to_float(magnitude) * bits_to_float(0x77800000);
+  const uint32_t infinite = (x.bits & 0x7c00) == 0x7c00 ? 0x7f800000 : 0;
+  return bits_to_float(sign | float_to_bits(scaled) | infinite | (infinite ? magnitude & 0x7fffff : 0));
+#endif
+}
+
+template <class S>
+PIIP_INLINE S narrow(typename Compute<S>::type x);
+template <>
+PIIP_INLINE float narrow<float>(float x) {
+  return x;
+}
+template <>
+PIIP_INLINE double narrow<double>(double x) {
+  return x;
+}
+// Round to nearest even. NaN stays NaN: the addition must not carry it over into infinity.
+template <>
+PIIP_INLINE Bfloat narrow<Bfloat>(float x) {
+  const uint32_t bits = float_to_bits(x);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return {uint16_t(x == x ? rounded : 0x7fc0)};
+}
+template <>
+PIIP_INLINE Half narrow<Half>(float x) {
+#if defined(__F16C__)
+  return {uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))};
+#else
+  const uint32_t bits = float_to_bits(x);
+  const uint32_t sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return {uint16_t(sign | 0x7e00)};
+  if (magnitude >= 0x477ff000) return {uint16_t(sign | 0x7c00)};
+  if (magnitude < 0x38800000) {
+    // Below the normal numbers: adding 0.5 lets the hardware round at the right bit.
+    const uint32_t shifted = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000;
+    return {uint16_t(sign | shifted)};
+  }
+  const uint32_t rounded = magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1);
+  return {uint16_t(sign | (rounded >> 13))};
+#endif
+}
+
+// Both with restrict-qualified rows of any length; simple enough for the compiler to vectorise.
+template <class S, class T>
+PIIP_INLINE void widen_row(const S* __restrict source, T* __restrict target, int count) {
+  for (int i = 0; i < count; ++i) target[i] = widen(source[i]);
+}
+
+template <class S, class T>
+PIIP_INLINE void narrow_row(const T* __restrict source, S* __restrict target, int count) {
+  for (int i = 0; i < count; ++i) target[i] = narrow<S>(source[i]);
+}
+
+// e^x to about two units in the last place for x <= 0; a loop over it vectorises. NaN gives NaN.
+PIIP_INLINE float exp_negative(float x) {
+  const float clamped = x < -87.0f ? -87.0f : x;  // false for NaN, which passes on
+  const float shifted = clamped * 1.44269504f + 12582912.0f;  // rounds to the nearest integer in the low mantissa bits
+  const float n = shifted - 12582912.0f;
+  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const float scale = bits_to_float((float_to_bits(shifted) << 23) + 0x3f800000);
+  const float result = p * scale;
+  return x < -87.0f ? 0.0f : result;
+}
+
+}  // namespace PIIP_ISA
+}  // namespace piip

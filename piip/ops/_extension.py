@@ -1,0 +1,77 @@
+"""The compiled module piip._C as the ops see it: whether it is there, its dtype tags, and the op library."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# torch comes first: the extension then shares its OpenMP runtime instead of loading a second one.
+try:
+    _C: ModuleType | None = importlib.import_module("piip._C")
+    LOAD_ERROR: str | None = None
+except ImportError as error:
+    _C, LOAD_ERROR = None, str(error)
+
+# The numbers of enum Dtype in csrc/common.h.
+DTYPE_TAGS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3, torch.uint8: 4}
+
+library = torch.library.Library("piip", "FRAGMENT")
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether tensors on `device` run on a registered op; elsewhere the definition in `reference` runs."""
+    if device.type == "meta":
+        return True
+    return _C is not None and (device.type == "cpu" or (device.type == "cuda" and _C.cuda_version is not None))
+
+
+def describe() -> dict[str, Any]:
+    """What `piip doctor` shows: the instruction set in use, CUDA version and architectures, or why the module is missing."""
+    if _C is None:
+        return {"built": False, "reason": LOAD_ERROR}
+    return {
+        "built": True,
+        "cpu": _C.cpu_instruction_set(),
+        "openmp": _C.openmp,
+        "cuda": _C.cuda_version,
+        "architectures": _C.cuda_architectures,
+        "compiler": _C.compiler,
+    }
+
+
+def launch(name: str, device: torch.device, *arguments: Any) -> None:
+    """Runs a kernel on the CPU threads of torch, or on the current CUDA stream."""
+    if device.type == "cuda":
+        stream = torch.cuda.current_stream(device)
+        getattr(_C, f"{name}_cuda")(*arguments, stream.device_index, stream.cuda_stream)
+    else:
+        getattr(_C, name)(*arguments, torch.get_num_threads())
+
+
+def pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def refuse_vmap(op: str) -> None:
+    """vmap over the op is an error that says what to do."""
+
+    def rule(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        raise NotImplementedError(f"torch.func.vmap over {op} is not supported; fold the mapped dimension into the batch")
+
+    torch.library.register_vmap(f"piip::{op}", rule, lib=library)
+
+
+def refuse_double_backward(op: str) -> None:
+    """The op's own gradient is an error that says what to do; `op` is the backward of another one."""
+
+    def rule(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(
+            f"double backward through {op.removesuffix('_backward')} is not supported; "
+            "use its definition in piip.ops.reference, which is plain PyTorch"
+        )
+
+    torch.library.register_autograd(f"piip::{op}", rule, lib=library)

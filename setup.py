@@ -1,0 +1,208 @@
+"""Builds piip._C from csrc/ with ninja: C++17 for the CPU, CUDA where nvcc is found. No torch is needed to build.
+
+Environment: PIIP_CUDA=auto|0|1 (1: fail without nvcc), CUDA_HOME, TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX"), CXX, and
+PIIP_SANITIZE ("address,undefined") for an instrumented build.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi"]
+KERNELS = ("deform_attn_cpu.cpp", "pyramid_resize_cpu.cpp")
+# The portable objects are linked first: of an inline function that several objects hold, the linker keeps the first.
+X86_FLAGS = {
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
+}
+ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+
+
+def say(message: str) -> None:
+    # setuptools hides what goes to stdout; pip shows stderr when asked to.
+    print(f"piip: {message}", file=sys.stderr)
+
+
+def works(command: list[str], source: str, suffix: str = ".cpp") -> bool:
+    """Whether the compiler takes the flags for a small program."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"probe{suffix}"
+        path.write_text(source)
+        try:
+            return subprocess.run([*command, str(path), "-o", f"{folder}/probe"], capture_output=True).returncode == 0
+        except OSError:
+            return False
+
+
+def find_compiler() -> str | None:
+    names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    found = (shutil.which(name) for name in names)
+    return next((path for path in found if path and works([path, "-std=c++17"], "int main() { return 0; }")), None)
+
+
+def find_nvcc() -> Path | None:
+    """nvcc inside its own toolkit. A bare `nvcc` on the path may be a link or a wrapper script that lies elsewhere."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        return Path(home) / "bin" / "nvcc" if (Path(home) / "bin" / "nvcc").is_file() else None
+    found = shutil.which("nvcc")
+    if found is None:
+        return Path("/usr/local/cuda/bin/nvcc") if Path("/usr/local/cuda/bin/nvcc").is_file() else None
+    dry_run = subprocess.run([found, "--dryrun", "-x", "cu", "-c", "none.cu"], capture_output=True, text=True)
+    top = re.search(r"^#\$ TOP=(.*)$", dry_run.stderr, re.MULTILINE)
+    folder = re.search(r"^#\$ _HERE_=(.*)$", dry_run.stderr, re.MULTILINE)
+    for candidate in (Path(match.group(1).strip()) for match in (folder, top) if match):
+        for nvcc in (candidate / "nvcc", candidate / "bin" / "nvcc"):
+            if nvcc.is_file():
+                return nvcc.resolve()
+    return Path(found).resolve()
+
+
+def architecture_flags(nvcc: Path) -> tuple[list[str], str]:
+    """-gencode flags and their names: TORCH_CUDA_ARCH_LIST, or everything of ours that this nvcc knows."""
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
+    if wanted:
+        items = [(item.removesuffix("+PTX").replace(".", ""), item.endswith("+PTX")) for item in wanted.split(";") if item]
+    else:
+        listing = subprocess.run([str(nvcc), "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+        known = [arch for arch in ARCHITECTURES if re.search(rf"\bsm_{arch}\b", listing)]
+        items = [(arch, arch == known[-1]) for arch in known]
+    flags = []
+    for arch, ptx in items:
+        flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
+        if ptx:
+            flags.append(f"-gencode=arch=compute_{arch},code=compute_{arch}")
+    return flags, " ".join(f"sm_{arch}" for arch, _ in items)
+
+
+def ninja_path() -> str:
+    try:
+        import ninja
+    except ImportError:
+        found = shutil.which("ninja")
+        if found is None:
+            raise RuntimeError("piip: ninja is needed to build the extension; pip install ninja") from None
+        return found
+    return str(Path(ninja.BIN_DIR) / "ninja")
+
+
+class NinjaBuild(build_ext):
+    """Writes build.ninja and runs it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        cxx = find_compiler()
+        if cxx is None:
+            say("no C++ compiler found; the ops will run on their PyTorch definition (slow). Install g++ and reinstall.")
+            return
+        target = Path(self.get_ext_fullpath(ext.name)).absolute()
+        folder = Path(self.build_temp).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text(self.ninja_file(cxx, target))
+        command = [ninja_path(), "-C", str(folder)]
+        if os.environ.get("MAX_JOBS"):
+            command += ["-j", os.environ["MAX_JOBS"]]
+        if subprocess.run(command).returncode:
+            raise RuntimeError("piip: building the extension failed, see the compiler's messages above")
+
+    def ninja_file(self, cxx: str, target: Path) -> str:
+        import pybind11
+
+        csrc = (ROOT / "csrc").absolute()
+        includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+        flags, link = list(CXX_FLAGS), ["-shared"]
+        if works([cxx, "-fopenmp"], "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }"):
+            flags.append("-fopenmp")
+            link.append("-fopenmp")
+        if os.environ.get("PIIP_SANITIZE"):
+            sanitize = [f"-fsanitize={os.environ['PIIP_SANITIZE']}", "-fno-omit-frame-pointer", "-g", "-fno-sanitize-recover=undefined"]
+            flags += sanitize
+            link += sanitize
+        else:
+            flags.append("-DNDEBUG")
+            # Symbols of the static CUDA runtime must not meet those of the runtime that torch brings.
+            link += ["-Wl,-s", "-Wl,--exclude-libs,ALL"] if sys.platform.startswith("linux") else ["-Wl,-x"]
+
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
+        builds = []
+        objects = []
+
+        def add(rule: str, source: str, name: str, extra: list[str]) -> None:
+            objects.append(f"{name}.o")
+            builds.append(f"build {name}.o: {rule} {escape(csrc / source)}\n  extra = {' '.join(extra)}\n")
+
+        for isa, isa_flags in X86_FLAGS.items() if x86 else [("portable", [])]:
+            for source in KERNELS:
+                add("cxx", source, f"{Path(source).stem}_{isa}", [f"-DPIIP_ISA={isa}", *isa_flags])
+        add("cxx", "dispatch.cpp", "dispatch", ["-DPIIP_X86"] if x86 else [])
+
+        definitions = []
+        nvcc = self.nvcc()
+        nvcc_flags: list[str] = []
+        if nvcc is not None:
+            gencode, names = architecture_flags(nvcc)
+            version = re.search(r"release ([\d.]+)", subprocess.run([str(nvcc), "--version"], capture_output=True, text=True).stdout)
+            definitions = [
+                "-DPIIP_WITH_CUDA",
+                f"'-DPIIP_CUDA_VERSION=\"{version.group(1) if version else 'unknown'}\"'",
+                f"'-DPIIP_CUDA_ARCHITECTURES=\"{names}\"'",
+            ]
+            nvcc_flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-cudart=static", "-ccbin", cxx]
+            nvcc_flags += ["-Xcompiler=-fPIC,-fvisibility=hidden", *gencode]
+            for source in ("deform_attn_cuda.cu", "pyramid_resize_cuda.cu"):
+                add("nvcc", source, Path(source).stem, [])
+            library = next((p for p in (nvcc.parent.parent / "lib64", nvcc.parent.parent / "lib") if p.is_dir()), None)
+            link += [f"-L{library}"] if library else []
+            link += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+        add("cxx", "bindings.cpp", "bindings", [*includes, *definitions])
+        return "\n".join([
+            f"cxx = {cxx}",
+            f"nvcc = {nvcc}",
+            f"flags = {' '.join(flags)}",
+            f"nvcc_flags = {' '.join(nvcc_flags)}",
+            "rule cxx\n  command = $cxx $flags $extra -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+            "rule nvcc\n  command = $nvcc $nvcc_flags $extra -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+            f"rule link\n  command = $cxx $in {' '.join(link)} -o $out",
+            *builds,
+            f"build {escape(target)}: link {' '.join(objects)}",
+            f"default {escape(target)}\n",
+        ])
+
+    def nvcc(self) -> Path | None:
+        choice = os.environ.get("PIIP_CUDA", "auto")
+        if choice not in ("auto", "0", "1"):
+            raise RuntimeError(f"piip: PIIP_CUDA must be auto, 0 or 1, got {choice!r}")
+        nvcc = None if choice == "0" else find_nvcc()
+        if nvcc is None and choice == "1":
+            raise RuntimeError("piip: PIIP_CUDA=1 but nvcc was not found; set CUDA_HOME to the toolkit")
+        if nvcc is None and choice == "auto":
+            say("nvcc not found; building for the CPU only")
+        return nvcc
+
+
+def escape(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+setup(
+    # The experiments are part of the package: piip.configs in a wheel, configs/ beside it in a checkout.
+    packages=[*find_packages(include=["piip", "piip.*"]), "piip.configs"],
+    package_dir={"piip.configs": "configs"},
+    package_data={"piip": ["py.typed"], "piip.configs": ["**/*.yaml"]},
+    # Optional: without a compiler nothing is built, and setuptools must not miss it.
+    ext_modules=[Extension("piip._C", [], optional=True)],
+    cmdclass={"build_ext": NinjaBuild},
+)
