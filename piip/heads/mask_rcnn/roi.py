@@ -14,7 +14,7 @@ from piip.heads.mask_rcnn.boxes import decode, encode, grouped_nms
 from piip.heads.mask_rcnn.sampling import assign, sample
 
 POOLED = 7
-FINEST_SCALE = 56  # pixels; boxes up to twice this size (root of their area) are pooled from the finest level
+FINEST_CELLS = 14  # boxes up to twice this many cells across (root of their area) are pooled from the finest level
 MATCH_IOU = 0.5
 POSITIVE_FRACTION = 0.25
 STDS = (0.1, 0.1, 0.2, 0.2)
@@ -28,7 +28,7 @@ def pool(features: Sequence[Tensor], strides: Sequence[int], boxes: list[Tensor]
     Returns (sum of n, C, size, size) float32.
     """
     rois = torch.cat([F.pad(image_boxes, (1, 0), value=image) for image, image_boxes in enumerate(boxes)])
-    levels = box_levels(rois[:, 1:], len(features))
+    levels = box_levels(rois[:, 1:], strides)
     order = levels.argsort(stable=True)
     counts = torch.stack([(levels == level).sum() for level in range(len(features))]).tolist()
     pooled = [
@@ -38,17 +38,17 @@ def pool(features: Sequence[Tensor], strides: Sequence[int], boxes: list[Tensor]
     return torch.cat(pooled)[order.argsort()]
 
 
-def box_levels(boxes: Tensor, num_levels: int) -> Tensor:
-    """Pyramid level (n,) int64 that each of boxes (n, 4) is pooled from."""
+def box_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
+    """Pyramid level (n,) int64 that each of boxes (n, 4), in pixels, is pooled from."""
     scale = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
-    return (scale / FINEST_SCALE + 1e-6).log2().floor().clamp(0, num_levels - 1).long()
+    return (scale / (FINEST_CELLS * strides[0]) + 1e-6).log2().floor().clamp(0, len(strides) - 1).long()
 
 
 class Samples(NamedTuple):
     """Boxes of one image that the losses see; the first `held` of them hold an object.
 
-    boxes (n, 4); labels (n,): class, background (the number of classes) or UNUSED; objects (n,): index of the object where
-    a row holds one.
+    boxes (n, 4); labels (n,): class, background (the number of classes) or UNUSED; objects (n,): index of the object
+    where a row holds one.
     """
 
     boxes: Tensor
@@ -96,7 +96,7 @@ class BoxHead(nn.Module):
 
     @torch.no_grad()
     def sample(self, proposals: list[Tensor], objects: list[Tensor], labels: list[Tensor]) -> list[Samples]:
-        """Draws what to learn from, per image, among proposals (n, 4) and the objects (g, 4) themselves, of labels (g,)."""
+        """Draws what to learn from, per image, among proposals (n, 4) and the objects (g, 4) with their labels (g,)."""
         drawn = [self._draw(*image) for image in zip(proposals, objects, labels, strict=True)]
         counts = torch.stack([positives for *_, positives in drawn]).tolist()
         return [Samples(*image[:3], held) for image, held in zip(drawn, counts, strict=True)]
