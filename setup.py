@@ -21,7 +21,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi"]
-KERNELS = ("deform_attn_cpu.cpp", "pyramid_resize_cpu.cpp")
+# Pixel coordinates must round as in F.interpolate, which is compiled without contraction: a fused multiply-add moves them.
+KERNELS = {"deform_attn_cpu.cpp": [], "pyramid_resize_cpu.cpp": ["-ffp-contract=off"]}
 # The portable objects are linked first: of an inline function that several objects hold, the linker keeps the first.
 X86_FLAGS = {
     "portable": [],
@@ -145,8 +146,8 @@ class NinjaBuild(build_ext):
             builds.append(f"build {name}.o: {rule} {escape(csrc / source)}\n  extra = {' '.join(extra)}\n")
 
         for isa, isa_flags in X86_FLAGS.items() if x86 else [("portable", [])]:
-            for source in KERNELS:
-                add("cxx", source, f"{Path(source).stem}_{isa}", [f"-DPIIP_ISA={isa}", *isa_flags])
+            for source, extra in KERNELS.items():
+                add("cxx", source, f"{Path(source).stem}_{isa}", [f"-DPIIP_ISA={isa}", *isa_flags, *extra])
         add("cxx", "dispatch.cpp", "dispatch", ["-DPIIP_X86"] if x86 else [])
 
         definitions = []

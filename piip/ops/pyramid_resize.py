@@ -1,15 +1,29 @@
-"""All levels of an image pyramid from one read of the images."""
+"""All levels of an image pyramid from one read of the images, and the op's registration with PyTorch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from piip.ops import reference
-from piip.ops._checks import FLOATS
+from piip.ops._checks import FLOATS, MAX_LEVELS, host_shapes
+from piip.ops._extension import (
+    DTYPE_TAGS,
+    has_kernels,
+    launch,
+    library,
+    pointer,
+    refuse_double_backward,
+    refuse_vmap,
+)
+
+MODES = {"bilinear": 0, "bicubic": 1}  # enum Filter in csrc/pyramid_resize.h
+MAX_CHANNELS = 16  # kMaxChannels in csrc/pyramid_resize.h
 
 
 def pyramid_resize(
@@ -28,30 +42,264 @@ def pyramid_resize(
 
     images: float (B, C, H, W), or uint8 (B, 3, H, W) or (B, H, W, 3).
     sizes: (H_i, W_i) per level, sampled at steps of in / out. Or
-    scale_factors: per level, size floor(in * factor) sampled at steps of 1 / factor (align_corners=False in both).
-    mode: "bilinear" or "bicubic". antialias: as in `F.interpolate`.
-    mean, std: per channel in the units of images; (x - mean) / std comes before everything else.
-    dtype: of the levels; that of the images by default, float32 for uint8.
-    valid_sizes: (h, w) per image; beyond it the normalised image is zero, as if padded after normalisation.
-    Returns one (B, C, H_i, W_i) tensor per level. A level of the input's own size is not resampled, and where nothing
-    needs converting it is the input tensor itself. Gradients flow to float images.
+    scale_factors: one number or (y, x) per level; size floor(in * factor), sampled at steps of 1 / factor.
+    mode: "bilinear" or "bicubic". antialias: as in `F.interpolate`, always with align_corners=False.
+    mean, std: per channel, in the units of images; (x - mean) / std comes before everything else.
+    dtype: of the levels; that of the images by default, float32 for uint8. All arithmetic is in float32 (float64 images: in
+    float64).
+    valid_sizes: (h, w) per image; beyond it the normalised image is zero, as if it had been padded after normalisation.
+    Returns one (B, C, H_i, W_i) tensor per level. A level of the input's own size is not resampled, and is the input tensor
+    itself where nothing needs converting. Gradients flow to float images.
     Raises ValueError or TypeError naming the argument.
     """
-    if images.dtype == torch.uint8:
-        if images.shape[1] != 3 and images.shape[-1] == 3:
-            images = images.permute(0, 3, 1, 2)
-        dtype = dtype or torch.float32
-    elif images.dtype not in FLOATS:
+    channels_last = _check_images(images)
+    dtype = dtype or (torch.float32 if images.dtype == torch.uint8 else images.dtype)
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype}")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    batch = images.shape[0]
+    height, width = images.shape[1:3] if channels_last else images.shape[2:]
+    channels = images.shape[3] if channels_last else images.shape[1]
+    shapes, factors = _levels(height, width, sizes, scale_factors)
+    _check_statistics(mean, std, channels)
+    if valid_sizes is not None:
+        valid_sizes = [] if batch == 0 and not len(valid_sizes) else host_shapes("valid_sizes", valid_sizes)
+        if len(valid_sizes) != batch or any(h > height or w > width for h, w in valid_sizes):
+            raise ValueError(f"valid_sizes must hold {batch} (h, w) within ({height}, {width}), got {valid_sizes}")
+        if all(size == (height, width) for size in valid_sizes):
+            valid_sizes = None
+
+    # The input serves as its own level; an op may not return its input, so the others only are asked of it.
+    converted = images.dtype != dtype or mean is not None or valid_sizes is not None
+    own = [not converted and shape == (height, width) and factor in (None, (1.0, 1.0)) for shape, factor in zip(shapes, factors)]
+    rest = [i for i, is_own in enumerate(own) if not is_own]
+    levels: list[Tensor] = [images] * len(shapes)
+    if not rest:
+        return levels
+    shapes, factors = [shapes[i] for i in rest], [factors[i] for i in rest]
+    if torch.onnx.is_in_onnx_export() or not has_kernels(images.device):
+        source = images.permute(0, 3, 1, 2) if channels_last else images
+        resized = reference.pyramid_resize(source, shapes, factors, mode, antialias, mean, std, dtype, valid_sizes)
+    else:
+        resized = torch.ops.piip.pyramid_resize(
+            images,
+            channels_last,
+            [side for shape in shapes for side in shape],
+            [side for factor in factors for side in factor or (0.0, 0.0)],
+            mode,
+            antialias,
+            None if mean is None else [float(x) for x in mean],
+            None if std is None else [float(x) for x in std],
+            dtype,
+            None if valid_sizes is None else [side for size in valid_sizes for side in size],
+        )
+    for i, level in zip(rest, resized):
+        levels[i] = level
+    return levels
+
+
+def _check_images(images: Tensor) -> bool:
+    """Whether the channels come last, which uint8 images may have."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+    if images.dtype != torch.uint8 and images.dtype not in FLOATS:
         raise TypeError(f"images must be uint8 or a float dtype, got {images.dtype}")
-    dtype = dtype or images.dtype
+    if images.dim() != 4:
+        raise ValueError(f"images must have four dimensions (B, C, H, W), got shape {tuple(images.shape)}")
+    channels_last = images.dtype == torch.uint8 and images.shape[1] != 3 and images.shape[3] == 3
+    height, width = images.shape[1:3] if channels_last else images.shape[2:]
+    channels = images.shape[3] if channels_last else images.shape[1]
+    if height < 1 or width < 1 or not 1 <= channels <= MAX_CHANNELS:
+        raise ValueError(f"images must have pixels and 1 to {MAX_CHANNELS} channels, got shape {tuple(images.shape)}")
+    return channels_last
+
+
+def _levels(
+    height: int,
+    width: int,
+    sizes: Sequence[tuple[int, int]] | None,
+    scale_factors: Sequence[float | tuple[float, float]] | None,
+) -> tuple[list[tuple[int, int]], list[tuple[float, float] | None]]:
+    """Sizes of the levels, and their factors where they were given by factor."""
     if (sizes is None) == (scale_factors is None):
         raise ValueError("give exactly one of sizes and scale_factors")
-    height, width = images.shape[2:]
-    if scale_factors is not None:
-        factors = [(float(f), float(f)) if isinstance(f, (int, float)) else (float(f[0]), float(f[1])) for f in scale_factors]
-        shapes = [(math.floor(height * fy), math.floor(width * fx)) for fy, fx in factors]
+    factors: list[tuple[float, float] | None]
+    if sizes is not None:
+        shapes = host_shapes("sizes", sizes)
+        factors = [None] * len(shapes)
     else:
-        assert sizes is not None
-        factors = [None] * len(sizes)  # type: ignore[list-item]
-        shapes = [(int(h), int(w)) for h, w in sizes]
-    return reference.pyramid_resize(images, shapes, factors, mode, antialias, mean, std, dtype, valid_sizes)
+        assert scale_factors is not None
+        pairs = [(float(f), float(f)) if isinstance(f, (int, float)) else (float(f[0]), float(f[1])) for f in scale_factors]
+        if not pairs or any(not (0 < side < math.inf) for pair in pairs for side in pair):
+            raise ValueError(f"scale_factors must be positive finite numbers, got {scale_factors}")
+        shapes = [(math.floor(height * fy), math.floor(width * fx)) for fy, fx in pairs]
+        if any(side < 1 for shape in shapes for side in shape):
+            raise ValueError(f"scale_factors {scale_factors} leave no pixels of a {height} x {width} image")
+        factors = list(pairs)
+    if len(shapes) > MAX_LEVELS:
+        name = "sizes" if sizes is not None else "scale_factors"
+        raise ValueError(f"{name} must hold at most {MAX_LEVELS} levels, got {len(shapes)}")
+    return shapes, factors
+
+
+def _check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:
+    if (mean is None) != (std is None):
+        raise ValueError("give both of mean and std or none")
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and (len(values) != channels or not all(math.isfinite(x) for x in values)):
+            raise ValueError(f"{name} must hold {channels} finite numbers, one per channel, got {values}")
+    if std is not None and any(x == 0 for x in std):
+        raise ValueError(f"std must not be zero, got {std}")
+
+
+# --- kernels --------------------------------------------------------------------------------------------------------
+
+_SETTINGS = "SymInt[] sizes, float[] factors, str mode, bool antialias, float[]? mean, float[]? std"
+library.define(
+    f"pyramid_resize(Tensor images, bool channels_last, {_SETTINGS}, ScalarType dtype, SymInt[]? valid) -> Tensor[]"
+)
+library.define(
+    f"pyramid_resize_backward(Tensor[] grads, SymInt[] shape, {_SETTINGS}, ScalarType dtype, SymInt[]? valid) -> Tensor"
+)
+
+
+def _valid_pointer(valid: list[int] | None, device: torch.device) -> tuple[int, Tensor | None]:
+    """The address the kernel reads the valid sizes from, and the tensor that keeps them alive."""
+    if valid is None:
+        return 0, None
+    tensor = torch.tensor(valid, dtype=torch.int64, device="cpu")
+    if device.type == "cuda":
+        tensor = tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.data_ptr(), tensor
+
+
+def _scales(std: list[float] | None) -> list[float]:
+    return [] if std is None else [1.0 / x for x in std]
+
+
+def _forward(
+    images: Tensor,
+    channels_last: bool,
+    sizes: list[int],
+    factors: list[float],
+    mode: str,
+    antialias: bool,
+    mean: list[float] | None,
+    std: list[float] | None,
+    dtype: torch.dtype,
+    valid: list[int] | None,
+) -> list[Tensor]:
+    images = images.contiguous()
+    batch = images.shape[0]
+    height, width, channels = images.shape[1:] if channels_last else (*images.shape[2:], images.shape[1])
+    levels = [images.new_empty(batch, channels, h, w, dtype=dtype) for h, w in zip(sizes[::2], sizes[1::2])]
+    if batch:
+        address, _keep = _valid_pointer(valid, images.device)
+        launch(
+            "pyramid_resize_forward",
+            images.device,
+            pointer(images),
+            [batch, channels, height, width],
+            channels_last,
+            DTYPE_TAGS[images.dtype],
+            [pointer(level) for level in levels],
+            sizes,
+            factors,
+            DTYPE_TAGS[dtype],
+            MODES[mode],
+            antialias,
+            mean or [],
+            _scales(std),
+            address,
+        )
+    return levels
+
+
+def _backward(
+    grads: list[Tensor],
+    shape: list[int],
+    sizes: list[int],
+    factors: list[float],
+    mode: str,
+    antialias: bool,
+    mean: list[float] | None,
+    std: list[float] | None,
+    dtype: torch.dtype,
+    valid: list[int] | None,
+) -> Tensor:
+    grads = [grad.contiguous() for grad in grads]
+    out = grads[0].new_empty(shape, dtype=dtype)
+    if shape[0]:
+        address, _keep = _valid_pointer(valid, out.device)
+        launch(
+            "pyramid_resize_backward",
+            out.device,
+            pointer(out),
+            shape,
+            False,
+            DTYPE_TAGS[dtype],
+            [pointer(grad) for grad in grads],
+            sizes,
+            factors,
+            DTYPE_TAGS[grads[0].dtype],
+            MODES[mode],
+            antialias,
+            [0.0] * len(std) if std else [],
+            _scales(std),
+            address,
+        )
+    return out
+
+
+for _device in ("CPU", "CUDA"):
+    library.impl("pyramid_resize", _forward, _device)
+    library.impl("pyramid_resize_backward", _backward, _device)
+
+
+# --- shapes, gradients, FLOPs ---------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("piip::pyramid_resize", lib=library)
+def _fake(images: Tensor, channels_last: bool, sizes: list[int], *settings: Any) -> list[Tensor]:
+    dtype = settings[-2]
+    channels = images.shape[3] if channels_last else images.shape[1]
+    return [images.new_empty(images.shape[0], channels, h, w, dtype=dtype) for h, w in zip(sizes[::2], sizes[1::2])]
+
+
+@torch.library.register_fake("piip::pyramid_resize_backward", lib=library)
+def _backward_fake(grads: list[Tensor], shape: list[int], *settings: Any) -> Tensor:
+    return grads[0].new_empty(shape, dtype=settings[-2])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    images, _, *ctx.settings, _, ctx.valid = inputs
+    ctx.shape, ctx.dtype = images.shape, images.dtype
+    ctx.level_shapes = [level.shape for level in output]
+    ctx.level_dtype, ctx.device = output[0].dtype, images.device
+
+
+def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    filled = [
+        torch.zeros(shape, dtype=ctx.level_dtype, device=ctx.device) if grad is None else grad
+        for grad, shape in zip(grads, ctx.level_shapes)
+    ]
+    # Images that get a gradient are float, and float images have their channels first.
+    grad = torch.ops.piip.pyramid_resize_backward(filled, ctx.shape, *ctx.settings, ctx.dtype, ctx.valid)
+    return grad, *[None] * 9
+
+
+torch.library.register_autograd("piip::pyramid_resize", _differentiate, setup_context=_save, lib=library)
+refuse_double_backward("pyramid_resize_backward")
+refuse_vmap("pyramid_resize")
+
+
+@register_flop_formula(torch.ops.piip.pyramid_resize)
+def _flops(images: Sequence[int], channels_last: bool, sizes: Sequence[int], *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Resampling is not counted, as in the published figures; registered so that no counter lists the op as unknown."""
+    return 0
+
+
+@register_flop_formula(torch.ops.piip.pyramid_resize_backward)
+def _backward_flops(*_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 0
