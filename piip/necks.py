@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from piip.errors import ConfigError

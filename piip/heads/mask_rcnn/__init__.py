@@ -25,8 +25,9 @@ COARSEST_POOLED_STRIDE = 32
 class Stages(NamedTuple):
     """Everything on the way from features to detections, for B images with R proposals and D detections altogether.
 
-    proposals: per image boxes (n, 4) and scores (n,); pooled (R, C, 7, 7); logits (R, classes + 1); deltas (R, classes, 4);
-    detections: per image boxes (n, 4), scores (n,), labels (n,); mask_logits (D, classes, 28, 28).
+    proposals: per image boxes (n, 4) and scores (n,).
+    pooled: (R, C, 7, 7); logits: (R, classes + 1), background last; deltas: (R, classes, 4).
+    detections: per image boxes (n, 4), scores (n,), labels (n,); mask_logits: (D, classes, 28, 28).
     """
 
     rpn: RPNOutputs
@@ -68,10 +69,8 @@ class MaskRCNN(nn.Module):
         super().__init__()
         self.strides = [spec.stride for spec in specs if spec.stride <= COARSEST_POOLED_STRIDE]
         if len({spec.channels for spec in specs}) != 1 or not self.strides:
-            raise ConfigError(
-                "Mask R-CNN needs a pyramid of one width that reaches down to stride 32 or finer, got (channels, stride) "
-                + ", ".join(str(tuple(spec)) for spec in specs)
-            )
+            got = ", ".join(f"{spec.channels} channels at stride {spec.stride}" for spec in specs)
+            raise ConfigError(f"Mask R-CNN needs a pyramid of one width with a stride of at most 32, got {got}")
         channels = specs[0].channels
         self.pre_nms_train, self.pre_nms_test = rpn_pre_nms_train, rpn_pre_nms_test
         self.rpn = RPN(
@@ -148,7 +147,10 @@ class MaskRCNN(nn.Module):
         return [image | {"mask_probabilities": part} for image, part in zip(stages.detections, parts, strict=True)]
 
     def infer(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Detections in batch pixels: per image boxes (n, 4), scores (n,), labels (n,), masks (n, h, w) at its valid size."""
+        """Detections in batch pixels.
+
+        Returns per image boxes (n, 4), scores (n,), labels (n,) and masks (n, h, w) bool at its valid size.
+        """
         return self.restore(self.detect(features, image_sizes), image_sizes, image_sizes)
 
     def restore(

@@ -62,7 +62,7 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, *, threshold: flo
     """
     if not len(boxes):
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
-    # One call on groups shifted apart. torchvision.ops.batched_nms leaves the shift out when there are many boxes; float32
-    # rounds shifted boxes differently, and released checkpoints were evaluated with the shift.
+    # One call on groups shifted apart. torchvision.ops.batched_nms leaves the shift out when there are many boxes;
+    # float32 rounds shifted boxes differently, and released checkpoints were evaluated with the shift.
     shift = groups.to(boxes) * (boxes.max() + 1)
     return nms(boxes + shift[:, None], scores, threshold)[:limit]

@@ -40,7 +40,7 @@ class MaskHead(nn.Module):
         return self.logits(F.relu(self.upsample(x))).float()
 
     def loss(self, logits: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Binary cross-entropy of logits (R, classes, 28, 28) at the classes labels (R,) against targets (R, 28, 28)."""
+        """Binary cross-entropy of logits (R, classes, 28, 28), at the classes labels (R,), with targets (R, 28, 28)."""
         chosen = logits[torch.arange(len(labels), device=labels.device), labels]
         entropy = F.binary_cross_entropy_with_logits(chosen, targets, reduction="sum")
         return {"loss_mask": entropy / max(targets.numel(), 1)}
@@ -54,8 +54,8 @@ def mask_targets(masks: Tensor, boxes: Tensor, objects: Tensor, canvas: tuple[in
     if not len(boxes):
         return boxes.new_zeros(0, SIDE, SIDE)
     height, width = masks.shape[1:]
-    # Interpolation sees zeros beyond an image that is smaller than the canvas, and the last pixel repeated beyond one that
-    # is not: the masks that checkpoints were trained with are padded with their image.
+    # Interpolation sees zeros beyond an image that is smaller than the canvas, and the last pixel repeated beyond one
+    # that is not: the masks that checkpoints were trained with are padded with their image.
     masks = F.pad(masks.float(), (0, int(width < canvas[1]), 0, int(height < canvas[0])))
     rois = torch.cat([objects[:, None].to(boxes), boxes], dim=1)
     cropped = roi_align(masks[:, None], rois, SIDE, spatial_scale=1.0, sampling_ratio=0, aligned=True)
@@ -72,7 +72,7 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
     height, width = size
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
     step = max(1, PASTE_PIXELS // max(1, height * width))
-    # Bilinear resampling is separable: (h, 28) @ (28, 28) @ (28, w) for each mask, in float32 whatever the caller runs in.
+    # Bilinear resampling is separable: (h, 28) @ (28, 28) @ (28, w) for each mask, in float32 also under autocast.
     with torch.autocast(boxes.device.type, enabled=False):
         for start in range(0, len(boxes), step):
             part = slice(start, start + step)

@@ -20,7 +20,7 @@ STDS = (1.0, 1.0, 1.0, 1.0)
 
 
 class RPNOutputs(NamedTuple):
-    """Per pyramid level, in float32: logits (B, N) of the N = H * W * A anchors, their deltas (B, N, 4), anchors (N, 4)."""
+    """Per level, in float32: logits (B, N) and deltas (B, N, 4) of its N = H * W * A anchors (N, 4)."""
 
     logits: list[Tensor]
     deltas: list[Tensor]
@@ -71,7 +71,7 @@ class RPN(nn.Module):
         return outputs
 
     def loss(self, outputs: RPNOutputs, objects: list[Tensor]) -> dict[str, Tensor]:
-        """Losses of the sampled anchors against the objects (n, 4) of every image, each a mean over all sampled anchors."""
+        """Cross-entropy and L1 loss against the objects (n, 4) of every image, each a mean over the sampled anchors."""
         anchors = torch.cat(outputs.anchors)
         total = anchors.new_zeros(())
         loss_cls, loss_bbox = [], []

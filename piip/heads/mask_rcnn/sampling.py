@@ -15,8 +15,8 @@ def assign(boxes: Tensor, objects: Tensor, *, positive_iou: float, negative_iou:
     """The object each of boxes (n, 4) belongs to, of objects (g, 4).
 
     A box belongs to the object it overlaps most if their IoU is at least positive_iou, and to the background below
-    negative_iou. Then every object also takes the boxes that overlap it most, several if equal, from an IoU of min_iou on;
-    a later object takes them from an earlier one (Ren et al., 2015, section 3.1.2).
+    negative_iou. Then every object also takes the boxes that overlap it most, several if equal, from an IoU of min_iou
+    on; a later object takes them from an earlier one (Ren et al., 2015, section 3.1.2).
     Returns (n,) int64: index of the object, BACKGROUND or IGNORED.
     """
     if not len(boxes) or not len(objects):

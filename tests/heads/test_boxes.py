@@ -1,0 +1,121 @@
+"""Anchors, box coding and suppression, against hand-computed values, torchvision's coder and plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+
+from piip.heads.mask_rcnn.boxes import MAX_LOG_RATIO, decode, encode, grouped_nms, make_anchors
+
+CPU = torch.device("cpu")
+ONES = (1.0, 1.0, 1.0, 1.0)
+
+
+def random_boxes(count: int, *, size: float = 100, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(count, 4, generator=generator) * size
+    return torch.cat([torch.minimum(corners[:, :2], corners[:, 2:]), torch.maximum(corners[:, :2], corners[:, 2:]) + 1], 1)
+
+
+def test_anchors_are_centred_on_cell_corners_and_ordered_by_row_column_ratio() -> None:
+    anchors = make_anchors((2, 3), stride=4, scale=8, ratios=(0.5, 1, 2), device=CPU)
+    assert anchors.shape == (2 * 3 * 3, 4)
+    long, short = 32 * math.sqrt(2) / 2, 32 / math.sqrt(2) / 2
+    first = torch.tensor([[-long, -short, long, short], [-16, -16, 16, 16], [-short, -long, short, long]])
+    torch.testing.assert_close(anchors[:3], first)
+    torch.testing.assert_close(anchors[3:6], first + torch.tensor([4.0, 0, 4, 0]))  # one column to the right
+    torch.testing.assert_close(anchors[9:12], first + torch.tensor([0.0, 4, 0, 4]))  # one row down
+
+
+def test_anchor_areas_and_ratios_hold_at_every_stride() -> None:
+    for stride in (4, 8, 16, 32, 64):
+        anchors = make_anchors((1, 2), stride=stride, scale=8, ratios=(0.25, 1, 3), device=CPU)
+        width, height = (anchors[:, 2:] - anchors[:, :2]).unbind(1)
+        torch.testing.assert_close(width * height, torch.full((6,), float(8 * stride) ** 2))
+        torch.testing.assert_close(height / width, torch.tensor([0.25, 1, 3] * 2))
+
+
+@pytest.mark.parametrize("stds", [ONES, (0.1, 0.1, 0.2, 0.2)])
+def test_coding_equals_torchvisions(stds: tuple[float, ...]) -> None:
+    boxes, targets = random_boxes(50), random_boxes(50, seed=1)
+    theirs = BoxCoder(weights=tuple(1 / std for std in stds), bbox_xform_clip=MAX_LOG_RATIO)
+    deltas = encode(boxes, targets, stds=stds)
+    torch.testing.assert_close(deltas, theirs.encode_single(targets, boxes), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(decode(boxes, deltas, stds=stds), theirs.decode_single(deltas, boxes))
+
+
+@pytest.mark.parametrize("stds", [ONES, (0.1, 0.1, 0.2, 0.2)])
+def test_decoding_undoes_encoding(stds: tuple[float, ...]) -> None:
+    boxes, targets = random_boxes(200), random_boxes(200, seed=1)
+    ratio = (targets[:, 2:] - targets[:, :2]) / (boxes[:, 2:] - boxes[:, :2])
+    within = (ratio.log().abs() < MAX_LOG_RATIO).all(1)
+    assert within.sum() > 150
+    decoded = decode(boxes, encode(boxes, targets, stds=stds), stds=stds)
+    torch.testing.assert_close(decoded[within], targets[within], atol=1e-3, rtol=1e-5)
+
+
+def test_decoding_limits_the_change_of_size_both_ways() -> None:
+    box = torch.tensor([[10.0, 10, 20, 30]]).expand(2, 4)
+    decoded = decode(box, torch.tensor([[0.0, 0, 100, 100], [0, 0, -100, -100]]), stds=ONES)
+    torch.testing.assert_close(decoded[:, 2:] - decoded[:, :2], torch.tensor([[10, 20.0]]) * torch.tensor([[62.5], [0.016]]))
+
+
+def test_decoding_reproduces_the_example_of_mmdetections_documentation() -> None:
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1], [5, 5, 5, 5]])
+    deltas = torch.tensor([[0.0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 2, -1], [0.7, -1.9, -0.5, 0.3]])
+    expected = [[0, 0, 1, 1], [0.1409, 0.1409, 2.8591, 2.8591], [0, 0.3161, 4.1945, 0.6839], [5, 5, 5, 5]]
+    decoded = clip_boxes_to_image(decode(boxes, deltas, stds=ONES), (32, 32))
+    torch.testing.assert_close(decoded, torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+def test_decoding_takes_one_box_per_class() -> None:
+    boxes, deltas = random_boxes(5), torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    decoded = decode(boxes[:, None], deltas, stds=ONES)
+    for index in range(3):
+        torch.testing.assert_close(decoded[:, index], decode(boxes, deltas[:, index], stds=ONES))
+
+
+def naive_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> list[int]:
+    kept: list[int] = []
+    for index in sorted(range(len(boxes)), key=lambda i: -scores[i].item()):
+        rivals = [k for k in kept if groups[k] == groups[index]]
+        overlaps = [box_iou(boxes[index : index + 1].double(), boxes[k : k + 1].double()).item() for k in rivals]
+        if not any(overlap > threshold for overlap in overlaps):
+            kept.append(index)
+    return kept
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_suppression_equals_a_plain_loop_over_each_group(threshold: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    boxes, scores = random_boxes(120), torch.rand(120, generator=generator)
+    groups = torch.randint(0, 4, (120,), generator=generator)
+    expected = naive_nms(boxes, scores, groups, threshold)
+    assert len(expected) < 120
+    assert grouped_nms(boxes, scores, groups, threshold=threshold, limit=1000).tolist() == expected
+    assert grouped_nms(boxes, scores, groups, threshold=threshold, limit=7).tolist() == expected[:7]
+
+
+def test_suppression_of_many_boxes_agrees_with_torchvisions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    boxes, scores = random_boxes(3000, size=1000), torch.rand(3000, generator=generator)
+    groups = torch.randint(0, 80, (3000,), generator=generator)
+    kept = grouped_nms(boxes, scores, groups, threshold=0.5, limit=3000)
+    assert torch.equal(kept, batched_nms(boxes, scores, groups, 0.5))
+
+
+def test_equal_scores_keep_their_order_and_other_groups_are_left_alone() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).expand(4, 4)
+    kept = grouped_nms(boxes, torch.ones(4), torch.tensor([1, 0, 1, 0]), threshold=0.5, limit=10)
+    assert kept.tolist() == [0, 1]
+
+
+def test_nothing_to_suppress() -> None:
+    kept = grouped_nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), threshold=0.5, limit=10)
+    assert kept.shape == (0,)
+    assert kept.dtype == torch.int64

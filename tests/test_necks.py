@@ -1,0 +1,98 @@
+"""Necks, against torchvision's feature pyramid and against what a transposed convolution is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from piip.errors import ConfigError
+from piip.features import FeatureSpec
+from piip.necks import FPN, SimplePyramid
+
+SPECS = [FeatureSpec(12, 4), FeatureSpec(20, 8), FeatureSpec(16, 16), FeatureSpec(8, 32)]
+
+
+def features(*sizes: tuple[int, int]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, spec.channels, *size, generator=generator) for spec, size in zip(SPECS, sizes, strict=True)]
+
+
+# The second set is what floor and ceil leave of an image whose sides are no multiples of 64.
+@pytest.mark.parametrize("sizes", [((24, 32), (12, 16), (6, 8), (3, 4)), ((21, 35), (11, 17), (5, 9), (3, 4))])
+def test_fpn_equals_torchvisions(sizes: tuple[tuple[int, int], ...]) -> None:
+    ours = FPN(specs=SPECS, out_channels=24, levels=5)
+    theirs = FeaturePyramidNetwork([spec.channels for spec in SPECS], 24, LastLevelMaxPool())
+    for level in range(4):
+        theirs.inner_blocks[level][0].load_state_dict(ours.lateral[level].state_dict())
+        theirs.layer_blocks[level][0].load_state_dict(ours.output[level].state_dict())
+    maps = features(*sizes)
+    expected = theirs({str(level): x for level, x in enumerate(maps)})
+    for x, y in zip(ours(maps), expected.values(), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_fpn_specs_say_what_comes_out() -> None:
+    fpn = FPN(specs=SPECS, out_channels=24, levels=6)
+    assert [tuple(spec) for spec in fpn.specs] == [(24, 4), (24, 8), (24, 16), (24, 32), (24, 64), (24, 128)]
+    maps = fpn(features((48, 64), (24, 32), (12, 16), (6, 8)))
+    assert [(x.shape[1], 192 // x.shape[2]) for x in maps] == [tuple(spec) for spec in fpn.specs[:5]] + [(24, 96)]
+
+
+def test_fpn_starts_from_xavier_and_zero_biases() -> None:
+    fpn = FPN(specs=[FeatureSpec(64, 4), FeatureSpec(128, 8)], out_channels=96, levels=2)
+    for conv, fans in ((fpn.lateral[1], 128 + 96), (fpn.output[0], (96 + 96) * 9)):
+        bound = math.sqrt(6 / fans)
+        assert conv.weight.abs().max() <= bound
+        assert conv.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+        assert not conv.bias.any()
+
+
+def test_fpn_refuses_fewer_levels_than_maps() -> None:
+    with pytest.raises(ConfigError, match=r"neck\.levels of at least 4, got 3"):
+        FPN(specs=SPECS, levels=3)
+
+
+def up2(x: Tensor, layer: torch.nn.ConvTranspose2d) -> Tensor:
+    """Kernel 2 at stride 2: every cell becomes a block of 2 x 2 cells, each its own linear map."""
+    blocks = torch.einsum("bchw,cdij->bdhiwj", x, layer.weight) + layer.bias[:, None, None, None, None]
+    return blocks.reshape(x.shape[0], -1, x.shape[2] * 2, x.shape[3] * 2)
+
+
+def test_simple_pyramid_gives_four_scales_of_one_map() -> None:
+    torch.manual_seed(0)
+    pyramid = SimplePyramid(spec=FeatureSpec(64, 16))
+    x = torch.randn(2, 64, 5, 7)
+    quarter, half, same, double = pyramid(x)
+    assert [tuple(spec) for spec in pyramid.specs] == [(64, 4), (64, 8), (64, 16), (64, 32)]
+    grouped = up2(x, pyramid.up4[0]).view(2, 32, -1)
+    grouped = (grouped - grouped.mean(2, keepdim=True)) / (grouped.var(2, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(quarter, up2(F.gelu(grouped.view(2, 64, 10, 14)), pyramid.up4[3]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(half, up2(x, pyramid.up2))
+    assert same is x
+    torch.testing.assert_close(double, x[:, :, :4, :6].unflatten(3, (3, 2)).unflatten(2, (2, 2)).amax((3, 5)))
+
+
+def test_simple_pyramid_of_a_plain_vit_normalises_over_channels() -> None:
+    torch.manual_seed(0)
+    pyramid = SimplePyramid(spec=FeatureSpec(32, 16), norm="layer")
+    x = 3 * torch.randn(1, 32, 3, 4) + 1
+    hidden = up2(x, pyramid.up4[0])
+    mean, variance = hidden.mean(1, keepdim=True), hidden.var(1, unbiased=False, keepdim=True)
+    expected = up2(F.gelu((hidden - mean) / (variance + 1e-6).sqrt()), pyramid.up4[3])
+    torch.testing.assert_close(pyramid(x)[0], expected, atol=1e-5, rtol=1e-5)
+    assert SimplePyramid(spec=FeatureSpec(32, 16)).state_dict().keys() == pyramid.state_dict().keys()
+
+
+def test_simple_pyramid_starts_as_the_official_one() -> None:
+    pyramid = SimplePyramid(spec=FeatureSpec(96, 16))
+    for conv in (pyramid.up4[0], pyramid.up4[3], pyramid.up2):
+        assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (2 * 2 * 96)), rel=0.02)
+        assert not conv.bias.any()
+    assert (pyramid.up4[1].weight == 1).all()
+    assert not pyramid.up4[1].bias.any()
