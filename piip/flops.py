@@ -46,10 +46,9 @@ def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
         for label, (name, module) in _parts(model, config).items()
     ]
     rest = Cost(sum(p.numel() for p in model.parameters()), flops["Global"] // 2)
-    rest = Cost(*(getattr(rest, key) - sum(getattr(part.cost, key) for part in parts) for key in ("params", "macs")))
-    if rest != Cost():
-        parts.append(Part("other", rest))
-    return Count(tuple(parts), uncounted=tuple(sorted(seen.uncounted)))
+    named = Count(tuple(parts)).total
+    parts.append(Part("other", Cost(rest.params - named.params, rest.macs - named.macs)))
+    return Count(tuple(part for part in parts if part.cost != Cost()), uncounted=tuple(sorted(seen.uncounted)))
 
 
 def _parts(model: Model, config: ModelConfig) -> dict[str, tuple[str, nn.Module]]:

@@ -1,0 +1,68 @@
+# The developer's commands. Everything happens in $(VENV); PYTHON chooses the interpreter it is made from.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := $(wildcard csrc/*)
+
+DEMO := detection/mask_rcnn_piip_nano_shapes
+RUN ?= runs/demo
+SMOKE ?= runs/smoke
+SMALL := data.train.root=$(SMOKE)/shapes data.train.images=64 data.val.root=$(SMOKE)/shapes data.val.images=16 \
+	schedule.epochs=2 schedule.warmup_iterations=4
+
+.PHONY: help install demo test lint format smoke bench clean
+
+help:
+	@echo "make demo   train, evaluate and predict with a small network on generated images"
+	@echo "make test   run the tests"
+	@echo "make lint   check style, types and formatting"
+	@echo "make format rewrite the sources in the project's style"
+	@echo "make smoke  two minutes of the main job through the command line"
+	@echo "make bench  measure the ops"
+	@echo "make clean  remove what was built; runs/, data/ and $(VENV) stay"
+
+install: $(INSTALLED)
+
+# The stamp makes the next command start at once; it is older than its sources when something has to be built again.
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test,dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/piip train $(DEMO) --output $(RUN) --resume
+	$(BIN)/piip eval $(DEMO) --weights $(RUN)/checkpoints/best --output $(RUN)/eval
+	$(BIN)/piip predict $(DEMO) data/shapes --weights $(RUN)/checkpoints/best --output $(RUN)/predictions
+	@echo
+	@echo "overlays  $(RUN)/predictions"
+	@echo "curves    $(RUN)/curves.png"
+	@echo "numbers   $(RUN)/metrics.jsonl and $(RUN)/eval"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+# The whole chain in little: it shows that the parts fit, not that anything is learned.
+smoke: $(INSTALLED)
+	$(BIN)/piip train $(DEMO) --output $(SMOKE) $(SMALL)
+	$(BIN)/piip eval $(DEMO) --weights $(SMOKE)/checkpoints/last $(SMALL) --json
+	$(BIN)/piip predict $(DEMO) $(SMOKE)/shapes --weights $(SMOKE)/checkpoints/last --output $(SMOKE)/predictions
+	test -s $(SMOKE)/curves.png -a -s $(SMOKE)/metrics.jsonl
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/ops.py
+
+clean:
+	rm -rf build dist *.egg-info piip/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis $(INSTALLED)
+	find piip tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +

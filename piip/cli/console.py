@@ -1,0 +1,71 @@
+"""Where output goes: results to stdout, everything else to stderr; and the tables' common look."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from piip.engine.files import to_json
+
+# Piped output has no width of its own; cutting columns to 80 characters there would lose numbers.
+_PIPED_WIDTH = 160
+
+
+def out() -> Console:
+    """The console of results: stdout, no markup (paths may hold brackets), no wrapping of what is piped on."""
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    return console
+
+
+def print_json(document: Any) -> None:
+    """Prints one JSON document on stdout; figures that JSON cannot hold become null."""
+    print(to_json(document, indent=2))
+
+
+def is_main_process() -> bool:
+    """False on all but one of the processes that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None, align: str = "") -> Table:
+    """An aligned table.
+
+    align: 'l' or 'r' per column; without it the first column stands left and the others, being numbers, right.
+    """
+    result = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
+    for name, side in zip(columns, align or "l" + "r" * (len(columns) - 1), strict=True):
+        result.add_column(name, justify="left" if side == "l" else "right", no_wrap=True)
+    for row in rows:
+        result.add_row(*(cell if isinstance(cell, Text) else _text(cell) for cell in row))
+    return result
+
+
+def facts(pairs: Iterable[tuple[str, Any]]) -> Table:
+    """Names and values side by side, without a frame."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        grid.add_row(name, value if isinstance(value, Text) else str(value))
+    return grid
+
+
+def bar(share: float, width: int = 20) -> str:
+    """A bar `share` (0 to 1) of `width` characters long, to an eighth of a character."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    partial = " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+    return ("█" * (eighths // 8) + partial).ljust(width)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

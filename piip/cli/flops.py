@@ -1,0 +1,110 @@
+"""`piip flops`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from piip.cli.options import Json
+
+if TYPE_CHECKING:
+    from piip.paper_flops import Count
+
+
+def flops(
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="A YAML file, a shipped name or an official file stem.", show_default=False)
+    ] = None,
+    branches: Annotated[
+        str | None, typer.Option("--branches", metavar="LETTERS", help="DeiT branches, finest resolution first, as in tsb.")
+    ] = None,
+    resolutions: Annotated[
+        str | None, typer.Option("--resolutions", metavar="LIST", help="Pixels per branch, as in 1568,1120,672.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Count parameters and multiply-accumulates, by part of the network."""
+    if (config is None) == (branches is None):
+        raise typer.BadParameter("give either CONFIG or --branches")
+    if resolutions is not None and branches is None:
+        raise typer.BadParameter("--resolutions goes with --branches; a CONFIG has its own")
+    sizes = _parse_resolutions(resolutions)
+
+    from piip.cli.console import out, print_json
+    from piip.config import ModelConfig, load_config
+    from piip.paper_flops import backbone_from_letters, paper_count
+
+    if config is not None:
+        loaded = load_config(config)
+        name, model = loaded.name, loaded.model
+    else:
+        backbone = backbone_from_letters(branches or "", sizes)
+        name = f"{(branches or '').lower()} {'/'.join(map(str, backbone.resolutions))}"
+        model = ModelConfig(backbone=backbone)
+
+    from piip.flops import actual_count  # imports torch, so that a mistyped name is answered without waiting for it
+
+    side = model.backbone.resolutions[0]
+    paper, actual = paper_count(model.backbone), actual_count(model, (side, side))
+    if json:
+        print_json(
+            {
+                "config": name,
+                "input": [side, side],
+                "paper": _totals(paper),
+                "actual": _totals(actual),
+                "parts": _parts(actual),
+                "uncounted": list(actual.uncounted),
+            }
+        )
+        return
+    console = out()
+    console.print(f"{name}, input {side} x {side}\n")
+    console.print(_part_table(actual))
+    console.print(f"heads are counted at {model.head.rpn_proposals} proposals and {model.head.max_detections} detections")
+    if actual.uncounted:
+        console.print(f"ops without a formula, not counted: {', '.join(actual.uncounted)}")
+    console.print(_summary(paper, actual))
+
+
+def _parse_resolutions(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.replace("/", ",").split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--resolutions '{text}': give whole numbers, as in 1568,1120,672") from None
+
+
+def _totals(count: Count) -> dict[str, int]:
+    return {"params": count.total.params, "macs": count.total.macs}
+
+
+def _parts(count: Count) -> list[dict[str, Any]]:
+    return [{"name": part.name, "params": part.cost.params, "macs": part.cost.macs} for part in count.parts]
+
+
+def _part_table(count: Count) -> Any:
+    from rich.text import Text
+
+    from piip.cli.console import bar, table
+
+    total, largest = count.total, max(part.cost.macs for part in count.parts)
+    rows = []
+    for part in count.parts:
+        cost = part.cost
+        cells = (f"{cost.params / 1e6:.2f}", f"{cost.macs / 1e9:.2f}", f"{cost.macs / total.macs:.1%}")
+        rows.append((part.name, *cells, Text(bar(cost.macs / largest), style="cyan")))
+    rows.append(("total", f"{total.params / 1e6:.2f}", f"{total.macs / 1e9:.2f}", "100.0%", ""))
+    return table(("part", "M params", "GMACs", "share", ""), rows, align="lrrrl")
+
+
+def _summary(paper: Count, actual: Count) -> Any:
+    from piip.cli.console import table
+
+    rows = [
+        (name, f"{count.total.params:,}", f"{count.total.macs:,}")
+        for name, count in (("as the paper counts", paper), ("as it runs", actual))
+    ]
+    return table(("total", "parameters", "multiply-accumulates"), rows)

@@ -1,0 +1,45 @@
+"""The `piip` command. Nothing here may import torch: `piip --help` has to be instant; commands import what they run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from piip import __version__
+from piip.cli import convert, doctor, evaluate, flops, models, predict, train
+from piip.cli.errors import Debug, command
+
+app = typer.Typer(
+    name="piip",
+    help="Parameter-inverted image pyramid networks: train, evaluate, predict, count, convert.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"piip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    context.obj = debug
+
+
+app.command("train", cls=train.TrainCommand)(command(train.train))
+app.command("eval")(command(evaluate.evaluate))
+app.command("predict")(command(predict.predict))
+app.command("flops")(command(flops.flops))
+app.command("convert-ckpt")(command(convert.convert))
+app.command("models")(command(models.models))
+app.command("doctor")(command(doctor.doctor))

@@ -1,0 +1,36 @@
+"""Metrics as tables: one of the figures of a whole data set, one with a row per class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from piip.cli.console import table
+
+
+def metric_table(metrics: Mapping[str, float | None]) -> Table:
+    """Figures by name; those of the same measure on several targets ('box_ap50', 'mask_ap50') share a row."""
+    targets: dict[str, None] = {}
+    measures: dict[str, dict[str, float | None]] = {}
+    for name, value in metrics.items():
+        target, _, measure = name.partition("_")
+        targets[target] = None
+        measures.setdefault(measure, {})[target] = value
+    if "" in measures:
+        return table(("metric", "value"), [(name, figure(value)) for name, value in metrics.items()])
+    rows = [(measure, *(figure(found.get(target)) for target in targets)) for measure, found in measures.items()]
+    return table(("metric", *targets), rows)
+
+
+def class_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A table of rows that all have the same keys, the first of them the class."""
+    columns = list(rows[0]) if rows else ["class"]
+    cells = [[figure(value) if isinstance(value, float) else value for value in row.values()] for row in rows]
+    return table([column.replace("_", " ") for column in columns], cells)
+
+
+def figure(value: float | None) -> str:
+    """Four digits; '-' for what could not be measured (None, NaN or COCO's -1)."""
+    return f"{value:.4f}" if value is not None and value >= 0 else "-"

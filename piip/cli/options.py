@@ -1,0 +1,25 @@
+"""Arguments and options that several commands share, so that they look and read alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigName = Annotated[
+    str,
+    typer.Argument(metavar="CONFIG", help="A YAML file, a shipped name (see `piip models`), or an official file stem.", show_default=False),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Config values to replace, as in optim.lr=2e-4.", show_default=False),
+]
+Weights = Annotated[
+    Path,
+    typer.Option("--weights", metavar="FILE", help="Weights: model.safetensors, a checkpoint folder, or an official file.", show_default=False),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]

@@ -1,0 +1,52 @@
+"""`piip train`."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperCommand
+
+from piip.cli.options import ConfigName, Device, Overrides
+
+
+class TrainCommand(TyperCommand):
+    """Lets `--resume` stand alone for `--resume auto`, also before another argument."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Inserts the value that a bare --resume leaves out."""
+        complete = []
+        for word, following in zip_longest(args, args[1:]):
+            complete.append(word)
+            if word == "--resume" and not _names_a_checkpoint(following):
+                complete.append("auto")
+        return super().parse_args(ctx, complete)  # type: ignore[arg-type]
+
+
+def _names_a_checkpoint(word: str | None) -> bool:
+    if word is None or word.startswith("-") or word.endswith((".yaml", ".yml")):
+        return False
+    return "=" not in word or Path(word).exists()
+
+
+def train(
+    config: ConfigName,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Run directory; runs/NAME by default.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="[auto|PATH]", help="Continue the run in --output from its last checkpoint, or from PATH."),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Train a model; ends with its metrics and where everything lies."""
+    from piip.config import load_config
+
+    settings = load_config(config, overrides or ())
+    from piip.engine.train import train as run_training
+
+    run_training(settings, output=output, device=device, resume=resume)

@@ -1,0 +1,277 @@
+"""The command line: what starts fast, what is printed where, and what every failure looks like."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from piip.cli import errors
+from piip.cli.main import app
+from piip.errors import CheckError, ConfigError, PiipError, Stopped
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ["train", "eval", "predict", "flops", "convert-ckpt", "models", "doctor"]
+TSB = "detection/mask_rcnn_piip_tsb_1568_1120_672"
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments), prog_name="piip")
+
+
+def piip(*arguments: str, code: str = "", **options) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own; `code` runs before it and may see `sys`."""
+    script = f"import sys; sys.argv = ['piip', *{list(arguments)!r}]\nfrom piip.cli.main import app\n{code}\napp()"
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, **options)
+
+
+# --- starting --------------------------------------------------------------------------------------------------------
+
+
+def test_no_help_imports_torch():
+    """All of them in one process: a module once imported stays."""
+    script = f"""
+import sys
+from piip.cli.main import app
+for arguments in [["--help"], ["--version"], *([name, "--help"] for name in {COMMANDS!r})]:
+    try:
+        app(arguments)
+    except SystemExit as end:
+        assert not end.code, arguments
+    assert "torch" not in sys.modules, arguments
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_every_option_in_kebab_case(name):
+    done = run(name, "--help")
+    assert done.exit_code == 0
+    assert "--debug" in done.stdout
+    assert "_" not in "".join(word for word in done.stdout.split() if word.startswith("--"))
+
+
+def test_the_help_lists_every_command():
+    assert all(name in run("--help").stdout for name in COMMANDS)
+
+
+def test_version_is_the_package_version():
+    import piip as package
+
+    assert run("--version").stdout == f"piip {package.__version__}\n"
+
+
+# --- usage errors: exit 2 --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "nonsense"),
+        (["train"], "CONFIG"),
+        (["eval", TSB], "--weights"),
+        (["predict", TSB], "IMAGE"),
+        (["predict", TSB, "a.jpg", "--weights", "w"], "--output"),
+        (["predict", TSB, "a.jpg", "--weights", "w", "--output", "o", "--score-threshold", "2"], "--score-threshold"),
+        (["train", TSB, "--no-such-option"], "--no-such-option"),
+        (["eval", TSB, "--weights", "w", "--backend", "other"], "--backend"),
+        (["convert-ckpt", "a"], "OUTPUT"),
+        (["flops"], "CONFIG or --branches"),
+        (["flops", TSB, "--branches", "tsb"], "CONFIG or --branches"),
+        (["flops", TSB, "--resolutions", "3,2,1"], "--resolutions goes with --branches"),
+        (["flops", "--branches", "tsb", "--resolutions", "big"], "whole numbers"),
+    ],
+)
+def test_wrong_usage_exits_2_naming_the_argument(arguments, words):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["flops", "no_such_config"], "unknown config 'no_such_config'"),
+        (["flops", "--branches", "txb"], "use the letters t, s, b and l"),
+        (["flops", "--branches", "tb"], "give 2 with --resolutions"),
+        (["train", TSB, "optim.learning_rate=1"], "unknown key 'learning_rate'"),
+        (["train", TSB, "seed"], "is not of the form key.sub=value"),
+        (["eval", "missing.yaml", "--weights", "w"], "config file not found: missing.yaml"),
+    ],
+)
+def test_a_wrong_config_exits_2_in_a_few_lines_without_a_traceback(arguments, words):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+    assert done.stdout == ""
+
+
+# --- errors in a command ---------------------------------------------------------------------------------------------
+
+
+def failing_with(error: BaseException):
+    """A command line of one command that raises the error, wrapped as the real ones are."""
+    import typer
+
+    def fail() -> None:
+        raise error
+
+    single = typer.Typer(pretty_exceptions_enable=False)
+    single.callback()(lambda: None)
+    single.command("fail")(errors.command(fail))
+    return single
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's, which the command line recognises without importing torch."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "stderr"),
+    [
+        (PiipError("it broke; mend it"), 1, "error: it broke; mend it\n"),
+        (ConfigError("key: wrong"), 2, "error: key: wrong\n"),
+        (CheckError("2 problems found"), 3, "error: 2 problems found\n"),
+        (Stopped("stopped at step 7"), 75, "error: stopped at step 7\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt("saved step 7"), 130, "interrupted: saved step 7\n"),
+        (FileNotFoundError(2, "No such file or directory", "a.jpg"), 1, "error: No such file or directory: a.jpg\n"),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
+        (OutOfMemoryError("CUDA out of memory"), 1, "error: the GPU is out of memory; lower data.batch_size"),
+        (RuntimeError("odd\nsecond line"), 1, "error: unexpected error (RuntimeError: odd); run with --debug for the traceback\n"),
+        (KeyError(), 1, "error: unexpected error (KeyError: ); run with --debug for the traceback\n"),
+    ],
+)  # fmt: skip
+def test_an_error_becomes_its_message_and_exit_code(error, code, stderr):
+    done = CliRunner().invoke(failing_with(error), ["fail"])
+    assert done.exit_code == code
+    assert done.stderr.startswith(stderr)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("error", [PiipError("it broke"), ValueError("odd")])
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(error):
+    done = CliRunner().invoke(failing_with(error), ["fail", "--debug"])
+    assert done.exit_code == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "flops", "nope"], ["flops", "nope", "--debug"]])
+def test_debug_may_stand_before_or_after_the_command(arguments):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert "Traceback" in done.stderr
+
+
+def test_ctrl_c_exits_130_without_a_traceback():
+    """A real signal, sent while a command runs."""
+    code = (
+        "import os, signal, piip.config\n"
+        "piip.config.shipped_configs = lambda: os.kill(os.getpid(), signal.SIGINT)"
+    )
+    done = piip("models", code=code)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted\n"
+
+
+def test_a_closed_pipe_is_no_news():
+    read_end = subprocess.Popen(["true"], stdin=subprocess.PIPE, cwd=ROOT)
+    read_end.wait()
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv = ['piip', 'models']; from piip.cli.main import app; app()"],
+        cwd=ROOT,
+        stdout=read_end.stdin,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    read_end.stdin.close()
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+# --- flops, models, doctor -------------------------------------------------------------------------------------------
+
+
+def test_flops_json_is_one_document_of_integers():
+    done = run("flops", "--branches", "ts", "--resolutions", "64,32", "--json")
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert list(document) == ["config", "input", "paper", "actual", "parts", "uncounted"]
+    assert document["input"] == [64, 64]
+    assert [part["name"] for part in document["parts"]][:4] == ["T 64", "S 32", "interactions", "merge"]
+    for key in ("params", "macs"):
+        assert sum(part[key] for part in document["parts"]) == document["actual"][key]
+        assert isinstance(document["paper"][key], int)
+
+
+def test_flops_of_a_config_and_of_its_official_name_agree():
+    for name in (TSB, "mask_rcnn_deit_tsb_1568_1120_672_fpn_1x_coco_bs16"):
+        document = json.loads(run("flops", name, "--json").stdout)
+        assert document["paper"] == {"params": 148_774_891, "macs": 453_253_935_360}
+        assert document["config"] == TSB
+
+
+def test_flops_table_is_aligned_and_fits_a_terminal():
+    lines = run("flops", "--branches", "ts", "--resolutions", "64,32").stdout.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.lstrip().startswith("part"))
+    rows = lines[start + 2 : lines.index(next(line for line in lines if line.lstrip().startswith("total")))]
+    assert len({line.index("%") for line in rows}) == 1
+    assert "█" in "".join(rows)
+    assert max(map(len, lines)) <= 80
+
+
+def test_models_lists_every_shipped_config_with_its_published_figures():
+    from piip.config import shipped_configs
+
+    document = json.loads(run("models", "--json").stdout)
+    assert [row["name"] for row in document] == list(shipped_configs())
+    row = next(row for row in document if row["name"] == TSB)
+    assert row["official"] == "mask_rcnn_deit_tsb_1568_1120_672_fpn_1x_coco_bs16"
+    assert (row["published"]["box_ap"], row["published"]["mask_ap"]) == (46.5, 41.3)
+    assert row["paper"] == {"params": 148_774_891, "macs": 453_253_935_360}
+    text = run("models").stdout
+    assert all(name in text for name in shipped_configs())
+
+
+def test_doctor_finds_nothing_wrong_here():
+    done = run("doctor", "--json")
+    document = json.loads(done.stdout)
+    assert document["ok"], document
+    assert done.exit_code == 0
+    checks = [finding for finding in document["findings"] if finding["group"] == "checks"]
+    assert {finding["status"] for finding in checks} == {"ok"}
+    assert len(run("doctor").stdout.splitlines()) <= 30
+
+
+@pytest.mark.parametrize("name", ["deform_attn", "pyramid_resize"])
+def test_doctor_exits_3_when_an_op_is_wrong(monkeypatch, name):
+    """A kernel that is off by a thousandth, and one that raises."""
+    import piip.doctor
+
+    right = getattr(piip.doctor, name)
+
+    def slightly_wrong(*args, **kwargs):
+        result = right(*args, **kwargs)
+        return result * 1.001 if name == "deform_attn" else [level * 1.001 for level in result]
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("no kernel image")
+
+    for replacement, words in ((slightly_wrong, r"differs from its definition by [12]\.\de-03"), (broken, "failed: no kernel image")):
+        monkeypatch.setattr(piip.doctor, name, replacement)
+        done = run("doctor")
+        assert done.exit_code == 3
+        assert "1 problem found" in done.stderr
+        assert re.search(words, done.stdout)
+        assert json.loads(run("doctor", "--json").stdout)["ok"] is False
