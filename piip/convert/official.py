@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from piip.config import Config, dump_config
+from piip.config import Config
 from piip.convert.keys import KeyTable
 from piip.convert.sources import read_state_dict
 from piip.convert.vit import resample_pos_embed
 from piip.engine.files import replacing
+from piip.engine.weights import write_weights
 from piip.errors import CheckError
 from piip.model import build_model
 
@@ -46,9 +45,8 @@ def convert_checkpoint(source: Path, output: Path, *, config: Config, strict: bo
         raise CheckError(_explain(report, source))
     meta = beside.get("meta")
     names = meta.get("CLASSES") if isinstance(meta, dict) else None
-    metadata = {"config": dump_config(config), "class_names": json.dumps(list(names or []))}
     with replacing(output) as temporary:
-        save_file(state, temporary, metadata=metadata)
+        write_weights(temporary, state, config=config.model_dump(mode="json"), class_names=list(names) if names else None)
     return report
 
 
