@@ -116,7 +116,7 @@ def create_model(name: str | Path, weights: str | Path | None = None, **override
     if weights is not None:
         from piip.engine.checkpoint import load_weights
 
-        load_weights(model, Path(weights))
+        model.class_names = load_weights(model, weights).class_names or []
     return model.eval()
 
 

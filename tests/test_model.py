@@ -1,0 +1,129 @@
+"""The model as users hold it: create_model, infer, predict."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import piip
+from piip.config import load_config
+from piip.data.loader import Batch, prepare
+from piip.engine.weights import write_weights
+from piip.errors import CheckpointError, ConfigError, DataError
+from piip.model import Model, build_model
+
+NANO = "detection/mask_rcnn_piip_nano_shapes"
+
+
+@pytest.fixture(scope="module")
+def nano() -> Model:
+    torch.manual_seed(0)
+    return piip.create_model(NANO, **{"model.head.score_threshold": 0.0})
+
+
+def picture(height: int, width: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8))
+
+
+def test_overrides_reach_the_network() -> None:
+    model = piip.create_model(NANO, **{"model.head.num_classes": 7, "model.backbone.resolutions": [128, 64, 32]})
+    assert model.head.box.cls.out_features == 8
+    assert model.backbone.resolutions == (128, 64, 32)
+    assert not model.training
+
+
+def test_backbone_returns_one_map_a_stride(nano: Model) -> None:
+    maps = nano.backbone(torch.randn(2, 3, 128, 96))
+    assert [tuple(x.shape) for x in maps] == [(2, spec.channels, 128 // spec.stride, 96 // spec.stride)
+                                              for spec in nano.backbone.specs]  # fmt: skip
+
+
+def test_infer_gives_results_in_batch_pixels(nano: Model) -> None:
+    sizes = [(128, 96), (90, 128)]
+    results = nano.infer(torch.randn(2, 3, 128, 128), sizes)
+    for result, (height, width) in zip(results, sizes, strict=True):
+        assert result["boxes"].dtype == torch.float32
+        assert result["labels"].dtype == torch.int64
+        assert result["masks"].dtype == torch.bool
+        assert result["masks"].shape == (len(result["boxes"]), height, width)
+        assert (result["boxes"][:, 2::2] <= width).all()
+        assert (result["boxes"][:, 3::2] <= height).all()
+        assert (result["scores"].diff() <= 0).all()
+
+
+def test_predict_prepares_infers_and_scales_back(nano: Model, tmp_path: Path) -> None:
+    image = picture(200, 300)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
+    from_tensor, from_file = nano.predict([image, tmp_path / "image.png"])
+    for name, value in from_tensor.items():
+        torch.testing.assert_close(value, from_file[name], msg=name)
+    assert from_tensor["masks"].shape[1:] == (200, 300)
+
+    images, sizes = prepare([image], nano.transforms, nano.config.mean, nano.config.std)
+    (in_batch,) = nano.infer(images, sizes)
+    height, width = sizes[0]
+    scale = torch.tensor([300 / width, 200 / height] * 2)
+    torch.testing.assert_close(from_tensor["boxes"], in_batch["boxes"] * scale, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(from_tensor["scores"], in_batch["scores"])
+
+
+def test_an_image_is_found_alike_alone_and_in_a_batch(nano: Model) -> None:
+    images = torch.randn(2, 3, 128, 128)
+    sizes = [(128, 128), (128, 128)]
+    together = nano.infer(images, sizes)
+    for index in range(2):
+        (alone,) = nano.infer(images[index : index + 1], sizes[:1])
+        torch.testing.assert_close(alone["boxes"], together[index]["boxes"], rtol=1e-3, atol=1e-2)
+
+
+def test_predict_says_which_file_it_cannot_read(nano: Model, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    with pytest.raises(DataError, match="broken.jpg"):
+        nano.predict([tmp_path / "broken.jpg"])
+    with pytest.raises(DataError, match="gone.jpg"):
+        nano.predict([tmp_path / "gone.jpg"])
+
+
+def test_a_model_without_transforms_says_how_to_get_them() -> None:
+    with pytest.raises(ConfigError, match="create_model"):
+        build_model(load_config(NANO).model).predict([picture(10, 10)])
+
+
+def test_weights_alone_are_enough_and_bring_their_class_names(nano: Model, tmp_path: Path) -> None:
+    write_weights(tmp_path / "w.safetensors", nano.state_dict(), class_names=["a", "b", "c", "d", "e"])
+    # The branch's own pretrained file does not exist, and is not asked for.
+    loaded = piip.create_model(NANO, tmp_path / "w.safetensors", **{"model.backbone.branches.0.init": "no/such/file.pth"})
+    assert loaded.class_names == ["a", "b", "c", "d", "e"]
+    for (name, a), b in zip(nano.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert a.equal(b), name
+
+
+def test_weights_of_another_network_are_refused(nano: Model, tmp_path: Path) -> None:
+    write_weights(tmp_path / "w.safetensors", nano.state_dict())
+    with pytest.raises(CheckpointError, match="another network"):
+        piip.create_model(NANO, tmp_path / "w.safetensors", **{"model.head.num_classes": 3})
+
+
+def test_training_loss_is_the_sum_of_finite_scalars(nano: Model) -> None:
+    mask = torch.zeros(1, 128, 128, dtype=torch.uint8)
+    mask[0, 30:80, 20:90] = 1
+    target = {"boxes": torch.tensor([[20.0, 30.0, 90.0, 80.0]]), "labels": torch.tensor([2]), "masks": mask}
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": mask[:0]}
+    for targets in ([target, empty], [empty, empty]):
+        losses = nano.loss(Batch(torch.randn(2, 3, 128, 128), [(128, 128)] * 2, [(128, 128)] * 2, [1, 2], targets))
+        assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in losses.values())
+        assert sum(losses.values()).requires_grad
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import piip, piip.config, sys, json; print(json.dumps([piip.__version__, 'torch' in sys.modules]))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert json.loads(output) == [piip.__version__, False]
