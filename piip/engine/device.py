@@ -1,0 +1,59 @@
+"""Which device a run uses, and in which precision."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from piip.errors import ConfigError
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device behind 'auto' (or None), 'cpu', 'cuda', 'cuda:1'; under torchrun 'cuda' is the local rank's own GPU.
+
+    Raises ConfigError when there is no such device.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if name is None or name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device '{name}'; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = local_rank if device.index is None else device.index
+        if index >= count:
+            raise ConfigError(
+                f"device cuda:{index} does not exist, {count} CUDA devices are available; use --device cpu"
+            )
+        return torch.device("cuda", index)
+    if device.type not in ("cpu", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise ConfigError(f"device '{name}' is not available; use auto, cpu, cuda or cuda:N")
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context of a forward pass in the precision of a config: 'auto', 'fp32' or 'bf16'.
+
+    auto is bf16 on GPUs that have it and fp32 everywhere else: CPUs without bf16 units are several times slower in it.
+    Raises ConfigError when bf16 is asked of a GPU that does not have it.
+    """
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and device.type == "cuda" and not native:
+        raise ConfigError(f"{torch.cuda.get_device_name(device)} has no bf16; set train.precision=fp32")
+    if precision == "bf16" or (precision == "auto" and native):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory used so far: allocated on a GPU, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,125 @@
+"""One process or many: the group that `torchrun` describes, and the few collectives the engine needs.
+
+Every function also works without a process group, where it behaves as a group of one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from piip.engine.device import choose_device
+from piip.errors import PiipError
+
+T = TypeVar("T")
+
+# A rank may wait for as long as another scores the whole validation set.
+_TIMEOUT = timedelta(hours=2)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+@contextmanager
+def session(device: str | None = None) -> Iterator[torch.device]:
+    """Joins the process group that torchrun describes, if any, and leaves it at the end; yields the device."""
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    launched = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    owner = launched and not dist.is_initialized()
+    if owner:
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_TIMEOUT)
+    try:
+        yield chosen
+    finally:
+        if owner:
+            dist.destroy_process_group()
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's picklable `value`, in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        gather(None)
+
+
+def minimum_(tensor: torch.Tensor) -> torch.Tensor:
+    """Replaces the tensor, in place, by its element-wise minimum over the ranks."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return tensor
+
+
+def mean_(tensor: torch.Tensor) -> torch.Tensor:
+    """Replaces the floating tensor, in place, by its mean over the ranks."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
+    return tensor
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Calls the function on the main process only and returns its (picklable) result on every rank.
+
+    What it raises is raised on every rank, so that no rank waits for one that has given up.
+    """
+    if not dist.is_initialized():
+        return function()
+    failure: Exception | None = None
+    outcome: list[Any] = [None, None]
+    if is_main():
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            failure = error
+            # Only our own errors are sure to survive the journey to the other ranks.
+            told = error if isinstance(error, PiipError) else PiipError(f"the main process failed: {error!r}")
+            outcome[1] = type(told)(str(told))
+    dist.broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Lets the main process run the block before the others: it writes a cache, they read it.
+
+    A failure of the main process is a PiipError on the others.
+    """
+    if not is_main() and any(gather(False)):
+        raise PiipError("the main process failed")
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if is_main():
+            gather(failed)

@@ -1,0 +1,130 @@
+"""Evaluation of a model on a data set, in one process or several."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from piip.config import Config
+from piip.data import CocoDataset, build_dataset, build_loader, check_classes
+from piip.engine import distributed
+from piip.engine.checkpoint import load_weights
+from piip.engine.device import autocast
+from piip.engine.files import to_json, write_file
+from piip.engine.log import Bar, logging_to
+from piip.engine.weights import LoadedWeights
+from piip.errors import ConfigError, PiipError
+
+if TYPE_CHECKING:
+    import torch
+
+    from piip.data import Loader
+    from piip.model import Model
+
+_log = logging.getLogger(__name__)
+
+Backend = Literal["faster", "pycocotools"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """metrics by name, the main one first; rows: a table with a line per class; seconds it took."""
+
+    metrics: dict[str, float]
+    rows: list[dict[str, Any]]
+    seconds: float
+
+
+def evaluate(
+    model: Model,
+    loader: Loader,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    backend: Backend = "faster",
+    console: Console | None = None,
+    check: Callable[[], None] | None = None,
+) -> Evaluation:
+    """Runs the model over the loader's share of the images and scores the results of all ranks.
+
+    Every rank must call it, also one that has no images, and gets the same figures. The model is put into evaluation
+    mode and back. check: called between batches; what it raises ends the evaluation.
+    """
+    start, training = time.perf_counter(), model.training
+    metric = loader.dataset.metric(backend=backend)
+    model.eval()
+    try:
+        with Bar(console, "evaluating", total=len(loader)) as bar:
+            for batch in loader:
+                with autocast(device, precision):
+                    results = model.infer_batch(batch.to(device, non_blocking=True))
+                metric.update(results, batch.image_ids)
+                bar.advance()
+                if check is not None:
+                    check()
+    finally:
+        model.train(training)
+    metric.synchronize()
+    metrics, rows = distributed.on_main(lambda: (metric.compute(), metric.table()))
+    return Evaluation(metrics, rows, time.perf_counter() - start)
+
+
+def run_evaluation(
+    config: Config,
+    *,
+    weights: Path,
+    output: Path | None = None,
+    device: str | None = None,
+    backend: Backend = "faster",
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Evaluates weights on the validation data of a config, under torchrun in all its processes.
+
+    weights: a run, a checkpoint or a weight file. output: where metrics.json is written, if given.
+    Returns the metrics by name and a row per class. Raises PiipError and its kinds.
+    """
+    from piip.model import build_model
+
+    with distributed.session(device) as target, logging_to() as console:
+        model = build_model(config.model)
+        loaded = load_weights(model, weights)
+        with distributed.main_process_first():
+            dataset = build_dataset(config.data.val, training=False)
+        check_classes(config.model.head.num_classes, dataset)
+        check_trained_classes(loaded, dataset)
+        _log.info("evaluating %s on %d images on %s", loaded.file, len(dataset), target)
+        loader = build_loader(config, dataset, training=False, pin_memory=target.type == "cuda")
+        found = evaluate(
+            model.to(target), loader, device=target, precision=config.train.precision, backend=backend, console=console
+        )
+        _log.info("evaluated %d images in %.0f s", len(dataset), found.seconds)
+        if output is not None:
+            report = {"config": config.name, "weights": str(loaded.file), "images": len(dataset)}
+            report |= {"backend": backend, "metrics": found.metrics, "classes": found.rows}
+            distributed.on_main(lambda: _write_report(output, report))
+        return found.metrics, found.rows
+
+
+def check_trained_classes(loaded: LoadedWeights, dataset: CocoDataset) -> None:
+    """Raises ConfigError when weights were trained on other classes, or on the same ones in another order."""
+    if loaded.class_names is None or loaded.class_names == dataset.class_names:
+        return
+    pairs = zip([*loaded.class_names, None], [*dataset.class_names, None], strict=False)
+    label, (old, new) = next((label, pair) for label, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise ConfigError(
+        f"{loaded.file} was trained on other classes than {dataset.source} has: class {label} is {old!r} there and "
+        f"{new!r} here; use annotations with the categories it was trained on, in their order"
+    )
+
+
+def _write_report(output: Path, report: dict[str, Any]) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_file(output / "metrics.json", to_json(report, indent=2))
+    except OSError as error:
+        raise PiipError(f"cannot write {output / 'metrics.json'}: {error.strerror}") from None

@@ -1,0 +1,207 @@
+"""What a run says: log lines, a progress bar on terminals, metrics.jsonl, TensorBoard events and curves.png."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from piip.engine import distributed
+from piip.engine.curves import draw_curves
+from piip.engine.files import sync, to_json, write_file
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def logging_to(file: Path | None = None) -> Iterator[Console]:
+    """Shows the messages of `piip` on stderr while the block runs, and appends them to `file` if there is one.
+
+    Only the main process writes; the others are heard from warnings on. Yields the console for a progress bar to share.
+    """
+    console = Console(stderr=True, highlight=False)
+    root = logging.getLogger("piip")
+    level, propagates = root.level, root.propagate
+    handlers: list[logging.Handler] = []
+    if console.is_terminal:
+        handlers.append(RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", markup=False))
+    else:
+        handlers.append(logging.StreamHandler(sys.stderr))
+        handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+    # Said by the progress bar, or by the command line at the end: then only the file needs it.
+    hidden = ("on_bar", "at_end") if console.is_terminal else ("at_end",)
+    handlers[0].addFilter(lambda record: not any(hasattr(record, name) for name in hidden))
+    if distributed.is_main() and file is not None:
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
+    root.propagate = False
+    try:
+        yield console
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(level)
+        root.propagate = propagates
+
+
+class Bar:
+    """A progress bar on the main process's terminal; silent where stderr is no terminal."""
+
+    def __init__(self, console: Console | None, description: str, total: int, done: int = 0) -> None:
+        console = console or Console(stderr=True)
+        self._progress: Progress | None = None
+        if console.is_terminal and distributed.is_main():
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", style="dim"),
+                console=console,
+                transient=True,
+            )
+            self._task = self._progress.add_task(description, total=total, completed=done, note="")
+
+    def __enter__(self) -> Bar:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Takes the bar off the terminal for the block, in which another one may be shown."""
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    def advance(self, note: str = "") -> None:
+        """Moves on by one; `note` is shown behind the bar."""
+        if self._progress is not None:
+            self._progress.update(self._task, advance=1, note=note)
+
+
+class JsonLines:
+    """A file of one JSON document a line, each written whole and at once, so that a kill leaves whole lines."""
+
+    def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """keep: which of the records already in the file stay; a torn last line never does."""
+        self.records = [record for record in _read_lines(path) if keep(record)] if path.exists() else []
+        write_file(path, "".join(to_json(record) + "\n" for record in self.records))
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends one record; NaN and infinities are written as null."""
+        self.records.append(record)
+        os.write(self._descriptor, f"{to_json(record)}\n".encode())
+
+    def close(self) -> None:
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+
+class RunLog:
+    """Records of one training run, on the main process; elsewhere every method does nothing.
+
+    output: the run directory. resumed_step: where a resumed run goes on; later records are dropped. evaluated: whether
+    the evaluation at that step is done and its record stays.
+    """
+
+    def __init__(self, output: Path, *, resumed_step: int | None = None, evaluated: bool = False) -> None:
+        self._output = output
+        self._stack = ExitStack()
+        self._lines: JsonLines | None = None
+        if not distributed.is_main():
+            return
+        # Slow to import, and of no use to the other ranks.
+        from torch.utils.tensorboard import SummaryWriter
+
+        def keep(record: dict[str, Any]) -> bool:
+            if resumed_step is None:
+                return False
+            last = resumed_step if evaluated or record["event"] == "train" else resumed_step - 1
+            return bool(record["step"] <= last)
+
+        self._lines = JsonLines(output / "metrics.jsonl", keep)
+        self._stack.callback(self._lines.close)
+        purge = None if resumed_step is None else resumed_step + 1
+        self._board = SummaryWriter(str(output / "tensorboard"), purge_step=purge)
+        self._stack.callback(self._board.close)
+
+    def train(self, record: dict[str, Any]) -> None:
+        """record: step, epoch, lr, loss, losses by name, grad_norm, time and data_time in s a step, memory_mib."""
+        self._write({"event": "train"} | record)
+        parts = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
+        _log.info(
+            "step %d epoch %.2f lr %.3g loss %.4f (%s) grad %.3g, %.3f s/step (%.3f s data) %d MiB",
+            *(record[key] for key in ("step", "epoch", "lr", "loss")),
+            parts,
+            *(record[key] for key in ("grad_norm", "time", "data_time", "memory_mib")),
+            extra={"on_bar": True},
+        )
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """record: step, epoch, metrics by name, seconds."""
+        self._write({"event": "eval"} | record)
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in record["metrics"].items() if _known(value))
+        _log.info("step %d evaluation in %.1f s: %s", record["step"], record["seconds"], metrics)
+
+    def draw(self) -> None:
+        """Redraws curves.png."""
+        if self._lines is not None:
+            draw_curves(self._lines.records, self._output / "curves.png")
+
+    def flush(self) -> None:
+        """Puts the records so far on the disk, so that no checkpoint outlives its history."""
+        if self._lines is not None:
+            sync(self._output / "metrics.jsonl")
+            self._board.flush()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._lines is None:
+            return
+        self._lines.write(record)
+        scalars = {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "step"}
+        for group in ("losses", "metrics"):
+            scalars |= {f"{group}/{name}": value for name, value in record.get(group, {}).items() if value is not None}
+        for name, value in scalars.items():
+            self._board.add_scalar(name if "/" in name else f"{record['event']}/{name}", value, record["step"])
+
+
+def _known(value: float | None) -> bool:
+    """Whether a metric was measured: COCO gives -1 where there was nothing to measure."""
+    return value is not None and value != -1
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        yield record

@@ -1,0 +1,107 @@
+"""The run directory before the first step: is it free, is there something to resume, and is it the same run?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from piip.config import Config, dump_config
+from piip.engine.checkpoint import POINTERS, checkpoints, follow, newest_checkpoint, read_meta, remove_leftovers
+from piip.engine.files import write_file
+from piip.errors import CheckpointError, ConfigError, PiipError
+
+# What may differ between a run and its continuation: it changes no step.
+_HARMLESS = (
+    "name",
+    "official",
+    "published",
+    "data.workers",
+    "data.eval_batch_size",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+)
+_SHOWN = 4
+
+
+def prepare_run(output: Path, config: Config, resume: str | None) -> Path | None:
+    """Makes the run directory with its config.yaml. Returns the checkpoint to resume from, or None to start anew.
+
+    resume: None refuses a directory that holds a run; 'auto' takes the newest whole checkpoint in it, if there is any;
+    else a checkpoint, or a run directory with one.
+    Raises ConfigError and CheckpointError naming what is in the way.
+    """
+    root = output / "checkpoints"
+    if resume is None:
+        if (output / "config.yaml").exists() or checkpoints(root):
+            raise ConfigError(f"{output} already holds a run; continue it with --resume, or choose another --output")
+        checkpoint = None
+    elif resume == "auto":
+        checkpoint = newest_checkpoint(root)
+    else:
+        checkpoint = _named_checkpoint(Path(resume))
+        _check_place(checkpoint, output)
+    if checkpoint is not None:
+        _check_same(read_meta(checkpoint)["config"], config.model_dump(mode="json"), checkpoint)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(root)
+        write_file(output / "config.yaml", dump_config(config))
+    except OSError as error:
+        raise PiipError(f"cannot write to the run directory {output}: {error.strerror}") from None
+    return checkpoint
+
+
+def _named_checkpoint(path: Path) -> Path:
+    if path.name in POINTERS:
+        path = follow(path.parent, path.name) or path
+    if (path / "checkpoints").is_dir():
+        newest = newest_checkpoint(path / "checkpoints")
+        if newest is None:
+            raise CheckpointError(f"{path} holds no whole checkpoint to resume from")
+        return newest
+    if not path.is_dir():
+        raise CheckpointError(f"no checkpoint to resume from: {path} is not a checkpoint or run directory")
+    read_meta(path)
+    return path
+
+
+def _check_place(checkpoint: Path, output: Path) -> None:
+    """A run goes on in its own directory from its newest checkpoint, or in a new directory from any."""
+    root = (output / "checkpoints").resolve()
+    if checkpoint.resolve().parent == root:
+        newest = newest_checkpoint(root)
+        if newest is not None and newest.name != checkpoint.name:
+            raise CheckpointError(
+                f"{output} already holds a later checkpoint ({newest.name}); branch off from {checkpoint.name} with "
+                "another --output, or remove the later ones"
+            )
+    elif checkpoints(root):
+        raise CheckpointError(
+            f"{output} already holds another run; choose another --output to continue {checkpoint} in"
+        )
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], checkpoint: Path) -> None:
+    before, after = _flatten(old), _flatten(new)
+    keys = [key for key in {**before, **after} if not key.startswith(_HARMLESS)]
+    changed = [key for key in keys if before.get(key) != after.get(key)]
+    if changed:
+        shown = ", ".join(f"{key} was {before.get(key)!r} and is {after.get(key)!r}" for key in changed[:_SHOWN])
+        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        raise ConfigError(f"{checkpoint} belongs to another config: {shown}{more}; undo this, or start a new run")
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list):
+        items = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return {prefix: value}
+    return {
+        key: leaf
+        for name, item in items
+        for key, leaf in _flatten(item, f"{prefix}.{name}" if prefix else name).items()
+    }  # fmt: skip

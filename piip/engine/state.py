@@ -1,0 +1,163 @@
+"""Everything of a run that changes from step to step, and how it gets into a checkpoint and out again."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+
+from piip.config import Config
+from piip.convert import load_pretrained
+from piip.engine import distributed, rng
+from piip.engine.checkpoint import (
+    load_trainer_state,
+    point,
+    prune,
+    read_evaluation,
+    read_meta,
+    save_checkpoint,
+    write_evaluation,
+)
+from piip.engine.evaluate import Evaluation
+from piip.engine.meter import Meter
+from piip.engine.optim import build_optimizer
+from piip.engine.weights import load_file
+from piip.errors import DataError
+from piip.model import Model, build_model
+
+_log = logging.getLogger(__name__)
+
+
+class RunState:
+    """Weights, their moving average, optimizer, sums for the next record, the best evaluation.
+
+    step: finished optimizer steps. metrics: of the evaluation at this step or the last one before it. evaluated:
+    whether this very step has been evaluated. root: where the checkpoints lie. epoch_length: optimizer steps an epoch.
+    """
+
+    def __init__(
+        self, config: Config, *, device: torch.device, root: Path, class_names: list[str], epoch_length: int
+    ) -> None:
+        self.config, self.root, self.class_names, self.epoch_length = config, root, class_names, epoch_length
+        self.model: Model = build_model(config.model).to(device)
+        self.optimizer = build_optimizer(
+            self.model.named_parameters(), self.model.layer_ids(), self.model.num_layers, config.optim
+        )
+        self.ema: ModelEmaV3 | None = None
+        self.meter = Meter()
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        self.metrics: dict[str, float] = {}
+        self.evaluated = False
+        self._saved_step: int | None = None
+
+    @property
+    def evaluation_model(self) -> Model:
+        """What is evaluated: the moving average where there is one, else the weights themselves."""
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """Step and epoch, for records."""
+        return {"step": self.step, "epoch": round(self.step / self.epoch_length, 4)}
+
+    def start(self) -> None:
+        """Begins a run: loads pretrained branches where the config names some. Raises CheckpointError."""
+        with distributed.main_process_first():
+            for branch, settings in zip(self.model.backbone.branches, self.config.model.backbone.branches):  # type: ignore[arg-type]
+                if settings.init is not None:
+                    load_pretrained(branch, settings.init)
+        self._average()
+        self._seed()
+
+    def resume(self, checkpoint: Path) -> None:
+        """Puts everything where it stood when the checkpoint was saved. Raises CheckpointError and DataError."""
+        names = read_meta(checkpoint, only=())["class_names"]
+        state = load_trainer_state(checkpoint)
+        if names != self.class_names or state["epoch_length"] != self.epoch_length:
+            raise DataError(
+                f"the training data changed: {checkpoint} had {len(names)} classes and {state['epoch_length']} steps "
+                f"an epoch, now it is {len(self.class_names)} and {self.epoch_length}; start a new run"
+            )
+        load_file(self.model, checkpoint / "model.safetensors")
+        self._average()
+        if self.ema is not None:
+            load_file(self.ema.module, checkpoint / "ema.safetensors")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best, self.meter = state["step"], state["best"], Meter(**state["meter"])
+        if checkpoint.resolve().parent == self.root.resolve():
+            self._saved_step = self.step
+        evaluation = read_evaluation(checkpoint)
+        if evaluation is not None:
+            self.evaluated, self.metrics, self.best = True, evaluation["metrics"], evaluation["best"]
+        if len(state["rng"]) == distributed.world_size():
+            rng.restore(state["rng"][distributed.rank()])
+        else:
+            self._seed()
+            _log.warning("the number of processes changed from %d to %d", len(state["rng"]), distributed.world_size())
+        _log.info("resumed from %s", checkpoint)
+
+    def advance(self) -> None:
+        """Counts a step that the optimizer has taken."""
+        self.step += 1
+        self.evaluated = False
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.step)
+
+    def save(self) -> None:
+        """Writes the checkpoint of this step, if that has not been done; all ranks call it. Raises CheckpointError."""
+        if self._saved_step == self.step:
+            return
+        epoch, position = divmod(self.step, self.epoch_length)
+        trainer = {
+            "step": self.step,
+            "epoch": epoch,
+            "position": position,
+            "epoch_length": self.epoch_length,
+            "optimizer": self.optimizer.state_dict(),
+            "rng": distributed.gather(rng.state()),
+            "meter": self.meter.state(),
+            "best": self.best,
+        }
+        weights = {"model": self.model.state_dict()}
+        if self.ema is not None:
+            weights["ema"] = self.ema.module.state_dict()
+        config = self.config.model_dump(mode="json")
+
+        def save() -> None:
+            save_checkpoint(
+                self.root, self.step, weights=weights, trainer=trainer, config=config, class_names=self.class_names
+            )
+            prune(self.root, self.config.train.keep_checkpoints)
+
+        distributed.on_main(save)
+        self._saved_step = self.step
+
+    def record_evaluation(self, found: Evaluation) -> None:
+        """Remembers the metrics of this step, beside its checkpoint too, and whether it is the best so far."""
+        self.metrics, self.evaluated = found.metrics, True
+        name, value = next(iter(found.metrics.items()))
+        improved = self.best is None or value > self.best["value"]
+        if improved:
+            self.best = {"step": self.step, "name": name, "value": value}
+        record = {"step": self.step, "metrics": found.metrics, "best": self.best, "classes": found.rows}
+
+        def store() -> None:
+            write_evaluation(self.root / str(self.step), record)
+            if improved:
+                point(self.root, "best", self.step)
+            prune(self.root, self.config.train.keep_checkpoints)
+
+        distributed.on_main(store)
+
+    def _average(self) -> None:
+        settings = self.config.train
+        if settings.ema is not None:
+            self.ema = ModelEmaV3(self.model, decay=settings.ema, use_warmup=settings.ema_warmup)
+
+    def _seed(self) -> None:
+        """Gives every rank its own random numbers, also after a resumption with another number of processes."""
+        rng.seed(self.config.train.seed + 1_000_003 * (distributed.rank() + 1) + 7919 * self.step)
