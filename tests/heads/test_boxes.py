@@ -19,7 +19,9 @@ ONES = (1.0, 1.0, 1.0, 1.0)
 def random_boxes(count: int, *, size: float = 100, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(count, 4, generator=generator) * size
-    return torch.cat([torch.minimum(corners[:, :2], corners[:, 2:]), torch.maximum(corners[:, :2], corners[:, 2:]) + 1], 1)
+    return torch.cat(
+        [torch.minimum(corners[:, :2], corners[:, 2:]), torch.maximum(corners[:, :2], corners[:, 2:]) + 1], 1
+    )
 
 
 def test_anchors_are_centred_on_cell_corners_and_ordered_by_row_column_ratio() -> None:
@@ -62,7 +64,9 @@ def test_decoding_undoes_encoding(stds: tuple[float, ...]) -> None:
 def test_decoding_limits_the_change_of_size_both_ways() -> None:
     box = torch.tensor([[10.0, 10, 20, 30]]).expand(2, 4)
     decoded = decode(box, torch.tensor([[0.0, 0, 100, 100], [0, 0, -100, -100]]), stds=ONES)
-    torch.testing.assert_close(decoded[:, 2:] - decoded[:, :2], torch.tensor([[10, 20.0]]) * torch.tensor([[62.5], [0.016]]))
+    torch.testing.assert_close(
+        decoded[:, 2:] - decoded[:, :2], torch.tensor([[10, 20.0]]) * torch.tensor([[62.5], [0.016]])
+    )
 
 
 def test_decoding_reproduces_the_example_of_mmdetections_documentation() -> None:

@@ -13,7 +13,9 @@ RPN = {"positive_iou": 0.7, "negative_iou": 0.3, "min_iou": 0.3}
 ROI = {"positive_iou": 0.5, "negative_iou": 0.5, "min_iou": 0.5}
 
 
-def naive_assign(boxes: Tensor, objects: Tensor, *, positive_iou: float, negative_iou: float, min_iou: float) -> list[int]:
+def naive_assign(
+    boxes: Tensor, objects: Tensor, *, positive_iou: float, negative_iou: float, min_iou: float
+) -> list[int]:
     """The four steps of mmdetection's MaxIoUAssigner, box by box and object by object."""
     iou = box_iou(objects, boxes)
     result = []

@@ -18,8 +18,8 @@ from piip.heads.mask_rcnn.rpn import RPN, RPNOutputs
 
 __all__ = ["MaskRCNN", "Stages"]
 
-# Coarser levels only serve the region proposal network.
-COARSEST_POOLED_STRIDE = 32
+# Of the pyramid, from the finest; what is coarser only serves the region proposal network.
+POOLED_LEVELS = 4
 
 
 class Stages(NamedTuple):
@@ -43,7 +43,7 @@ class MaskRCNN(nn.Module):
     """Boxes, classes and masks of objects from a feature pyramid.
 
     specs: the pyramid, finest first, one width for all levels. The other settings are those of `MaskRCNNConfig`.
-    Raises ConfigError if the levels differ in width or none has a stride of at most 32.
+    Raises ConfigError if the levels differ in width.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class MaskRCNN(nn.Module):
         max_detections: int = 100,
     ) -> None:
         super().__init__()
-        self.strides = [spec.stride for spec in specs if spec.stride <= COARSEST_POOLED_STRIDE]
-        if len({spec.channels for spec in specs}) != 1 or not self.strides:
-            got = ", ".join(f"{spec.channels} channels at stride {spec.stride}" for spec in specs)
-            raise ConfigError(f"Mask R-CNN needs a pyramid of one width with a stride of at most 32, got {got}")
+        if len({spec.channels for spec in specs}) != 1:
+            got = ", ".join(str(spec.channels) for spec in specs)
+            raise ConfigError(f"Mask R-CNN needs pyramid levels of one width, as from an FPN, got {got} channels")
+        self.strides = [spec.stride for spec in specs[:POOLED_LEVELS]]
         channels = specs[0].channels
         self.pre_nms_train, self.pre_nms_test = rpn_pre_nms_train, rpn_pre_nms_test
         self.rpn = RPN(
