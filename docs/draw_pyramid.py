@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 WIDTH, HEIGHT = 1040, 412
@@ -18,15 +19,19 @@ IMAGE_X, BLOCK_X, BLOCK_WIDTH, GROUP_STEP, GROUPS = 92, 218, 50, 96, 4
 MERGE_X, MERGE_Y, LEVEL_X = 752, 212, 818
 
 
-def text(x: float, y: float, words: str, *, size: int = 13, colour: str = INK, anchor: str = "middle", weight: int = 400) -> str:
-    return f'<text x="{x}" y="{y}" font-size="{size}" fill="{colour}" text-anchor="{anchor}" font-weight="{weight}">{words}</text>'
+def text(
+    x: float, y: float, words: str, *, size: int = 12, colour: str = SOFT, anchor: str = "middle", weight: int = 400
+) -> str:
+    look = f'font-size="{size}" fill="{colour}" text-anchor="{anchor}" font-weight="{weight}"'
+    return f'<text x="{x}" y="{y}" {look}>{words}</text>'
 
 
-def rect(x: float, y: float, w: float, h: float, fill: str, *, radius: float = 4, opacity: float = 1, stroke: str = "none") -> str:
-    return (
-        f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="{radius}" fill="{fill}" fill-opacity="{opacity}" '
-        f'stroke="{stroke}"/>'
-    )
+def rect(x: float, y: float, w: float, h: float, look: str) -> str:
+    return f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" {look}/>'
+
+
+def title(x: float, y: float, words: str, anchor: str) -> str:
+    return text(x, y, words, size=13, colour=INK, anchor=anchor, weight=600)
 
 
 def arrow(path: str, colour: str = SOFT, *, both: bool = False, width: float = 1.5) -> str:
@@ -45,33 +50,34 @@ def scene(centre_x: float, centre_y: float, side: float, cells: int, colour: str
         '<path d="M0.3 0.34L0.38 0.444L0.31 0.47L0.25 0.404Z" fill="#f8fafc"/>'
         '<path d="M0 0.8Q0.3 0.66 0.6 0.8T1 0.78V1H0Z" fill="#22c55e"/>'
         f'<path d="{lines}" stroke="#ffffff" stroke-opacity="0.55" stroke-width="{0.7 / side:.4f}"/></g>'
-        f'<rect x="{x:g}" y="{y:g}" width="{side}" height="{side}" rx="4" fill="none" stroke="{colour}" stroke-width="2"/>'
-    )
+    ) + rect(x, y, side, side, f'rx="4" fill="none" stroke="{colour}" stroke-width="2"')
 
 
 def branch(name: str, pixels: int, side: int, height: int, colour: str, y: int) -> list[str]:
     parts = [scene(IMAGE_X, y, side, round(pixels / 112), colour)]
-    parts.append(text(IMAGE_X, y + side / 2 + 16, f"{pixels} px", size=12, colour=SOFT))
+    parts.append(text(IMAGE_X, y + side / 2 + 16, f"{pixels} px"))
     parts.append(arrow(f"M{IMAGE_X + side / 2 + 6} {y}H{BLOCK_X - 10}", colour))
     for group in range(GROUPS):
         x = BLOCK_X + group * GROUP_STEP
         # Three thin slabs read as a group of transformer blocks.
-        parts += [rect(x + i * 18, y - height / 2, 14, height, colour, radius=3, opacity=0.95 - 0.12 * i) for i in range(3)]
+        for slab in range(3):
+            look = f'rx="3" fill="{colour}" fill-opacity="{0.95 - 0.12 * slab:g}"'
+            parts.append(rect(x + slab * 18, y - height / 2, 14, height, look))
         end = x + BLOCK_WIDTH
         next_x = BLOCK_X + (group + 1) * GROUP_STEP - 10 if group < GROUPS - 1 else MERGE_X - 40
         parts.append(f'<path d="M{end + 4} {y}H{next_x}" stroke="{colour}" stroke-width="1.5" fill="none"/>')
     params, macs = COSTS[name]
     label_x = BLOCK_X + GROUPS * GROUP_STEP - 2
     parts.append(text(BLOCK_X - 18, y - 8, name, size=15, colour=colour, weight=700))
-    parts.append(text(label_x, y - 8, params, size=12, colour=SOFT, anchor="start"))
-    parts.append(text(label_x, y + 18, macs, size=12, colour=SOFT, anchor="start"))
+    parts.append(text(label_x, y - 8, params, anchor="start"))
+    parts.append(text(label_x, y + 18, macs, anchor="start"))
     return parts
 
 
 def interactions() -> list[str]:
     """Double arrows between neighbouring branches, after every group of blocks."""
     parts = []
-    for (*_, fine_y), (*_, coarse_y) in zip(BRANCHES, BRANCHES[1:], strict=False):
+    for (*_, fine_y), (*_, coarse_y) in pairwise(BRANCHES):
         for group in range(GROUPS):
             x = BLOCK_X + group * GROUP_STEP + 75
             parts.append(arrow(f"M{x} {fine_y + 6}V{coarse_y - 6}", "#f59e0b", both=True, width=2))
@@ -84,8 +90,9 @@ def merge() -> list[str]:
         bend = MERGE_X - 40
         parts.append(arrow(f"M{bend} {y}C{bend + 22} {y} {bend + 8} {MERGE_Y} {MERGE_X - 17} {MERGE_Y}", colour))
     parts.append(f'<circle cx="{MERGE_X}" cy="{MERGE_Y}" r="13" fill="{PAPER}" stroke="{INK}" stroke-width="1.5"/>')
-    parts.append(f'<path d="M{MERGE_X - 6} {MERGE_Y}h12M{MERGE_X} {MERGE_Y - 6}v12" stroke="{INK}" stroke-width="1.5"/>')
-    parts.append(text(MERGE_X, MERGE_Y + 32, "merge", size=12, colour=SOFT))
+    cross = f"M{MERGE_X - 6} {MERGE_Y}h12M{MERGE_X} {MERGE_Y - 6}v12"
+    parts.append(f'<path d="{cross}" stroke="{INK}" stroke-width="1.5"/>')
+    parts.append(text(MERGE_X, MERGE_Y + 32, "merge"))
     parts.append(arrow(f"M{MERGE_X + 14} {MERGE_Y}H{LEVEL_X - 12}"))
     return parts
 
@@ -97,39 +104,41 @@ def pyramid() -> list[str]:
         x = LEVEL_X + index * 22
         sheet = f"M{x} {MERGE_Y - half}l15 -9v{2 * half}l-15 9Z"
         parts.append(f'<path d="{sheet}" fill="#f59e0b" fill-opacity="{0.85 - 0.15 * index:g}" stroke="{PAPER}"/>')
-    parts.append(text(LEVEL_X + 40, MERGE_Y + 76, "feature pyramid", size=12, colour=SOFT))
+    parts.append(text(LEVEL_X + 40, MERGE_Y + 76, "feature pyramid"))
     end = LEVEL_X + 88
     parts.append(arrow(f"M{end + 6} {MERGE_Y}h18"))
     x, y = end + 34, MERGE_Y - 42
     parts.append(scene(x + 42, MERGE_Y, 84, 1, LINE))
-    parts.append(f'<path d="M{x + 4} {y + 76}V{y + 52}L{x + 25} {y + 28}L{x + 45} {y + 54}L{x + 57} {y + 39}L{x + 80} {y + 62}V{y + 68}" '
-                 'fill="#ef4444" fill-opacity="0.35" stroke="#ef4444" stroke-width="1.5"/>')  # fmt: skip
-    parts.append(f'<rect x="{x + 48}" y="{y + 9}" width="25" height="25" fill="none" stroke="#3b82f6" stroke-width="2"/>')
-    parts.append(text(x + 42, MERGE_Y + 60, "boxes, masks", size=12, colour=SOFT))
+    mask = f"M{x + 4} {y + 76}v-24l21 -24 20 26 12 -15 23 23v6"
+    parts.append(f'<path d="{mask}" fill="#ef4444" fill-opacity="0.35" stroke="#ef4444" stroke-width="1.5"/>')
+    parts.append(rect(x + 48, y + 9, 25, 25, 'fill="none" stroke="#3b82f6" stroke-width="2"'))
+    parts.append(text(x + 42, MERGE_Y + 60, "boxes, masks"))
     return parts
 
 
 def draw() -> str:
     body = [
-        rect(0.5, 0.5, WIDTH - 1, HEIGHT - 1, PAPER, radius=14, stroke=LINE),
-        text(IMAGE_X, 26, "large image", size=13, weight=600),
-        text(IMAGE_X, HEIGHT - 20, "small image", size=13, weight=600),
-        text(BLOCK_X, 76, "small model", size=13, weight=600, anchor="start"),
-        text(BLOCK_X, HEIGHT - 20, "large model", size=13, weight=600, anchor="start"),
+        rect(0.5, 0.5, WIDTH - 1, HEIGHT - 1, f'rx="14" fill="{PAPER}" stroke="{LINE}"'),
+        title(IMAGE_X, 26, "large image", "middle"),
+        title(IMAGE_X, HEIGHT - 20, "small image", "middle"),
+        title(BLOCK_X, 76, "small model", "start"),
+        title(BLOCK_X, HEIGHT - 20, "large model", "start"),
     ]
     body += interactions()
     for row in BRANCHES:
         body += branch(*row)
     body += merge() + pyramid()
     body.append(arrow(f"M{LEVEL_X - 40} {HEIGHT - 25}h26", "#f59e0b", both=True, width=2))
-    body.append(text(LEVEL_X, HEIGHT - 21, "deformable cross-branch attention", size=12, colour=SOFT, anchor="start"))
+    body.append(text(LEVEL_X, HEIGHT - 21, "deformable cross-branch attention", anchor="start"))
     defs = (
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="6.5" refY="4" markerWidth="5" markerHeight="5" orient="auto-start-reverse">'
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="6.5" refY="4" markerWidth="5" markerHeight="5" '
+        'orient="auto-start-reverse">'
         '<path d="M0 0.8L7 4L0 7.2Z" fill="context-stroke"/></marker>'
         '<clipPath id="tile" clipPathUnits="userSpaceOnUse"><rect width="1" height="1" rx="0.03"/></clipPath></defs>'
     )
     style = "font-family=\"system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif\""
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {style}>{defs}\n' + "\n".join(body) + "\n</svg>\n"
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" {style}>'
+    return "\n".join([opening + defs, *body, "</svg>\n"])
 
 
 if __name__ == "__main__":

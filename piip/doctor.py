@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 import piip
 from piip.config import config_dir, shipped_configs
@@ -27,7 +28,7 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. status: "note" is worth knowing but nothing is broken, "problem" is something to repair."""
+    """One line of the report. status: "note" is worth knowing, "problem" is something to repair."""
 
     group: str
     name: str
@@ -55,7 +56,7 @@ def _versions() -> Iterator[Finding]:
 
 def _load_extension() -> tuple[ModuleType | None, list[Finding]]:
     if importlib.util.find_spec("piip._C") is None:
-        value = "not compiled; the ops run on their PyTorch definition, which is slow. Install with a C++ compiler to build it"
+        value = "not compiled, so the ops run on their PyTorch definition, slowly; install with a C++ compiler"
         return None, [Finding("extension", "piip._C", value, "note")]
     try:
         extension = importlib.import_module("piip._C")
@@ -71,7 +72,9 @@ def _load_extension() -> tuple[ModuleType | None, list[Finding]]:
 
 
 def _devices(extension: ModuleType | None) -> Iterator[Finding]:
-    built = f"CUDA {extension.cuda_version} for {extension.cuda_architectures}" if extension and extension.cuda_version else ""
+    built = ""
+    if extension is not None and extension.cuda_version:
+        built = f"CUDA {extension.cuda_version} for {extension.cuda_architectures}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if not torch.cuda.is_available():
         yield Finding("extension", "CUDA kernels", f"{built}; no GPU here" if built else "not compiled; no GPU here")
@@ -102,12 +105,15 @@ def _checks() -> Iterator[Finding]:
     }
     for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
         for name, check in checks.items():
-            try:
-                error = check(device)
-                good = error <= _TOLERANCE
-                yield Finding("checks", f"{name} {device}", f"differs from its definition by {error:.1e}", "ok" if good else "problem")
-            except (RuntimeError, ValueError, TypeError, ImportError, AttributeError) as failure:
-                yield Finding("checks", f"{name} {device}", f"failed: {_first_line(failure)}", "problem")
+            yield Finding("checks", f"{name} {device}", *_run(check, device))
+
+
+def _run(check: Callable[[str], float], device: str) -> tuple[str, Status]:
+    try:
+        error = check(device)
+    except (RuntimeError, ValueError, TypeError, ImportError, AttributeError) as failure:
+        return f"failed: {_first_line(failure)}", "problem"
+    return f"differs from its definition by {error:.1e}", "ok" if error <= _TOLERANCE else "problem"
 
 
 def _deform_attn_error(device: str) -> float:
@@ -131,7 +137,7 @@ def _pyramid_resize_error(device: str) -> float:
     sizes = [(23, 31), (16, 22), (9, 13)]
     return _deviation(
         lambda x: pyramid_resize(x, sizes=sizes)[1:],
-        lambda x: [torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=False) for size in sizes[1:]],
+        lambda x: [interpolate(x, size, mode="bilinear", align_corners=False) for size in sizes[1:]],
         [images],
     )
 
@@ -145,9 +151,7 @@ def _nms_error(device: str) -> float:
     return float(kept.tolist() != [0, 2])
 
 
-def _deviation(
-    op: Callable[..., list[Tensor]], definition: Callable[..., list[Tensor]], inputs: list[Tensor]
-) -> float:
+def _deviation(op: Callable[..., list[Tensor]], definition: Callable[..., list[Tensor]], inputs: list[Tensor]) -> float:
     """Largest difference in outputs and gradients, relative to the largest value there is; infinite for NaN."""
     results = []
     for function in (op, definition):
@@ -156,7 +160,8 @@ def _deviation(
         # A sum of squares gives every output cell a gradient of its own.
         loss = torch.stack([output.square().sum() for output in outputs]).sum()
         results.append([*outputs, *torch.autograd.grad(loss, leaves)])
-    differences = [((ours - theirs).abs().amax() / theirs.abs().amax()).item() for ours, theirs in zip(*results, strict=True)]
+    pairs = zip(*results, strict=True)
+    differences = [((ours - theirs).abs().amax() / theirs.abs().amax()).item() for ours, theirs in pairs]
     return max(math.inf if math.isnan(difference) else difference for difference in differences)
 
 

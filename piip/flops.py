@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a network as it really runs, counted on the meta device: nothing is computed."""
+"""Parameters and multiply-accumulates of a network as it really runs; counted on the meta device, computing nothing."""
 
 from __future__ import annotations
 
@@ -16,23 +16,34 @@ from piip.paper_flops import Cost, Count, Part, backbone_from_letters, branch_na
 
 __all__ = ["Cost", "Count", "Part", "actual_count", "backbone_from_letters", "branch_names", "paper_count"]
 
-# Besides views and pointwise ops, what counts as free by convention, having no formula in torch's registry: allocation and
-# copies, norms, softmax and other reductions, pooling, and the resampling of maps and position embeddings.
-_FREE = frozenset(
-    """
-    _safe_softmax _softmax _to_copy _unsafe_index all amax amin any arange as_strided cat clone constant_pad_nd copy_ empty empty_like full full_like index
-    linspace max_pool2d_with_indices mean native_group_norm native_layer_norm new_empty ones ones_like scalar_tensor stack sum
-    upsample_bicubic2d upsample_bilinear2d upsample_nearest2d zeros zeros_like _unsafe_view
-    """.split()
-)
+# Besides views and pointwise ops, what counts as free by convention, having no formula in torch's registry: allocation
+# and copies, norms, softmax and other reductions, pooling, and the resampling of maps and position embeddings.
+_FREE = {
+    *("arange", "as_strided", "cat", "clone", "constant_pad_nd", "copy_", "empty", "empty_like", "full", "full_like"),
+    *("index", "linspace", "new_empty", "ones", "ones_like", "scalar_tensor", "stack", "zeros", "zeros_like"),
+    *("_to_copy", "_unsafe_index", "_unsafe_view"),
+    *(
+        "all",
+        "amax",
+        "amin",
+        "any",
+        "mean",
+        "sum",
+        "_safe_softmax",
+        "_softmax",
+        "native_group_norm",
+        "native_layer_norm",
+    ),
+    *("max_pool2d_with_indices", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d"),
+}
 
 
 def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
     """What the inference of one image of `size` (h, w) pixels costs, by part.
 
-    Counts the multiply-accumulates of matrix products, convolutions, attention and the project's own ops; attention windows
-    with the padding they really have. The work of a detection head grows with what it finds, so it is counted at its limits:
-    as many proposals and detections as the config allows.
+    Counts the multiply-accumulates of matrix products, convolutions, attention and the project's own ops; attention
+    windows with the padding they really have. The work of a detection head grows with what it finds, so it is counted
+    at its limits: as many proposals and detections as the config allows.
     """
     with torch.device("meta"):
         model = build_model(config).eval()
@@ -42,26 +53,24 @@ def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
         _Inference(model, config.head)(images)
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     parts = [
-        Part(label, Cost(sum(p.numel() for p in module.parameters()), _below(f"_Inference.model.{name}", flops) // 2))
-        for label, (name, module) in _parts(model, config).items()
+        Part(label, Cost(_params(model.get_submodule(name)), _below(f"_Inference.model.{name}", flops) // 2))
+        for label, name in _parts(model, config).items()
     ]
-    rest = Cost(sum(p.numel() for p in model.parameters()), flops["Global"] // 2)
     named = Count(tuple(parts)).total
-    parts.append(Part("other", Cost(rest.params - named.params, rest.macs - named.macs)))
+    parts.append(Part("other", Cost(_params(model) - named.params, flops["Global"] // 2 - named.macs)))
     return Count(tuple(part for part in parts if part.cost != Cost()), uncounted=tuple(sorted(seen.uncounted)))
 
 
-def _parts(model: Model, config: ModelConfig) -> dict[str, tuple[str, nn.Module]]:
-    """What the table tells apart: label -> (name inside the model, module)."""
-    backbone = model.backbone
-    parts = {
-        label: (f"backbone.branches.{index}", branch)
-        for index, (label, branch) in enumerate(zip(branch_names(config.backbone), backbone.branches, strict=True))
-    }
-    for name in ("interactions", "merge", "pyramid"):
-        parts[name] = (f"backbone.{name}", getattr(backbone, name))
-    parts["neck"] = ("neck", model.neck)
-    return parts | {f"{name} head": (f"head.{name}", child) for name, child in model.head.named_children()}
+def _parts(model: Model, config: ModelConfig) -> dict[str, str]:
+    """What the table tells apart: label -> name of the module inside the model."""
+    branches = {label: f"backbone.branches.{index}" for index, label in enumerate(branch_names(config.backbone))}
+    shared = {name: f"backbone.{name}" for name in ("interactions", "merge", "pyramid")}
+    heads = {f"{name} head": f"head.{name}" for name, _ in model.head.named_children()}
+    return branches | shared | {"neck": "neck"} | heads
+
+
+def _params(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _below(name: str, flops: dict[str, int]) -> int:
@@ -85,6 +94,8 @@ class _Inference(nn.Module):
     def forward(self, images: Tensor) -> None:
         """Images (1, 3, H, W)."""
         features = self.model.neck(self.model.backbone(images))
+        if not isinstance(self.model.head, MaskRCNN):
+            raise TypeError(f"how to count a {type(self.model.head).__name__} is not written yet")
         _run_mask_rcnn(self.model.head, features, self.head_config)
 
 
@@ -106,7 +117,8 @@ class _SeenOps(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = func.overloadpacket
-        free = func.is_view or torch.Tag.pointwise in func.tags or (func.namespace == "aten" and packet.__name__ in _FREE)
+        by_convention = func.namespace == "aten" and packet.__name__ in _FREE
+        free = by_convention or func.is_view or torch.Tag.pointwise in func.tags
         if not free and packet not in flop_registry:
             self.uncounted.add(f"{func.namespace}.{packet.__name__}")
         return func(*args, **(kwargs or {}))

@@ -1,12 +1,13 @@
 """Parameters and multiply-accumulates as the paper's tables count them, by formula from a config.
 
-The tables' convention is not what a network costs (see `piip.flops.actual_count` for that); it is kept so that a number can
-be held against the published ones.
+The tables' convention is not what a network costs (see `piip.flops.actual_count` for that); it is kept so that a number
+can be held against the published ones.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pydantic import ValidationError
 
@@ -71,9 +72,9 @@ def backbone_from_letters(letters: str, resolutions: tuple[int, ...] | None = No
         raise ConfigError(f"branches '{letters}': use the letters t, s, b and l, one per branch, as in 'tsb'")
     if resolutions is None:
         if letters not in DEFAULT_RESOLUTIONS:
-            raise ConfigError(f"branches '{letters}' have no released resolutions; give {len(letters)} with --resolutions")
+            raise ConfigError(f"no row of branches '{letters}' was released; give {len(letters)} with --resolutions")
         resolutions = DEFAULT_RESOLUTIONS[letters]
-    # Released: 14 x 14 windows, 28 x 28 where a pyramid holds an L; a single branch attends globally in every third block.
+    # Released: windows of 14 x 14, or 28 x 28 where a pyramid holds an L; a single branch has every third block global.
     window = 28 if "l" in letters and len(letters) > 1 else 14
     branches = []
     for letter in letters.upper():
@@ -95,11 +96,11 @@ def branch_names(backbone: BackboneConfig) -> list[str]:
 def paper_count(backbone: BackboneConfig) -> Count:
     """What the official script (`classification/get_flops.py`) prints, as exact integers, for plain ViT branches.
 
-    It counts a classification network: every image square, each branch at its own resolution with a position embedding of
-    that size, branches merged by group norm and linear layers instead of convolutions, no feature pyramid, and a norm and a
-    1000-way classifier on top. Attention products are added by formula over unpadded tokens, deformable attention as
-    5 * queries * points * width. A convolution's bias counts as one operation per output, a linear layer's does not; a
-    norm counts two per element; activations, softmax and residual sums count nothing.
+    It counts a classification network: every image square, each branch at its own resolution with a position embedding
+    of that size, branches merged by group norm and linear layers instead of convolutions, no feature pyramid, and a norm
+    and a 1000-way classifier on top. Attention products are added by formula over unpadded tokens, deformable attention
+    as 5 * queries * points * width. A convolution's bias counts one operation per output, a linear layer's none; norms
+    count two per element; activations, softmax and residual sums count nothing.
     """
     branches, interaction = backbone.branches, backbone.interaction
     tokens = [(size // branch.patch_size) ** 2 for branch, size in zip(branches, backbone.resolutions, strict=True)]
@@ -110,7 +111,7 @@ def paper_count(backbone: BackboneConfig) -> Count:
     width = branches[-1].embed_dim
     if len(branches) > 1:
         grids = list(zip((branch.embed_dim for branch in branches), tokens, strict=True))
-        units = (_paper_unit(fine, coarse, interaction) for fine, coarse in zip(grids, grids[1:], strict=False))
+        units = (_paper_unit(fine, coarse, interaction) for fine, coarse in pairwise(grids))
         times = backbone.interactions if isinstance(backbone.interactions, int) else len(backbone.interactions[0])
         merges = (_norm(n, dim) + _linear(n, dim, width) + _norm(n, width) for dim, n in grids[:-1])
         weights = Cost(params=len(branches))

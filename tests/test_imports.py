@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source: also imports inside functions count, so that a layer cannot be smuggled in."""
+"""Who may import whom, read from the source: imports inside functions count too."""
 
 from __future__ import annotations
 
@@ -88,7 +88,11 @@ def test_the_backbone_sees_what_a_branch_is_but_no_particular_branch():
     for path in FILES:
         if part_of(path) == "backbone":
             for module, names in imported(path):
-                assert module.split(".")[:2] != ["piip", "branches"] or module == "piip.branches.base" or names == ("Branch",)
+                assert (
+                    module.split(".")[:2] != ["piip", "branches"]
+                    or module == "piip.branches.base"
+                    or names == ("Branch",)
+                )
 
 
 def test_the_engine_names_no_task():
@@ -99,7 +103,9 @@ def test_the_engine_names_no_task():
             assert not named & tasks, path.name
 
 
-@pytest.mark.parametrize("module", ["piip", "piip.config", "piip.errors", "piip.features", "piip.paper_flops", "piip.cli.main"])
+@pytest.mark.parametrize(
+    "module", ["piip", "piip.config", "piip.errors", "piip.features", "piip.paper_flops", "piip.cli.main"]
+)
 def test_what_starts_fast_does_not_import_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

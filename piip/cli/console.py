@@ -35,12 +35,12 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None, align: str = "") -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, align: str = "") -> Table:
     """An aligned table.
 
     align: 'l' or 'r' per column; without it the first column stands left and the others, being numbers, right.
     """
-    result = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
+    result = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name, side in zip(columns, align or "l" + "r" * (len(columns) - 1), strict=True):
         result.add_column(name, justify="left" if side == "l" else "right", no_wrap=True)
     for row in rows:

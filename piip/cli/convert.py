@@ -7,16 +7,14 @@ from typing import Annotated
 
 import typer
 
-from piip.cli.options import ConfigName
-
 _SHOWN = 10
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="An official checkpoint (.pth).", show_default=False)],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The .safetensors file to write.", show_default=False)],
-    config: Annotated[str, typer.Option("--config", metavar="CONFIG", help="The network the weights are for.", show_default=False)],
-    strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Fail if a weight is missing or unknown.")] = True,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="An official checkpoint, .pth.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The .safetensors file to write.")],
+    config: Annotated[str, typer.Option("--config", metavar="CONFIG", help="The network the weights are for.")],
+    strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Fail where a weight does not match.")] = True,
 ) -> None:
     """Convert an official checkpoint; its file is read without executing anything in it."""
     from piip.cli.console import facts, out

@@ -1,4 +1,4 @@
-"""What a failure looks like to the user: a few lines on stderr and an exit code, or with --debug the whole traceback."""
+"""What a failure looks like to the user: a few lines on stderr and an exit code, or the traceback with --debug."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def evaluate(
     weights: Weights,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Also write metrics and results here.", show_default=False)
+        Path | None, typer.Option("--output", metavar="DIR", help="Also write metrics.json here.")
     ] = None,
     device: Device = None,
     backend: Annotated[

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 def flops(
     config: Annotated[
-        str | None, typer.Argument(metavar="[CONFIG]", help="A YAML file, a shipped name or an official file stem.", show_default=False)
+        str | None,
+        typer.Argument(metavar="CONFIG", help="A YAML file, a shipped name, or an official file stem."),
     ] = None,
     branches: Annotated[
-        str | None, typer.Option("--branches", metavar="LETTERS", help="DeiT branches, finest resolution first, as in tsb.")
+        str | None,
+        typer.Option("--branches", metavar="LETTERS", help="DeiT branches, finest resolution first, as in tsb."),
     ] = None,
     resolutions: Annotated[
-        str | None, typer.Option("--resolutions", metavar="LIST", help="Pixels per branch, as in 1568,1120,672.", show_default=False)
+        str | None,
+        typer.Option("--resolutions", metavar="LIST", help="Pixels per branch, as in 1568,1120,672."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -41,7 +44,7 @@ def flops(
     else:
         backbone = backbone_from_letters(branches or "", sizes)
         name = f"{(branches or '').lower()} {'/'.join(map(str, backbone.resolutions))}"
-        model = ModelConfig(backbone=backbone)
+        model = ModelConfig.model_validate({"backbone": backbone})
 
     from piip.flops import actual_count  # imports torch, so that a mistyped name is answered without waiting for it
 
@@ -62,7 +65,8 @@ def flops(
     console = out()
     console.print(f"{name}, input {side} x {side}\n")
     console.print(_part_table(actual))
-    console.print(f"heads are counted at {model.head.rpn_proposals} proposals and {model.head.max_detections} detections")
+    head = model.head
+    console.print(f"heads are counted at {head.rpn_proposals} proposals and {head.max_detections} detections")
     if actual.uncounted:
         console.print(f"ops without a formula, not counted: {', '.join(actual.uncounted)}")
     console.print(_summary(paper, actual))
@@ -91,7 +95,7 @@ def _part_table(count: Count) -> Any:
     from piip.cli.console import bar, table
 
     total, largest = count.total, max(part.cost.macs for part in count.parts)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for part in count.parts:
         cost = part.cost
         cells = (f"{cost.params / 1e6:.2f}", f"{cost.macs / 1e9:.2f}", f"{cost.macs / total.macs:.1%}")

@@ -35,7 +35,7 @@ def models(json: Json = False) -> None:
     console.print(table(columns, (_cells(row) for row in rows), align="llrrrr"))
     aliases = [(row["name"], row["official"]) for row in rows if row["official"]]
     console.print(table(("config", "official name, accepted as an alias"), aliases, align="ll"))
-    console.print("params and GMACs are counted as in the paper (see `piip flops CONFIG`); AP as published on COCO val2017.")
+    console.print("params and GMACs as the paper counts them (see `piip flops`), AP as published on COCO val2017")
 
 
 def _cells(row: dict[str, Any]) -> list[str | None]:

@@ -9,17 +9,16 @@ import typer
 
 ConfigName = Annotated[
     str,
-    typer.Argument(metavar="CONFIG", help="A YAML file, a shipped name (see `piip models`), or an official file stem.", show_default=False),
+    typer.Argument(metavar="CONFIG", help="A YAML file, a shipped name (see `piip models`), or an official file stem."),
 ]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Config values to replace, as in optim.lr=2e-4.", show_default=False),
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Config values to replace, as in optim.lr=2e-4.")
 ]
 Weights = Annotated[
-    Path,
-    typer.Option("--weights", metavar="FILE", help="Weights: model.safetensors, a checkpoint folder, or an official file.", show_default=False),
+    Path, typer.Option("--weights", metavar="FILE", help="A run, one of its checkpoints, or a weight file.")
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one.")
+    str | None,
+    typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]

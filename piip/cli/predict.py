@@ -12,13 +12,9 @@ from piip.cli.options import ConfigName, Device, Weights
 
 def predict(
     config: ConfigName,
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.", show_default=False)
-    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")],
     weights: Weights,
-    output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Where overlays and results.json are written.", show_default=False)
-    ],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where overlays and results are written.")],
     score_threshold: Annotated[
         float, typer.Option("--score-threshold", min=0.0, max=1.0, help="Results with a lower score are left out.")
     ] = 0.3,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -15,14 +15,14 @@ from piip.cli.options import ConfigName, Device, Overrides
 class TrainCommand(TyperCommand):
     """Lets `--resume` stand alone for `--resume auto`, also before another argument."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Inserts the value that a bare --resume leaves out."""
         complete = []
         for word, following in zip_longest(args, args[1:]):
             complete.append(word)
             if word == "--resume" and not _names_a_checkpoint(following):
                 complete.append("auto")
-        return super().parse_args(ctx, complete)  # type: ignore[arg-type]
+        return super().parse_args(ctx, complete)
 
 
 def _names_a_checkpoint(word: str | None) -> bool:
@@ -35,11 +35,11 @@ def train(
     config: ConfigName,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Run directory; runs/NAME by default.", show_default=False)
+        Path | None, typer.Option("--output", metavar="DIR", help="Run directory; runs/NAME by default.")
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="[auto|PATH]", help="Continue the run in --output from its last checkpoint, or from PATH."),
+        typer.Option("--resume", metavar="[auto|PATH]", help="Continue from the last checkpoint, or from PATH."),
     ] = None,
     device: Device = None,
 ) -> None:
@@ -49,4 +49,15 @@ def train(
     settings = load_config(config, overrides or ())
     from piip.engine.train import train as run_training
 
-    run_training(settings, output=output, device=device, resume=resume)
+    output = output or Path("runs") / settings.name
+    metrics = run_training(settings, output=output, device=device, resume=resume)
+
+    from piip.cli.console import facts, is_main_process, out
+    from piip.cli.metrics import metric_table
+
+    if is_main_process():
+        best = output / "checkpoints" / "best"
+        places = [("run", output), ("best", f"{best} (step {best.resolve().name})"), ("curves", output / "curves.png")]
+        console = out()
+        console.print(metric_table(metrics))
+        console.print(facts(places))

@@ -148,7 +148,7 @@ class OutOfMemoryError(RuntimeError):
         (FileNotFoundError(2, "No such file or directory", "a.jpg"), 1, "error: No such file or directory: a.jpg\n"),
         (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
         (OutOfMemoryError("CUDA out of memory"), 1, "error: the GPU is out of memory; lower data.batch_size"),
-        (RuntimeError("odd\nsecond line"), 1, "error: unexpected error (RuntimeError: odd); run with --debug for the traceback\n"),
+        (RuntimeError("odd\nmore"), 1, "error: unexpected error (RuntimeError: odd); run with --debug for the trace"),
         (KeyError(), 1, "error: unexpected error (KeyError: ); run with --debug for the traceback\n"),
     ],
 )  # fmt: skip
@@ -176,10 +176,7 @@ def test_debug_may_stand_before_or_after_the_command(arguments):
 
 def test_ctrl_c_exits_130_without_a_traceback():
     """A real signal, sent while a command runs."""
-    code = (
-        "import os, signal, piip.config\n"
-        "piip.config.shipped_configs = lambda: os.kill(os.getpid(), signal.SIGINT)"
-    )
+    code = "import os, signal, piip.config\npiip.config.shipped_configs = lambda: os.kill(os.getpid(), signal.SIGINT)"
     done = piip("models", code=code)
     assert done.returncode == 130
     assert done.stderr == "interrupted\n"
@@ -268,7 +265,10 @@ def test_doctor_exits_3_when_an_op_is_wrong(monkeypatch, name):
     def broken(*args, **kwargs):
         raise RuntimeError("no kernel image")
 
-    for replacement, words in ((slightly_wrong, r"differs from its definition by [12]\.\de-03"), (broken, "failed: no kernel image")):
+    for replacement, words in (
+        (slightly_wrong, r"differs from its definition by [12]\.\de-03"),
+        (broken, "failed: no kernel image"),
+    ):
         monkeypatch.setattr(piip.doctor, name, replacement)
         done = run("doctor")
         assert done.exit_code == 3
