@@ -21,15 +21,15 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi"]
-# Pixel coordinates must round as in F.interpolate, which is compiled without contraction: a fused multiply-add moves them.
-KERNELS = {"deform_attn_cpu.cpp": [], "pyramid_resize_cpu.cpp": ["-ffp-contract=off"]}
+KERNELS = ("deform_attn_cpu.cpp", "pyramid_resize_cpu.cpp")
 # The portable objects are linked first: of an inline function that several objects hold, the linker keeps the first.
 X86_FLAGS = {
     "portable": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
 }
-ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+# Code for 80 also runs on 86 and 89.
+ARCHITECTURES = ("75", "80", "90", "100", "120")
 
 
 def say(message: str) -> None:
@@ -146,8 +146,8 @@ class NinjaBuild(build_ext):
             builds.append(f"build {name}.o: {rule} {escape(csrc / source)}\n  extra = {' '.join(extra)}\n")
 
         for isa, isa_flags in X86_FLAGS.items() if x86 else [("portable", [])]:
-            for source, extra in KERNELS.items():
-                add("cxx", source, f"{Path(source).stem}_{isa}", [f"-DPIIP_ISA={isa}", *isa_flags, *extra])
+            for source in KERNELS:
+                add("cxx", source, f"{Path(source).stem}_{isa}", [f"-DPIIP_ISA={isa}", *isa_flags])
         add("cxx", "dispatch.cpp", "dispatch", ["-DPIIP_X86"] if x86 else [])
 
         definitions = []

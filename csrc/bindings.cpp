@@ -26,12 +26,13 @@ void check(bool ok, const char* message) {
   if (!ok) throw std::invalid_argument(message);
 }
 
-// pointers: value, reference, points, weights, out, and for the backward grad_out, grad_value, grad_points, grad_weights.
+// pointers: value, reference, points, weights, out, and for the backward grad_out, grad_value, grad_points, grad_weights,
+// fixed_point_unit.
 // sizes: batch, cells, queries, heads, width, points per level.
 DeformAttn deform_attn_problem(const std::vector<uintptr_t>& pointers, const std::vector<int64_t>& sizes,
                                const std::vector<int64_t>& shapes, bool raw, bool reference_per_batch,
                                bool reference_per_level, int value_dtype, int point_dtype) {
-  check(pointers.size() == 9, "deform_attn: nine pointers expected");
+  check(pointers.size() == 10, "deform_attn: ten pointers expected");
   check(sizes.size() == 6, "deform_attn: six sizes expected");
   check(!shapes.empty() && shapes.size() % 2 == 0 && shapes.size() <= 2 * kMaxLevels, "deform_attn: 1 to 16 levels expected");
   DeformAttn a{};
@@ -44,6 +45,7 @@ DeformAttn deform_attn_problem(const std::vector<uintptr_t>& pointers, const std
   a.grad_value = address<void>(pointers[6]);
   a.grad_points = address<void>(pointers[7]);
   a.grad_weights = address<void>(pointers[8]);
+  a.fixed_point_unit = address<const double>(pointers[9]);
   a.batch = sizes[0], a.cells = sizes[1], a.queries = sizes[2];
   a.heads = int(sizes[3]), a.width = int(sizes[4]), a.points_per_level = int(sizes[5]);
   a.levels = int(shapes.size() / 2);
@@ -61,20 +63,22 @@ DeformAttn deform_attn_problem(const std::vector<uintptr_t>& pointers, const std
 }
 
 // sizes: batch, channels, height, width. levels: (pointer, height, width); factors: (y, x) per level, 0 for none.
-// mean and scale are empty where nothing is normalised, valid is the address of (batch, 2) int64 or 0.
+// mean and scale are empty where nothing is normalised, valid holds (height, width) per image or nothing.
 PyramidResize pyramid_problem(uintptr_t images, const std::vector<int64_t>& sizes, bool channels_last, int image_dtype,
                               const std::vector<uintptr_t>& levels, const std::vector<int64_t>& shapes,
                               const std::vector<double>& factors, int level_dtype, int filter, bool antialias,
-                              const std::vector<double>& mean, const std::vector<double>& scale, uintptr_t valid) {
+                              const std::vector<double>& mean, const std::vector<double>& scale,
+                              const std::vector<int64_t>& valid) {
   check(sizes.size() == 4, "pyramid_resize: four sizes expected");
   check(levels.size() <= kMaxPyramidLevels, "pyramid_resize: at most 16 levels");
   check(shapes.size() == 2 * levels.size() && factors.size() == 2 * levels.size(), "pyramid_resize: two numbers a level");
   check(sizes[1] <= kMaxChannels, "pyramid_resize: at most 16 channels");
   check(mean.size() == scale.size() && (mean.empty() || int64_t(mean.size()) == sizes[1]), "pyramid_resize: a mean a channel");
+  check(valid.empty() || int64_t(valid.size()) == 2 * sizes[0], "pyramid_resize: a valid size an image");
   PyramidResize a{};
   a.images = address<void>(images);
   a.batch = sizes[0], a.channels = int(sizes[1]), a.height = int(sizes[2]), a.width = int(sizes[3]);
-  a.channels_last = channels_last, a.antialias = antialias, a.normalize = !mean.empty(), a.has_valid = valid != 0;
+  a.channels_last = channels_last, a.antialias = antialias, a.normalize = !mean.empty(), a.has_valid = !valid.empty();
   a.filter = Filter(filter);
   a.image_dtype = Dtype(image_dtype), a.level_dtype = Dtype(level_dtype);
   a.level_count = int(levels.size());
@@ -84,7 +88,7 @@ PyramidResize pyramid_problem(uintptr_t images, const std::vector<int64_t>& size
     a.mean[c] = mean.empty() ? 0.0 : mean[c];
     a.scale[c] = mean.empty() ? 1.0 : scale[c];
   }
-  a.valid = address<const int64_t>(valid);
+  a.valid = valid.data();
   return a;
 }
 

@@ -20,6 +20,8 @@ struct DeformAttn {
   void* grad_value;      // like value; CUDA accumulates it in Compute<value> and the caller converts
   void* grad_points;
   void* grad_weights;
+  // CUDA, deterministic: grad_value holds int64 multiples of 1 / *fixed_point_unit, a number in device memory. Else null.
+  const double* fixed_point_unit;
 
   int64_t batch, cells, queries;
   int heads, width, levels, points_per_level;

@@ -1,6 +1,8 @@
 // Pyramid resizing: what is asked for, and where each output pixel looks (the coordinate rules of F.interpolate).
 #pragma once
 
+#include <cmath>
+
 #include "common.h"
 
 namespace piip {
@@ -26,7 +28,7 @@ struct PyramidResize {
   int level_count;
   PyramidLevel levels[kMaxPyramidLevels];
   double mean[kMaxChannels], scale[kMaxChannels];  // value = (x - mean) * scale
-  const int64_t* valid;  // (batch, 2): height and width of the image proper; zeros beyond. Host or device memory as the op.
+  const int64_t* valid;  // (batch, 2): height and width of the image proper; zeros beyond; in host memory
 };
 
 // One axis of one level.
@@ -89,7 +91,8 @@ PIIP_HD Taps<T> find_taps(const Axis<T>& axis, int i) {
     for (int j = first; j < last; ++j) total += antialias_weight(axis, T(j) - center + T(0.5));
     return {first, last - first, center, total};
   }
-  T at = axis.step * (T(i) + T(0.5)) - T(0.5);
+  // One rounding, as F.interpolate has it on machines with fused multiply-add.
+  T at = std::fma(axis.step, T(i) + T(0.5), T(-0.5));
   if (!is_cubic && at < T(0)) at = T(0);
   int cell = int(at) - (at < T(int(at)));
   cell = cell > axis.in - 1 ? axis.in - 1 : cell;

@@ -177,22 +177,41 @@ class _Problem:
         value = self.value
         out = value.new_empty(value.shape[0], self.queries, value.shape[2] * value.shape[3])
         if out.numel() and self.points.numel():
-            launch("deform_attn_forward", value.device, [*self.inputs, pointer(out), 0, 0, 0, 0], *self.settings)
+            launch("deform_attn_forward", value.device, [*self.inputs, pointer(out), 0, 0, 0, 0, 0], *self.settings)
             return out
         return out.zero_()
 
     def backward(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         value, grad = self.value, grad.to(self.value.dtype).contiguous()
-        on_gpu = value.device.type == "cuda"
-        # CUDA adds up the value gradient in memory, in the compute dtype; the CPU does so in a thread's own plane.
-        accumulator = reference.compute_dtype(value.dtype) if on_gpu else value.dtype
-        grad_value = (torch.zeros_like if on_gpu else torch.empty_like)(value, dtype=accumulator)
         grad_points, grad_weights = torch.empty_like(self.points), torch.empty_like(self.weights)
         if self.empty or self.points.numel() == 0:
-            return grad_value.zero_().to(value.dtype), grad_points, grad_weights
-        outputs = [0, pointer(grad), pointer(grad_value), pointer(grad_points), pointer(grad_weights)]
+            return torch.zeros_like(value), grad_points, grad_weights
+        # The CPU adds up the value gradient in a plane of each thread, CUDA in memory: in the compute dtype, or, where the
+        # order of additions must not matter, in integers.
+        unit = None
+        if value.device.type == "cpu":
+            grad_value = torch.empty_like(value)
+        elif torch.are_deterministic_algorithms_enabled():
+            unit = _fixed_point_unit(grad, self.points.numel() // 2)
+            grad_value = torch.zeros_like(value, dtype=torch.int64)
+        else:
+            grad_value = torch.zeros_like(value, dtype=reference.compute_dtype(value.dtype))
+        outputs = [0, *(pointer(t) for t in (grad, grad_value, grad_points, grad_weights, unit))]
         launch("deform_attn_backward", value.device, [*self.inputs, *outputs], *self.settings)
+        if unit is not None:
+            grad_value = grad_value.double() / unit
         return grad_value.to(value.dtype), grad_points, grad_weights
+
+
+def _fixed_point_unit(grad: Tensor, samples: int) -> Tensor:
+    """Steps per one of a 63-bit sum that no cell can overflow: each sample adds at most the largest gradient to it.
+
+    A power of two, computed where the gradient lies. Gradients that are not finite make it NaN, and with it the result.
+    """
+    bits = 62 - max(samples, 1).bit_length()
+    largest = grad.abs().amax().double().clamp_min(torch.finfo(torch.float64).tiny)
+    exponent = (bits - largest.log2().ceil()).clamp_max(1000)
+    return torch.exp2(exponent) + 0 * largest
 
 
 def _forward(value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:

@@ -164,16 +164,6 @@ library.define(
 )
 
 
-def _valid_pointer(valid: list[int] | None, device: torch.device) -> tuple[int, Tensor | None]:
-    """The address the kernel reads the valid sizes from, and the tensor that keeps them alive."""
-    if valid is None:
-        return 0, None
-    tensor = torch.tensor(valid, dtype=torch.int64, device="cpu")
-    if device.type == "cuda":
-        tensor = tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.data_ptr(), tensor
-
-
 def _scales(std: list[float] | None) -> list[float]:
     return [] if std is None else [1.0 / x for x in std]
 
@@ -195,7 +185,6 @@ def _forward(
     height, width, channels = images.shape[1:] if channels_last else (*images.shape[2:], images.shape[1])
     levels = [images.new_empty(batch, channels, h, w, dtype=dtype) for h, w in zip(sizes[::2], sizes[1::2])]
     if batch:
-        address, _keep = _valid_pointer(valid, images.device)
         launch(
             "pyramid_resize_forward",
             images.device,
@@ -211,7 +200,7 @@ def _forward(
             antialias,
             mean or [],
             _scales(std),
-            address,
+            valid or [],
         )
     return levels
 
@@ -231,7 +220,6 @@ def _backward(
     grads = [grad.contiguous() for grad in grads]
     out = grads[0].new_empty(shape, dtype=dtype)
     if shape[0]:
-        address, _keep = _valid_pointer(valid, out.device)
         launch(
             "pyramid_resize_backward",
             out.device,
@@ -247,7 +235,7 @@ def _backward(
             antialias,
             [0.0] * len(std) if std else [],
             _scales(std),
-            address,
+            valid or [],
         )
     return out
 

@@ -1,0 +1,86 @@
+// What the CUDA files share: storage types, vector loads, launches that throw.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "common.h"
+
+namespace piip {
+namespace cuda {
+
+__device__ __forceinline__ float widen(uint8_t x) { return float(x); }
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(Half x) { return __half2float(__ushort_as_half(x.bits)); }
+__device__ __forceinline__ float widen(Bfloat x) { return __bfloat162float(__ushort_as_bfloat16(x.bits)); }
+
+template <class S>
+__device__ __forceinline__ S narrow(typename Compute<S>::type x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ Half narrow<Half>(float x) {
+  return {__half_as_ushort(__float2half_rn(x))};
+}
+template <>
+__device__ __forceinline__ Bfloat narrow<Bfloat>(float x) {
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+
+// One element of a tensor whose dtype is known at run time only; for what is read once per sample, not per channel.
+template <class T>
+__device__ __forceinline__ T read(const void* p, int64_t i, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f16: return T(widen(static_cast<const Half*>(p)[i]));
+    case Dtype::bf16: return T(widen(static_cast<const Bfloat*>(p)[i]));
+    case Dtype::f64: return T(static_cast<const double*>(p)[i]);
+    case Dtype::u8: return T(static_cast<const uint8_t*>(p)[i]);
+    default: return T(static_cast<const float*>(p)[i]);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void write(void* p, int64_t i, Dtype dtype, T x) {
+  switch (dtype) {
+    case Dtype::f16: static_cast<Half*>(p)[i] = narrow<Half>(float(x)); break;
+    case Dtype::bf16: static_cast<Bfloat*>(p)[i] = narrow<Bfloat>(float(x)); break;
+    case Dtype::f64: static_cast<double*>(p)[i] = double(x); break;
+    default: static_cast<float*>(p)[i] = float(x); break;
+  }
+}
+
+// V consecutive elements, read and written as one access.
+template <class S, int V>
+struct alignas(sizeof(S) * V) Pack {
+  S items[V];
+};
+
+// Makes a device current and the former one again.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    cudaGetDevice(&before_);
+    if (before_ != device && cudaSetDevice(device) != cudaSuccess)
+      throw std::runtime_error("piip: cannot use CUDA device " + std::to_string(device));
+  }
+  ~DeviceGuard() { cudaSetDevice(before_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+inline void check_launch(const char* name) {
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("piip: launching ") + name + " failed: " + cudaGetErrorString(error));
+}
+
+}  // namespace cuda
+}  // namespace piip

@@ -1,0 +1,82 @@
+"""Inputs for the tests of deformable attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Case:
+    """Arguments of deform_attn in order, and the shapes."""
+
+    shapes: list[tuple[int, int]]
+    value: Tensor
+    reference: Tensor
+    offsets: Tensor
+    logits: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.value, self.reference, self.offsets, self.logits
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Case:
+        return Case(self.shapes, *(t.detach().to(dtype=dtype, device=device) for t in self.tensors))
+
+    def leaves(self) -> Case:
+        return Case(self.shapes, *(t.detach().clone().requires_grad_() for t in self.tensors))
+
+    def run(self, op) -> Tensor:
+        return op(self.value, self.shapes, self.reference, self.offsets, self.logits)
+
+
+def make_case(
+    *,
+    shapes: Sequence[tuple[int, int]] = ((5, 7), (3, 4)),
+    batch: int = 2,
+    queries: int = 9,
+    heads: int = 2,
+    width: int = 6,
+    points: int = 3,
+    shared_batch: bool = False,
+    shared_level: bool = False,
+    boxes: bool = False,
+    spread: float = 2.0,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Case:
+    """Random inputs. Locations keep away from cell lines, where gradients jump: rounding must not decide a comparison."""
+    generator = torch.Generator().manual_seed(seed)
+    levels, shapes = len(shapes), list(shapes)
+    cells = sum(h * w for h, w in shapes)
+    value = torch.randn(batch, cells, heads, width, generator=generator, dtype=torch.float64)
+    ref_shape = (1 if shared_batch else batch, queries, 1 if shared_level else levels)
+    reference = torch.rand(*ref_shape, 2, generator=generator, dtype=torch.float64)
+    logits = torch.randn(batch, queries, heads, levels * points, generator=generator, dtype=torch.float64)
+    offsets = torch.randn(batch, queries, heads, levels, points, 2, generator=generator, dtype=torch.float64) * spread
+    size = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float64)
+    # A cell coordinate is reference * size + offset - 0.5, so its fraction is set through the offset.
+    cell = (reference[:, :, None] * size)[:, :, :, :, None] + offsets - 0.5
+    fraction = 0.05 + 0.9 * torch.rand(cell.shape, generator=generator, dtype=torch.float64)
+    offsets = offsets + (cell.floor() + fraction - cell)
+    if boxes:
+        sides = 0.2 + torch.rand(*ref_shape, 2, generator=generator, dtype=torch.float64)
+        offsets = offsets / (sides * size * 0.5 / points)[:, :, None, :, None]
+        reference = torch.cat([reference, sides], -1)
+    return Case(shapes, *(t.to(dtype) for t in (value, reference, offsets, logits)))
+
+
+def rounded_inputs(case: Case) -> Case:
+    """The same stored numbers in float64: what the definition is given to compare with."""
+    return case.to(torch.float64, torch.device("cpu"))
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference as a share of the largest expected magnitude."""
+    if expected.numel() == 0:
+        assert actual.shape == expected.shape
+        return 0.0
+    return ((actual.detach().cpu().double() - expected.double()).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
