@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from piip.data.masks import covers
 from piip.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -235,9 +236,6 @@ def _check_segmentation(segmentation: Any, height: int, width: int, where: str) 
     size, counts = segmentation.get("size"), segmentation["counts"]
     if size != [height, width]:
         raise DataError(f"{where}: the run lengths are for a size of {size}, the image has [{height}, {width}]")
-    whole = isinstance(counts, str) or (
-        all(type(v) is int and v >= 0 for v in counts) and sum(counts) == height * width
-    )
-    if not whole:
+    if not covers(counts, height * width):
         raise DataError(f"{where}: the run lengths do not sum up to the {height * width} pixels of the image")
     return {"size": [height, width], "counts": counts}

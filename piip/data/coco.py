@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from piip.data.annotations import Annotation, ImageRecord, Records, clip_box, read_annotations
 from piip.data.files import check_image_files
 from piip.data.images import MAX_IMAGE_PIXELS, read_image
+from piip.data.masks import Rle, decode, to_rle
 from piip.errors import CheckError, ConfigError, DataError
 from piip.metrics.coco import CocoMetric
 
@@ -111,7 +112,7 @@ class CocoDataset(Dataset[dict[str, Any]]):
             "crowd_boxes": _boxes(ignored, record),
         }
         if self.has_masks:
-            target["masks"] = _decode([self._rle(a, record) for a in objects], record)
+            target["masks"] = decode(_rles(objects, record), record.height, record.width)
         return target
 
     def objects(self, index: int) -> dict[str, Tensor]:
@@ -125,7 +126,7 @@ class CocoDataset(Dataset[dict[str, Any]]):
             "labels": torch.tensor([a.label for a in objects], dtype=torch.int64),
         }
         if self.has_masks:
-            result["masks"] = _decode([self._rle(a, record) for a in objects], record).bool()
+            result["masks"] = decode(_rles(objects, record), record.height, record.width).bool()
         return result
 
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
@@ -148,7 +149,7 @@ class CocoDataset(Dataset[dict[str, Any]]):
                     "iscrowd": int(a.crowd),
                 }
                 if self.has_masks:
-                    entry["segmentation"] = self._rle(a, record)
+                    entry["segmentation"] = to_rle(a.segmentation, record.height, record.width)
                 if a.area is None:
                     rle = entry.get("segmentation")
                     entry["area"] = float(mask_utils.area(rle)) if rle else a.box[2] * a.box[3]
@@ -162,32 +163,14 @@ class CocoDataset(Dataset[dict[str, Any]]):
         """Box and, where the file has masks, mask AP over this ground truth."""
         return CocoMetric(self, backend=backend)
 
-    def _rle(self, annotation: Annotation, record: ImageRecord) -> dict[str, Any]:
-        """Compressed run lengths of a segmentation, checked to describe exactly the image's pixels."""
-        segmentation = annotation.segmentation
-        try:
-            if isinstance(segmentation, list):
-                return mask_utils.merge(mask_utils.frPyObjects(segmentation, record.height, record.width))
-            if isinstance(segmentation["counts"], list):
-                return mask_utils.frPyObjects(segmentation, record.height, record.width)
-            rle = {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
-            mask_utils.decode(rle)
-        except ValueError as error:
-            raise DataError(f"{self.source}: annotation {annotation.id}: damaged run lengths: {error}") from None
-        return rle
-
 
 def _boxes(annotations: list[Annotation], record: ImageRecord) -> Tensor:
     boxes = [clip_box(a.box, record.height, record.width) for a in annotations]
     return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
 
 
-def _decode(rles: list[dict[str, Any]], record: ImageRecord) -> Tensor:
-    """Masks (n, H, W) uint8."""
-    if not rles:
-        return torch.zeros(0, record.height, record.width, dtype=torch.uint8)
-    # pycocotools returns (H, W, n) with every mask contiguous by columns.
-    return torch.from_numpy(np.ascontiguousarray(mask_utils.decode(rles).transpose(2, 0, 1)))
+def _rles(annotations: list[Annotation], record: ImageRecord) -> list[Rle]:
+    return [to_rle(a.segmentation, record.height, record.width) for a in annotations]
 
 
 def check_classes(num_classes: int, dataset: CocoDataset) -> None:

@@ -136,6 +136,7 @@ class Loader:
     def __init__(self, dataset: CocoDataset, loader: DataLoader[Batch], sampler: TrainSampler | EvalSampler) -> None:
         self.dataset = dataset
         self._loader, self._sampler = loader, sampler
+        self._iterator: Any = None
         self._told: set[str] = set()
         # Loader processes ignore SIGTERM, with which multiprocessing would end those that are left when Python exits.
         atexit.register(_close, weakref.ref(self))
@@ -155,7 +156,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            for batch in self._loader:
+            self._iterator = iter(self._loader)
+            for batch in self._iterator:
                 if isinstance(batch, PiipError):
                     raise batch
                 for message in batch.replaced:
@@ -171,10 +173,11 @@ class Loader:
             raise death from None
 
     def close(self) -> None:
-        """Ends the loader processes."""
-        iterator, self._loader._iterator = self._loader._iterator, None
-        if iterator is not None:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]
+        """Ends the loader processes; another iteration starts them again."""
+        shut_down = getattr(self._iterator, "_shutdown_workers", None)
+        self._iterator = self._loader._iterator = None
+        if shut_down is not None:
+            shut_down()
 
 
 def _close(reference: weakref.ref[Loader]) -> None:
