@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piip.heads.mask_rcnn import masks as module
-from piip.heads.mask_rcnn.masks import MaskHead, mask_targets, paste_masks
+from piip.heads.mask_rcnn.masks import MaskHead, mask_targets, paste_in_chunks, paste_masks, paste_one_by_one
 
 
 def blobs(count: int, height: int, width: int, *, seed: int = 0) -> Tensor:
@@ -103,25 +104,36 @@ def detections(count: int) -> tuple[Tensor, Tensor]:
     return F.interpolate(torch.rand(count, 1, 5, 5, generator=generator), size=(28, 28), mode="bicubic")[:, 0], boxes
 
 
-@pytest.mark.parametrize("pixels", [2**26, 3 * 80 * 110, 1])
-def test_pasting_equals_grid_sample_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch, pixels: int) -> None:
-    monkeypatch.setattr(module, "PASTE_PIXELS", pixels)
+def paste_three_at_a_time(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PASTE_PIXELS", 3 * size[0] * size[1])
+        return paste_in_chunks(probabilities, boxes, size)
+
+
+PASTES = [paste_masks, paste_one_by_one, paste_in_chunks, paste_three_at_a_time]
+
+
+@pytest.mark.parametrize("paste", PASTES)
+def test_pasting_equals_grid_sample(paste: Callable[..., Tensor]) -> None:
     probabilities, boxes = detections(10)
     boxes[0] = torch.tensor([-20.0, -10, 40, 30])  # boxes may reach out of the image
     boxes[1] = torch.tensor([50.0, 40, 300, 200])
     boxes[2] = torch.tensor([30.2, 20.7, 30.9, 21.1])  # smaller than a pixel
-    pasted = paste_masks(probabilities, boxes, (80, 110))
+    boxes[3] = torch.tensor([120.0, 90, 150, 100])  # or lie outside
+    boxes[4] = torch.tensor([10.5, 20.5, 40.5, 50.5])
+    pasted = paste(probabilities, boxes, (80, 110))
     assert pasted.shape == (10, 80, 110)
     assert pasted.dtype == torch.bool
     for mask, probability, box in zip(pasted, probabilities, boxes, strict=True):
         expected = naive_paste(probability, box, (80, 110))
         clear = (expected - 0.5).abs() > 1e-5
         assert torch.equal(mask[clear], (expected >= 0.5)[clear])
-    assert 0.01 < pasted[3:].float().mean() < 0.5
+    assert 0.01 < pasted[4:].float().mean() < 0.5
 
 
-def test_pasting_a_full_mask_fills_its_box() -> None:
-    (mask,) = paste_masks(torch.ones(1, 28, 28), torch.tensor([[10.0, 20, 40, 70]]), (80, 60))
+@pytest.mark.parametrize("paste", PASTES)
+def test_pasting_a_full_mask_fills_its_box(paste: Callable[..., Tensor]) -> None:
+    (mask,) = paste(torch.ones(1, 28, 28), torch.tensor([[10.0, 20, 40, 70]]), (80, 60))
     expected = torch.zeros(80, 60, dtype=torch.bool)
     expected[20:70, 10:40] = True
     assert torch.equal(mask, expected)
@@ -134,10 +146,11 @@ def test_pasting_does_not_lose_precision_under_autocast() -> None:
     assert torch.equal(pasted, paste_masks(probabilities, boxes, (80, 110)))
 
 
-def test_pasting_nothing_and_boxes_without_area() -> None:
-    assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (30, 40)).shape == (0, 30, 40)
+@pytest.mark.parametrize("paste", PASTES)
+def test_pasting_nothing_and_boxes_without_area(paste: Callable[..., Tensor]) -> None:
+    assert paste(torch.zeros(0, 28, 28), torch.zeros(0, 4), (30, 40)).shape == (0, 30, 40)
     flat = torch.tensor([[5.0, 5, 5, 20], [5, 5, 30, 5], [7, 7, 7, 7]])
-    assert not paste_masks(torch.full((3, 28, 28), 0.9), flat, (30, 40)).any()
+    assert not paste(torch.full((3, 28, 28), 0.9), flat, (30, 40)).any()
 
 
 def test_the_head_predicts_twice_the_pooled_size_and_starts_from_kaiming() -> None:

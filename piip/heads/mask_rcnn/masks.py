@@ -69,22 +69,45 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
     Bilinear between the centres of mask cells, and towards zero beyond the outermost; evaluated at pixel centres.
     Returns (n, h, w) bool for size (h, w).
     """
+    # A CPU saves the pixels outside of the box; a GPU would have to wait for the boxes to reach the host.
+    paste = paste_one_by_one if boxes.device.type == "cpu" else paste_in_chunks
+    with torch.autocast(boxes.device.type, enabled=False):
+        return paste(probabilities.float(), boxes.float(), size)
+
+
+def paste_one_by_one(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """`paste_masks`, each mask only where its box is: beyond it, interpolation with zero stays below the threshold."""
     height, width = size
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
-    step = max(1, PASTE_PIXELS // max(1, height * width))
-    # Bilinear resampling is separable: (h, 28) @ (28, 28) @ (28, w) for each mask, in float32 also under autocast.
-    with torch.autocast(boxes.device.type, enabled=False):
-        for start in range(0, len(boxes), step):
-            part = slice(start, start + step)
-            x1, y1, x2, y2 = boxes[part].float().unbind(1)
-            rows, columns = _bilinear_weights(y1, y2, height), _bilinear_weights(x1, x2, width)
-            masks[part] = rows @ probabilities[part].float() @ columns.mT >= THRESHOLD
+    limits = torch.tensor([width, height] * 2, device=boxes.device)
+    corners = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1)
+    for index, (left, top, right, bottom) in enumerate(corners.clamp(min=0).minimum(limits).int().tolist()):
+        one = slice(index, index + 1)
+        rows, columns = range(top, bottom), range(left, right)
+        masks[one, top:bottom, left:right] = _resample(probabilities[one], boxes[one], rows, columns) >= THRESHOLD
     return masks
 
 
-def _bilinear_weights(low: Tensor, high: Tensor, pixels: int) -> Tensor:
+def paste_in_chunks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """`paste_masks` into whole images, as many at a time as PASTE_PIXELS allow."""
+    height, width = size
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
+    step = max(1, PASTE_PIXELS // max(1, height * width))
+    for start in range(0, len(boxes), step):
+        part = slice(start, start + step)
+        masks[part] = _resample(probabilities[part], boxes[part], range(height), range(width)) >= THRESHOLD
+    return masks
+
+
+def _resample(probabilities: Tensor, boxes: Tensor, rows: range, columns: range) -> Tensor:
+    # Bilinear resampling is separable: (h, 28) @ (28, 28) @ (28, w) for each mask.
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return _bilinear_weights(y1, y2, rows) @ probabilities @ _bilinear_weights(x1, x2, columns).mT
+
+
+def _bilinear_weights(low: Tensor, high: Tensor, pixels: range) -> Tensor:
     """(n, pixels, SIDE): share of each mask cell in each pixel, for masks that span low (n,) to high (n,) pixels."""
-    centres = torch.arange(pixels, dtype=torch.float32, device=low.device) + 0.5
+    centres = torch.arange(pixels.start, pixels.stop, dtype=torch.float32, device=low.device) + 0.5
     extent = (high - low).clamp(min=torch.finfo(torch.float32).tiny)  # 0 / 0 would be NaN
     position = (centres - low[:, None]) / extent[:, None] * SIDE - 0.5
     cells = torch.arange(SIDE, dtype=torch.float32, device=low.device)
