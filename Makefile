@@ -32,8 +32,8 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(SOURCES)
 
 demo: $(INSTALLED)
 	$(BIN)/piip train $(DEMO) --output $(RUN) --resume
-	$(BIN)/piip eval $(DEMO) --weights $(RUN)/checkpoints/best --output $(RUN)/eval
-	$(BIN)/piip predict $(DEMO) data/shapes --weights $(RUN)/checkpoints/best --output $(RUN)/predictions
+	$(BIN)/piip eval $(DEMO) --weights $(RUN) --output $(RUN)/eval
+	$(BIN)/piip predict $(DEMO) data/shapes --weights $(RUN) --output $(RUN)/predictions
 	@echo
 	@echo "overlays  $(RUN)/predictions"
 	@echo "curves    $(RUN)/curves.png"

@@ -96,11 +96,11 @@ def branch_names(backbone: BackboneConfig) -> list[str]:
 def paper_count(backbone: BackboneConfig) -> Count:
     """What the official script (`classification/get_flops.py`) prints, as exact integers, for plain ViT branches.
 
-    It counts a classification network: every image square, each branch at its own resolution with a position embedding
-    of that size, branches merged by group norm and linear layers instead of convolutions, no feature pyramid, and a norm
-    and a 1000-way classifier on top. Attention products are added by formula over unpadded tokens, deformable attention
-    as 5 * queries * points * width. A convolution's bias counts one operation per output, a linear layer's none; norms
-    count two per element; activations, softmax and residual sums count nothing.
+    It counts a classification network: every image square, each branch at its own resolution with a position
+    embedding of that size, branches merged by group norms and linear layers instead of convolutions, no feature
+    pyramid, and a norm and a 1000-way classifier on top. Attention products are added by formula over unpadded
+    tokens, deformable attention as 5 * queries * points * width. A convolution's bias counts one operation per
+    output, a linear layer's none; norms count two per element; activations, softmax and residual sums count nothing.
     """
     branches, interaction = backbone.branches, backbone.interaction
     tokens = [(size // branch.patch_size) ** 2 for branch, size in zip(branches, backbone.resolutions, strict=True)]

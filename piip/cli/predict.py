@@ -9,23 +9,45 @@ import typer
 
 from piip.cli.options import ConfigName, Device, Weights
 
+_SHOWN = 20
+
 
 def predict(
     config: ConfigName,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")],
     weights: Weights,
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Where overlays and results are written.")],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Where overlays and predictions.json are written.")
+    ],
     score_threshold: Annotated[
         float, typer.Option("--score-threshold", min=0.0, max=1.0, help="Results with a lower score are left out.")
     ] = 0.3,
     device: Device = None,
 ) -> None:
-    """Predict on images; writes overlays and one JSON of results."""
-    from piip.cli.console import out
+    """Predict on images; writes overlays and their boxes, masks and scores as JSON."""
     from piip.config import load_config
-    from piip.engine.predict import run_prediction
 
-    run_prediction(
-        load_config(config), images, weights=weights, output=output, score_threshold=score_threshold, device=device
+    settings = load_config(config)
+    from piip.cli.console import out, table
+    from piip.engine.predict import run_prediction
+    from piip.errors import DataError
+
+    predictions = run_prediction(
+        settings, images, weights=weights, output=output, score_threshold=score_threshold, device=device
     )
-    out().print(f"{output}")
+    rows = [
+        (found.image.name, sum(found.counts.values()), found.error or _in_words(found.counts)) for found in predictions
+    ]
+    console = out()
+    console.print(table(("image", "objects", ""), rows[:_SHOWN], align="lrl"))
+    if len(rows) > _SHOWN:
+        console.print(f"and {len(rows) - _SHOWN} more images")
+    console.print(f"overlays and predictions.json are in {output}")
+    unreadable = sum(found.error is not None for found in predictions)
+    if unreadable:
+        raise DataError(f"{unreadable} of {len(predictions)} images could not be read and were left out")
+
+
+def _in_words(counts: dict[str, int]) -> str:
+    by_count = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count} {name}" for name, count in by_count) or "nothing above the threshold"

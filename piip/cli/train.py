@@ -26,9 +26,19 @@ class TrainCommand(TyperCommand):
 
 
 def _names_a_checkpoint(word: str | None) -> bool:
+    """Whether the word after --resume is its value: not another option, an override, or the config."""
+    from piip.config import find_config
+    from piip.errors import ConfigError
+
     if word is None or word.startswith("-") or word.endswith((".yaml", ".yml")):
         return False
-    return "=" not in word or Path(word).exists()
+    if "=" in word:
+        return Path(word).exists()
+    try:
+        find_config(word)
+    except ConfigError:
+        return True
+    return False
 
 
 def train(

@@ -1,0 +1,186 @@
+"""Train, evaluate, predict and convert through the command line, on a few generated images."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from piip.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+NANO = "detection/mask_rcnn_piip_nano_shapes"
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, list(map(str, arguments)), prog_name="piip")
+
+
+def small(root: Path) -> list[str]:
+    """Overrides that make the demo's config a matter of seconds."""
+    return [
+        f"data.train={{type: shapes, split: train, root: {root}/shapes, images: 4, size: 64}}",
+        f"data.val={{type: shapes, split: val, root: {root}/shapes, images: 3, size: 64}}",
+        "data.workers=0",
+        "data.batch_size=2",
+        "model.head.rpn_proposals=20",
+        "schedule={iterations: 2, warmup_iterations: 1}",
+        "train.eval_every=2",
+        "train.checkpoint_every=1",
+        "train.log_every=1",
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run, the folder it lies in, and what the command printed."""
+    root = tmp_path_factory.mktemp("chain")
+    done = run("train", NANO, *small(root), "--output", root / "run")
+    assert done.exit_code == 0, done.stderr
+    return root, done
+
+
+def figures(table: str) -> dict[str, list[str]]:
+    """The rows of a printed table by their first word."""
+    return {words[0]: words[1:] for line in table.splitlines() if (words := line.split())}
+
+
+def test_train_ends_with_its_metrics_and_where_everything_lies(trained):
+    root, done = trained
+    rows = figures(done.stdout)
+    assert rows["metric"] == ["box", "mask"]
+    assert {"ap", "ap50", "ap75"} <= rows.keys()
+    assert rows["run"] == [str(root / "run")]
+    assert Path(rows["best"][0]).is_dir()
+    assert Path(rows["curves"][0]).stat().st_size > 0
+
+
+def test_eval_of_the_run_gives_what_training_reported(trained):
+    root, _ = trained
+    done = run("eval", NANO, "--weights", root / "run", "--json", *small(root), "--output", root / "eval")
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    recorded = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert document["metrics"] == pytest.approx(recorded[-1]["metrics"])
+    assert [row["class"] for row in document["classes"]] == ["circle", "rectangle", "triangle", "star", "cross"]
+    assert json.loads((root / "eval" / "metrics.json").read_text())["metrics"] == document["metrics"]
+
+
+def test_eval_prints_a_table_of_metrics_and_one_of_classes(trained):
+    root, _ = trained
+    done = run("eval", NANO, *small(root), "--weights", root / "run", "--backend", "pycocotools")
+    assert done.exit_code == 0, done.stderr
+    rows = figures(done.stdout)
+    assert rows["metric"] == ["box", "mask"]
+    assert rows.keys() >= {"ap50", "circle", "cross"}
+
+
+def test_predict_writes_an_overlay_and_a_row_per_image(trained, tmp_path):
+    root, _ = trained
+    images = next((root / "shapes").glob("val-*")) / "images"
+    done = run("predict", NANO, images, "--weights", root / "run", "--output", tmp_path / "out", "--score-threshold", 0)
+    assert done.exit_code == 0, done.stderr
+    document = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert len(document["images"]) == len(list((tmp_path / "out").glob("*.jpg"))) == 3
+    rows = figures(done.stdout)
+    counts = [0] * 3
+    for annotation in document["annotations"]:
+        counts[annotation["image_id"] - 1] += 1
+    assert [int(rows[f"{number:06d}.jpg"][0]) for number in (1, 2, 3)] == counts
+
+
+def test_predict_says_which_image_is_broken_does_the_others_and_exits_2(trained, tmp_path):
+    root, _ = trained
+    good = next((root / "shapes").glob("val-*")) / "images" / "000001.jpg"
+    shutil.copy(good, tmp_path / "good.jpg")
+    (tmp_path / "bad.jpg").write_bytes(good.read_bytes()[:200])
+    done = run("predict", NANO, tmp_path, "--weights", root / "run", "--output", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "1 of 2 images could not be read" in done.stderr
+    assert "bad.jpg" in done.stdout
+    assert (tmp_path / "out" / "good.jpg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["predict", NANO, "nowhere.jpg", "--weights", "{run}", "--output", "{run}/out"], 2, "not found: nowhere.jpg"),
+        (["predict", NANO, "{run}/checkpoints", "--weights", "{run}", "--output", "{run}/out"], 2, "no images in"),
+        (["eval", NANO, "--weights", "nowhere"], 1, "weights not found: nowhere"),
+        (["eval", NANO, "model.head.num_classes=7", "--weights", "{run}"], 1, "another network"),
+        (["eval", NANO, "--weights", "{run}", "--device", "abacus"], 2, "unknown device 'abacus'"),
+        (["train", NANO, "--output", "{run}"], 2, "already holds a run; continue it with --resume"),
+        (["train", NANO, "--output", "{run}", "--resume", "nowhere"], 1, "no checkpoint to resume from: nowhere"),
+        (["train", NANO, "--output", "{run}/new", "data.train.images=0"], 2, "data.train.images"),
+        (["convert-ckpt", "nowhere.pth", "{run}/out.safetensors", "--config", NANO], 1, "nowhere.pth"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said_in_a_few_lines(trained, arguments, code, words):
+    root, _ = trained
+    done = run(*(argument.format(run=root / "run") for argument in arguments))
+    assert done.exit_code == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_a_bare_resume_may_stand_anywhere_and_a_finished_run_repeats_its_result(trained, place):
+    root, first = trained
+    words = [NANO, *small(root), "--output", str(root / "run")]
+    words.insert(place, "--resume")
+    done = run("train", *words)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == first.stdout
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "words"), [(signal.SIGTERM, 75, "error: stopped"), (signal.SIGINT, 130, "interrupted: stopped")]
+)
+def test_a_stopped_training_saves_says_how_to_go_on_and_exits_75_or_130(tmp_path, sent, code, words):
+    overrides = [*small(tmp_path), "schedule={iterations: 1000, warmup_iterations: 1}", "train.eval_every=1000"]
+    arguments = ["piip", "train", NANO, *overrides, "--output", str(tmp_path / "run")]
+    script = f"import sys; sys.argv = {arguments!r}; from piip.cli.main import app; app()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if " step 1 " in line:
+                os.kill(process.pid, sent)
+        assert process.stdout.read() == ""
+    assert process.returncode == code, "".join(lines)
+    assert lines[-1].startswith(words)
+    assert "--resume" in lines[-1]
+    assert (tmp_path / "run" / "checkpoints" / "last" / "model.safetensors").is_file()
+
+
+def test_convert_reports_what_became_of_every_weight(monkeypatch, tmp_path):
+    """The report's own correctness is the converter's matter; here is what of it is shown."""
+    import piip.convert
+
+    report = piip.convert.ConversionReport(
+        loaded=["a", "b"], resized=["pos"], unused=[f"key{index}" for index in range(12)], unknown=[], missing=["w"]
+    )
+    monkeypatch.setattr(piip.convert, "convert_checkpoint", lambda *_, **settings: report)
+    done = run("convert-ckpt", tmp_path / "a.pth", tmp_path / "b.safetensors", "--config", NANO, "--no-strict")
+    assert done.exit_code == 0, done.stderr
+    rows = figures(done.stdout)
+    assert rows["written"] == [str(tmp_path / "b.safetensors")]
+    assert [rows[name][0] for name in ("loaded", "resized", "unused", "unknown", "missing")] == [
+        "2",
+        "1",
+        "12",
+        "0",
+        "1",
+    ]
+    assert rows["unused"][-1] == "..."
+    assert rows["missing"] == ["1", "w"]
