@@ -77,38 +77,37 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
 
 def paste_one_by_one(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """`paste_masks`, each mask only where its box is: beyond it, interpolation with zero stays below the threshold."""
-    height, width = size
-    masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
-    limits = torch.tensor([width, height] * 2, device=boxes.device)
-    corners = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1)
-    for index, (left, top, right, bottom) in enumerate(corners.clamp(min=0).minimum(limits).int().tolist()):
-        one = slice(index, index + 1)
-        rows, columns = range(top, bottom), range(left, right)
-        masks[one, top:bottom, left:right] = _resample(probabilities[one], boxes[one], rows, columns) >= THRESHOLD
+    rows, columns = _bilinear_weights(boxes, size)
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=boxes.device)
+    limits = torch.tensor([size[1], size[0]] * 2, device=boxes.device)
+    corners = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1).clamp(min=0).minimum(limits)
+    for index, (left, top, right, bottom) in enumerate(corners.int().tolist()):
+        resampled = rows[index, top:bottom] @ probabilities[index] @ columns[index, left:right].T
+        torch.ge(resampled, THRESHOLD, out=masks[index, top:bottom, left:right])
     return masks
 
 
 def paste_in_chunks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """`paste_masks` into whole images, as many at a time as PASTE_PIXELS allow."""
-    height, width = size
-    masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
-    step = max(1, PASTE_PIXELS // max(1, height * width))
+    rows, columns = _bilinear_weights(boxes, size)
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=boxes.device)
+    step = max(1, PASTE_PIXELS // max(1, size[0] * size[1]))
     for start in range(0, len(boxes), step):
         part = slice(start, start + step)
-        masks[part] = _resample(probabilities[part], boxes[part], range(height), range(width)) >= THRESHOLD
+        torch.ge(rows[part] @ probabilities[part] @ columns[part].mT, THRESHOLD, out=masks[part])
     return masks
 
 
-def _resample(probabilities: Tensor, boxes: Tensor, rows: range, columns: range) -> Tensor:
-    # Bilinear resampling is separable: (h, 28) @ (28, 28) @ (28, w) for each mask.
-    x1, y1, x2, y2 = boxes.unbind(1)
-    return _bilinear_weights(y1, y2, rows) @ probabilities @ _bilinear_weights(x1, x2, columns).mT
+def _bilinear_weights(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Share of each mask cell in each row of pixels (n, h, 28) and in each column (n, w, 28).
 
-
-def _bilinear_weights(low: Tensor, high: Tensor, pixels: range) -> Tensor:
-    """(n, pixels, SIDE): share of each mask cell in each pixel, for masks that span low (n,) to high (n,) pixels."""
-    centres = torch.arange(pixels.start, pixels.stop, dtype=torch.float32, device=low.device) + 0.5
-    extent = (high - low).clamp(min=torch.finfo(torch.float32).tiny)  # 0 / 0 would be NaN
-    position = (centres - low[:, None]) / extent[:, None] * SIDE - 0.5
-    cells = torch.arange(SIDE, dtype=torch.float32, device=low.device)
-    return (1 - (position[..., None] - cells).abs()).clamp(min=0)
+    Bilinear resampling is separable: a pasted mask is rows @ mask @ columns.T.
+    """
+    cells = torch.arange(SIDE, dtype=torch.float32, device=boxes.device)
+    weights = []
+    for pixels, low, high in zip(size, (boxes[:, 1], boxes[:, 0]), (boxes[:, 3], boxes[:, 2]), strict=True):
+        centres = torch.arange(pixels, dtype=torch.float32, device=boxes.device) + 0.5
+        extent = (high - low).clamp(min=torch.finfo(torch.float32).tiny)  # 0 / 0 would be NaN
+        position = (centres - low[:, None]) / extent[:, None] * SIDE - 0.5
+        weights.append((1 - (position[..., None] - cells).abs()).clamp(min=0))
+    return weights[0], weights[1]
