@@ -20,7 +20,16 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-psabi"]
+CXX_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wno-psabi",
+]
 KERNELS = ("deform_attn_cpu.cpp", "pyramid_resize_cpu.cpp")
 # The portable objects are linked first: of an inline function that several objects hold, the linker keeps the first.
 X86_FLAGS = {
@@ -76,7 +85,9 @@ def architecture_flags(nvcc: Path) -> tuple[list[str], str]:
     """-gencode flags and their names: TORCH_CUDA_ARCH_LIST, or everything of ours that this nvcc knows."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
     if wanted:
-        items = [(item.removesuffix("+PTX").replace(".", ""), item.endswith("+PTX")) for item in wanted.split(";") if item]
+        items = [
+            (item.removesuffix("+PTX").replace(".", ""), item.endswith("+PTX")) for item in wanted.split(";") if item
+        ]
     else:
         listing = subprocess.run([str(nvcc), "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
         known = [arch for arch in ARCHITECTURES if re.search(rf"\bsm_{arch}\b", listing)]
@@ -106,7 +117,9 @@ class NinjaBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         cxx = find_compiler()
         if cxx is None:
-            say("no C++ compiler found; the ops will run on their PyTorch definition (slow). Install g++ and reinstall.")
+            say(
+                "no C++ compiler found; the ops will run on their PyTorch definition (slow). Install g++ and reinstall."
+            )
             return
         target = Path(self.get_ext_fullpath(ext.name)).absolute()
         folder = Path(self.build_temp).absolute()
@@ -129,7 +142,12 @@ class NinjaBuild(build_ext):
             flags.append("-fopenmp")
             link.append("-fopenmp")
         if os.environ.get("PIIP_SANITIZE"):
-            sanitize = [f"-fsanitize={os.environ['PIIP_SANITIZE']}", "-fno-omit-frame-pointer", "-g", "-fno-sanitize-recover=undefined"]
+            sanitize = [
+                f"-fsanitize={os.environ['PIIP_SANITIZE']}",
+                "-fno-omit-frame-pointer",
+                "-g",
+                "-fno-sanitize-recover=undefined",
+            ]
             flags += sanitize
             link += sanitize
         else:
@@ -155,7 +173,9 @@ class NinjaBuild(build_ext):
         nvcc_flags: list[str] = []
         if nvcc is not None:
             gencode, names = architecture_flags(nvcc)
-            version = re.search(r"release ([\d.]+)", subprocess.run([str(nvcc), "--version"], capture_output=True, text=True).stdout)
+            version = re.search(
+                r"release ([\d.]+)", subprocess.run([str(nvcc), "--version"], capture_output=True, text=True).stdout
+            )
             definitions = [
                 "-DPIIP_WITH_CUDA",
                 f"'-DPIIP_CUDA_VERSION=\"{version.group(1) if version else 'unknown'}\"'",
@@ -169,18 +189,20 @@ class NinjaBuild(build_ext):
             link += [f"-L{library}"] if library else []
             link += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         add("cxx", "bindings.cpp", "bindings", [*includes, *definitions])
-        return "\n".join([
-            f"cxx = {cxx}",
-            f"nvcc = {nvcc}",
-            f"flags = {' '.join(flags)}",
-            f"nvcc_flags = {' '.join(nvcc_flags)}",
-            "rule cxx\n  command = $cxx $flags $extra -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-            "rule nvcc\n  command = $nvcc $nvcc_flags $extra -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-            f"rule link\n  command = $cxx $in {' '.join(link)} -o $out",
-            *builds,
-            f"build {escape(target)}: link {' '.join(objects)}",
-            f"default {escape(target)}\n",
-        ])
+        return "\n".join(
+            [
+                f"cxx = {cxx}",
+                f"nvcc = {nvcc}",
+                f"flags = {' '.join(flags)}",
+                f"nvcc_flags = {' '.join(nvcc_flags)}",
+                rule("cxx", "$cxx $flags"),
+                rule("nvcc", "$nvcc $nvcc_flags"),
+                f"rule link\n  command = $cxx $in {' '.join(link)} -o $out",
+                *builds,
+                f"build {escape(target)}: link {' '.join(objects)}",
+                f"default {escape(target)}\n",
+            ]
+        )
 
     def nvcc(self) -> Path | None:
         choice = os.environ.get("PIIP_CUDA", "auto")
@@ -192,6 +214,11 @@ class NinjaBuild(build_ext):
         if nvcc is None and choice == "auto":
             say("nvcc not found; building for the CPU only")
         return nvcc
+
+
+def rule(name: str, command: str) -> str:
+    tail = "$extra -MMD -MF $out.d -c $in -o $out"
+    return f"rule {name}\n  command = {command} {tail}\n  depfile = $out.d\n  deps = gcc"
 
 
 def escape(path: Path) -> str:

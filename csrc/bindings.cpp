@@ -26,15 +26,15 @@ void check(bool ok, const char* message) {
   if (!ok) throw std::invalid_argument(message);
 }
 
-// pointers: value, reference, points, weights, out, and for the backward grad_out, grad_value, grad_points, grad_weights,
-// fixed_point_unit.
-// sizes: batch, cells, queries, heads, width, points per level.
+// pointers: value, reference, points, weights, out, and for the backward grad_out, grad_value, grad_points,
+// grad_weights, fixed_point_unit. sizes: batch, cells, queries, heads, width, points per level.
 DeformAttn deform_attn_problem(const std::vector<uintptr_t>& pointers, const std::vector<int64_t>& sizes,
                                const std::vector<int64_t>& shapes, bool raw, bool reference_per_batch,
                                bool reference_per_level, int value_dtype, int point_dtype) {
   check(pointers.size() == 10, "deform_attn: ten pointers expected");
   check(sizes.size() == 6, "deform_attn: six sizes expected");
-  check(!shapes.empty() && shapes.size() % 2 == 0 && shapes.size() <= 2 * kMaxLevels, "deform_attn: 1 to 16 levels expected");
+  check(!shapes.empty() && shapes.size() % 2 == 0 && shapes.size() <= 2 * kMaxLevels,
+        "deform_attn: 1 to 16 levels expected");
   DeformAttn a{};
   a.value = address<const void>(pointers[0]);
   a.reference = address<const void>(pointers[1]);
@@ -71,9 +71,11 @@ PyramidResize pyramid_problem(uintptr_t images, const std::vector<int64_t>& size
                               const std::vector<int64_t>& valid) {
   check(sizes.size() == 4, "pyramid_resize: four sizes expected");
   check(levels.size() <= kMaxPyramidLevels, "pyramid_resize: at most 16 levels");
-  check(shapes.size() == 2 * levels.size() && factors.size() == 2 * levels.size(), "pyramid_resize: two numbers a level");
+  check(shapes.size() == 2 * levels.size() && factors.size() == 2 * levels.size(),
+        "pyramid_resize: two numbers a level");
   check(sizes[1] <= kMaxChannels, "pyramid_resize: at most 16 channels");
-  check(mean.size() == scale.size() && (mean.empty() || int64_t(mean.size()) == sizes[1]), "pyramid_resize: a mean a channel");
+  check(mean.size() == scale.size() && (mean.empty() || int64_t(mean.size()) == sizes[1]),
+        "pyramid_resize: a mean a channel");
   check(valid.empty() || int64_t(valid.size()) == 2 * sizes[0], "pyramid_resize: a valid size an image");
   PyramidResize a{};
   a.images = address<void>(images);
@@ -83,7 +85,8 @@ PyramidResize pyramid_problem(uintptr_t images, const std::vector<int64_t>& size
   a.image_dtype = Dtype(image_dtype), a.level_dtype = Dtype(level_dtype);
   a.level_count = int(levels.size());
   for (size_t i = 0; i < levels.size(); ++i)
-    a.levels[i] = {address<void>(levels[i]), int(shapes[2 * i]), int(shapes[2 * i + 1]), factors[2 * i], factors[2 * i + 1]};
+    a.levels[i] = {address<void>(levels[i]), int(shapes[2 * i]), int(shapes[2 * i + 1]), factors[2 * i],
+                   factors[2 * i + 1]};
   for (int c = 0; c < a.channels; ++c) {
     a.mean[c] = mean.empty() ? 0.0 : mean[c];
     a.scale[c] = mean.empty() ? 1.0 : scale[c];
@@ -94,7 +97,8 @@ PyramidResize pyramid_problem(uintptr_t images, const std::vector<int64_t>& size
 
 // Binds an op as name(arguments of the problem..., threads) and name_cuda(arguments..., device, stream).
 template <class Problem, class... Args>
-void bind_op(py::module_& m, const std::string& name, Problem (*make)(Args...), void (*CpuKernels::*cpu)(const Problem&, int),
+void bind_op(py::module_& m, const std::string& name, Problem (*make)(Args...),
+             void (*CpuKernels::*cpu)(const Problem&, int),
              std::common_type_t<void (*)(const Problem&, int, uintptr_t)> cuda) {
   m.def(name.c_str(), [make, cpu](Args... args, int threads) {
     const Problem problem = make(args...);
@@ -121,13 +125,14 @@ PYBIND11_MODULE(_C, m) {
 #else
 #define PIIP_CUDA_KERNEL(name) nullptr
 #endif
-  bind_op(m, "deform_attn_forward", deform_attn_problem, &CpuKernels::deform_attn_forward, PIIP_CUDA_KERNEL(deform_attn_forward));
+  bind_op(m, "deform_attn_forward", deform_attn_problem, &CpuKernels::deform_attn_forward,
+          PIIP_CUDA_KERNEL(deform_attn_forward));
   bind_op(m, "deform_attn_backward", deform_attn_problem, &CpuKernels::deform_attn_backward,
-       PIIP_CUDA_KERNEL(deform_attn_backward));
+          PIIP_CUDA_KERNEL(deform_attn_backward));
   bind_op(m, "pyramid_resize_forward", pyramid_problem, &CpuKernels::pyramid_resize_forward,
-       PIIP_CUDA_KERNEL(pyramid_resize_forward));
+          PIIP_CUDA_KERNEL(pyramid_resize_forward));
   bind_op(m, "pyramid_resize_backward", pyramid_problem, &CpuKernels::pyramid_resize_backward,
-       PIIP_CUDA_KERNEL(pyramid_resize_backward));
+          PIIP_CUDA_KERNEL(pyramid_resize_backward));
   m.def("cpu_instruction_set", [] { return cpu_kernels().name; });
 #ifdef _OPENMP
   m.attr("openmp") = true;

@@ -1,5 +1,5 @@
-// The CUDA implementations. They launch on the given stream of the given device and return at once; a failed launch throws
-// std::runtime_error. Nothing here waits for the device, so that the calls can be captured in a graph.
+// The CUDA implementations. They launch on the given stream of the given device and return at once; a failed launch
+// throws std::runtime_error. Nothing here waits for the device, so that the calls can be captured in a graph.
 #pragma once
 
 #include "deform_attn.h"

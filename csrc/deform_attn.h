@@ -20,7 +20,8 @@ struct DeformAttn {
   void* grad_value;      // like value; CUDA accumulates it in Compute<value> and the caller converts
   void* grad_points;
   void* grad_weights;
-  // CUDA, deterministic: grad_value holds int64 multiples of 1 / *fixed_point_unit, a number in device memory. Else null.
+  // CUDA, deterministic: grad_value holds int64 multiples of 1 / *fixed_point_unit, a number in device memory. Else
+  // null.
   const double* fixed_point_unit;
 
   int64_t batch, cells, queries;
@@ -31,7 +32,8 @@ struct DeformAttn {
   Dtype value_dtype, point_dtype;
 };
 
-// A location in cells, centres at integers: from a reference in [0, 1] and an offset in cells, or from a location in [0, 1].
+// A location in cells, centres at integers: from a reference in [0, 1] and an offset in cells, or from a location in
+// [0, 1].
 template <class T>
 PIIP_HD T cell_coordinate(bool raw, T reference, T point, int size) {
   return raw ? reference * T(size) + (point - T(0.5)) : point * T(size) - T(0.5);

@@ -1,9 +1,10 @@
 // Deformable attention on the CPU.
 //
 // A task is one head of one image. It first spreads the head's values out as a plane of its own: rows padded to whole
-// vectors, in the compute type, with a border of zeros around every map. Then a sample's four cells always exist, outside
-// ones read zeros, neighbours along x are adjacent, and the plane of a narrow head stays in the cache. The backward
-// accumulates the value gradient in such a plane too: no atomics, and the order of additions never depends on threads.
+// vectors, in the compute type, with a border of zeros around every map. Then a sample's four cells always exist,
+// outside ones read zeros, neighbours along x are adjacent, and the plane of a narrow head stays in the cache. The
+// backward accumulates the value gradient in such a plane too: no atomics, and the order of additions never depends on
+// threads.
 //
 // Compiled once per instruction set; dispatch.cpp chooses.
 #include <algorithm>
@@ -48,12 +49,12 @@ template <class T>
 struct Samples {
   Scratch<T> memory;
   Scratch<int64_t> cells;
-  int64_t* cell;                   // of the upper left corner
-  T *x, *y;                        // coordinates; later their gradients
-  T *fx, *fy;                      // fractions
-  T* attention;                    // weights after the softmax; the backward leaves their gradients here
-  T *w00, *w01, *w10, *w11;        // attention times bilinear weight
-  T* dots;                         // [sample][query][4]: products of the output gradient with the four cells
+  int64_t* cell;             // of the upper left corner
+  T *x, *y;                  // coordinates; later their gradients
+  T *fx, *fy;                // fractions
+  T* attention;              // weights after the softmax; the backward leaves their gradients here
+  T *w00, *w01, *w10, *w11;  // attention times bilinear weight
+  T* dots;                   // [sample][query][4]: products of the output gradient with the four cells
 
   Samples(int samples, bool backward)
       : memory(size_t(samples) * kBlock * (backward ? 13 : 9)), cells(size_t(samples) * kBlock), cell(cells.data()) {
@@ -80,7 +81,8 @@ void softmax(T* weights, int samples) {
   T largest[kBlock], sum[kBlock] = {};
   for (int q = 0; q < kBlock; ++q) largest[q] = weights[q];
   for (int s = 1; s < samples; ++s)
-    for (int q = 0; q < kBlock; ++q) largest[q] = weights[s * kBlock + q] > largest[q] ? weights[s * kBlock + q] : largest[q];
+    for (int q = 0; q < kBlock; ++q)
+      largest[q] = weights[s * kBlock + q] > largest[q] ? weights[s * kBlock + q] : largest[q];
   for (int s = 0; s < samples; ++s)
     for (int q = 0; q < kBlock; ++q) {
       const T e = exp_of_negative(weights[s * kBlock + q] - largest[q]);
@@ -131,8 +133,8 @@ void prepare(const DeformAttn& a, const Layout& layout, int64_t b, int m, int64_
       int32_t cx[kBlock], cy[kBlock];
       bool inside[kBlock];
       for (int q = 0; q < kBlock; ++q) {
-        const Sample<T> at = locate(cell_coordinate(a.raw, rx[q], x[q], width), cell_coordinate(a.raw, ry[q], y[q], height),
-                                    width, height);
+        const Sample<T> at = locate(cell_coordinate(a.raw, rx[q], x[q], width),
+                                    cell_coordinate(a.raw, ry[q], y[q], height), width, height);
         cx[q] = at.x;
         cy[q] = at.y;
         inside[q] = at.inside;
@@ -189,8 +191,8 @@ struct Kernel {
 
   // out[lane] = sum over samples of weight * cell, for C vectors of the head from `plane` on.
   template <int C>
-  static PIIP_INLINE void gather(const T* plane, int pitch, const int64_t* below, const Samples<T>& s, int samples, int q,
-                                 V* acc) {
+  static PIIP_INLINE void gather(const T* plane, int pitch, const int64_t* below, const Samples<T>& s, int samples,
+                                 int q, V* acc) {
     for (int c = 0; c < C; ++c) acc[c] = V{};
     for (int i = 0; i < samples; ++i) {
       const int k = i * kBlock + q;
@@ -352,7 +354,8 @@ void forward(const DeformAttn& a, int threads) {
   threads = int(std::min<int64_t>(threads, heads * parts));
   const auto spaces = workspaces<T>(a, layout, pitch, threads, false);
   std::vector<int64_t> below;
-  for (int i = 0; i < a.levels * a.points_per_level; ++i) below.push_back(int64_t(layout.row[i / a.points_per_level]) * pitch);
+  for (int i = 0; i < a.levels * a.points_per_level; ++i)
+    below.push_back(int64_t(layout.row[i / a.points_per_level]) * pitch);
 
   parallel_for(heads * parts, threads, [&](int64_t task, int slot) {
     Workspace<T>& space = *spaces[slot];
@@ -390,10 +393,11 @@ void backward(const DeformAttn& a, int threads) {
       const int count = int(std::min<int64_t>(kBlock, a.queries - first));
       prepare<T, P>(a, layout, b, m, first, count, space.samples);
       const S* grad_out = static_cast<const S*>(a.grad_out) + ((b * a.queries + first) * a.heads + m) * a.width;
-      for (int q = 0; q < count; ++q) widen_row(grad_out + int64_t(q) * a.heads * a.width, grads + int64_t(q) * pitch, a.width);
+      for (int q = 0; q < count; ++q)
+        widen_row(grad_out + int64_t(q) * a.heads * a.width, grads + int64_t(q) * pitch, a.width);
       const auto run = [&](auto vectors) {
-        Kernel<T, N>::template backward_block<decltype(vectors)::value>(plane, grad_plane, pitch, below.data(), space.samples,
-                                                                         samples, count, grads);
+        Kernel<T, N>::template backward_block<decltype(vectors)::value>(plane, grad_plane, pitch, below.data(),
+                                                                        space.samples, samples, count, grads);
       };
       switch (pitch / N) {
         case 1: run(std::integral_constant<int, 1>()); break;
@@ -408,8 +412,8 @@ void backward(const DeformAttn& a, int threads) {
   });
 }
 
-constexpr int kLanes = kVectorBytes / 4;          // float
-constexpr int kDoubleLanes = 4;                   // double, lowered to what the machine has
+constexpr int kLanes = kVectorBytes / 4;  // float
+constexpr int kDoubleLanes = 4;           // double, lowered to what the machine has
 constexpr int kNarrowLanes = kLanes > 8 ? 8 : kLanes;
 
 template <template <class, class, class, int> class Run>

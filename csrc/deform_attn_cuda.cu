@@ -1,7 +1,7 @@
 // Deformable attention on CUDA.
 //
-// A work item is one head of one query. Its channels are spread over a group of lanes, a power of two of them inside one
-// warp; every lane reads vectors of V channels. A block first writes what all its samples need (cells, fractions,
+// A work item is one head of one query. Its channels are spread over a group of lanes, a power of two of them inside
+// one warp; every lane reads vectors of V channels. A block first writes what all its samples need (cells, fractions,
 // softmaxed weights) to shared memory, then gathers. The backward adds the value gradient to memory with atomic vector
 // reductions, or, where determinism is asked for, as fixed-point integers whose sum does not depend on the order.
 #include "bilinear.h"
@@ -251,13 +251,15 @@ void launch(const DeformAttn& a, bool is_backward, cudaStream_t stream) {
   const int vectors = a.width / V, samples = a.levels * a.points_per_level;
   int group = 1;
   while (group < vectors && group < 32) group *= 2;
-  const int bytes = samples * int(sizeof(Entry<T>) + (is_backward ? 4 * sizeof(T) : 0)) + (is_backward ? int(sizeof(T)) : 0);
+  const int bytes =
+      samples * int(sizeof(Entry<T>) + (is_backward ? 4 * sizeof(T) : 0)) + (is_backward ? int(sizeof(T)) : 0);
   int items = kThreads / group;
   if (items * bytes > kSharedBytes) items = kSharedBytes / bytes;
   if (items < 1) throw std::runtime_error("piip: deform_attn on CUDA takes fewer levels times points");
   const int threads = (items * group + 31) / 32 * 32;
   const int64_t blocks = (a.batch * a.queries * a.heads + items - 1) / items;
-  if (blocks > 0x7fffffff) throw std::runtime_error("piip: deform_attn on CUDA takes fewer than 2^31 blocks of queries");
+  if (blocks > 0x7fffffff)
+    throw std::runtime_error("piip: deform_attn on CUDA takes fewer than 2^31 blocks of queries");
   if (is_backward) {
     backward<S, V><<<unsigned(blocks), threads, items * bytes, stream>>>(a, items, group);
   } else {

@@ -7,7 +7,8 @@
 namespace piip {
 namespace {
 
-#define PIIP_KERNELS(isa) {#isa, isa::deform_attn_forward, isa::deform_attn_backward, isa::pyramid_resize_forward, isa::pyramid_resize_backward}
+#define PIIP_KERNELS(isa) \
+  {#isa, isa::deform_attn_forward, isa::deform_attn_backward, isa::pyramid_resize_forward, isa::pyramid_resize_backward}
 
 struct Candidate {
   CpuKernels kernels;
@@ -28,8 +29,9 @@ CpuKernels choose() {
   const char* wanted = std::getenv("PIIP_CPU");
   for (const Candidate& candidate : candidates)
     if (candidate.available && (!wanted || std::string(wanted) == candidate.kernels.name)) return candidate.kernels;
-  throw std::invalid_argument("PIIP_CPU=" + std::string(wanted) +
-                              " is not an instruction set of this machine; valid are portable, avx2, avx512 where present");
+  throw std::invalid_argument(
+      "PIIP_CPU=" + std::string(wanted) +
+      " is not an instruction set of this machine; valid are portable, avx2, avx512 where present");
 }
 
 }  // namespace

@@ -4,11 +4,11 @@
 #include "deform_attn.h"
 #include "pyramid_resize.h"
 
-#define PIIP_DECLARE_KERNELS(isa)                            \
-  namespace isa {                                            \
-  void deform_attn_forward(const DeformAttn& a, int threads);  \
-  void deform_attn_backward(const DeformAttn& a, int threads); \
-  void pyramid_resize_forward(const PyramidResize& a, int threads); \
+#define PIIP_DECLARE_KERNELS(isa)                                    \
+  namespace isa {                                                    \
+  void deform_attn_forward(const DeformAttn& a, int threads);        \
+  void deform_attn_backward(const DeformAttn& a, int threads);       \
+  void pyramid_resize_forward(const PyramidResize& a, int threads);  \
   void pyramid_resize_backward(const PyramidResize& a, int threads); \
   }
 

@@ -51,7 +51,8 @@ struct LevelTables {
 
 // Reads `count` pixels, `step` apart, and normalises them.
 template <class S, class T>
-void read_row(const void* source, int64_t offset, int step, int count, T mean, T scale, bool normalize, T* __restrict target) {
+void read_row(const void* source, int64_t offset, int step, int count, T mean, T scale, bool normalize,
+              T* __restrict target) {
   const S* __restrict s = static_cast<const S*>(source) + offset;
   if (!normalize) {
     for (int x = 0; x < count; ++x) target[x] = T(widen(s[int64_t(x) * step]));
@@ -109,7 +110,8 @@ WriteRow<T> row_writer(Dtype dtype) {
 template <class T>
 class Rows {
  public:
-  Rows(const PyramidResize& a, int slots) : a_(a), read_(row_reader<T>(a.image_dtype)), slots_(slots), memory_(size_t(slots) * a.width), held_(slots, -1) {}
+  Rows(const PyramidResize& a, int slots)
+      : a_(a), read_(row_reader<T>(a.image_dtype)), slots_(slots), memory_(size_t(slots) * a.width), held_(slots, -1) {}
 
   void begin(int64_t b, int c) {
     b_ = b, c_ = c;
@@ -164,7 +166,7 @@ void blend_rows(const Table<T>& table, int out, int y, Rows<T>& rows, T* __restr
   const auto weight = [&](int k) { return table.weights[size_t(k) * out + y]; };
   const int first = table.first[y];
   if (table.count == 2) {
-    const T *__restrict upper = rows.row(first), *__restrict lower = rows.row(first + 1);
+    const T* __restrict upper = rows.row(first), * __restrict lower = rows.row(first + 1);
     const T w0 = weight(0), w1 = weight(1);
     for (int x = 0; x < width; ++x) target[x] = w0 * upper[x] + w1 * lower[x];
     return;
@@ -203,7 +205,8 @@ void forward(const PyramidResize& a, int threads) {
     widest = std::max(widest, a.levels[i].width);
   }
   // Strips of at least 64 rows, so that the rows two strips share stay few.
-  const int64_t strips = std::max<int64_t>(1, std::min<int64_t>(a.height / 64, (4 * int64_t(threads) + a.batch - 1) / a.batch));
+  const int64_t strips =
+      std::max<int64_t>(1, std::min<int64_t>(a.height / 64, (4 * int64_t(threads) + a.batch - 1) / a.batch));
   threads = int(std::min<int64_t>(threads, a.batch * strips));
   std::vector<std::unique_ptr<ForwardSpace<T>>> spaces;
   for (int i = 0; i < threads; ++i) spaces.push_back(std::make_unique<ForwardSpace<T>>(a, slots, widest));
@@ -238,7 +241,8 @@ void forward(const PyramidResize& a, int threads) {
 template <class T>
 struct BackwardSpace {
   Scratch<T> plane, grad_row, spread;
-  BackwardSpace(const PyramidResize& a, int widest) : plane(size_t(a.height) * a.width), grad_row(widest), spread(a.width) {}
+  BackwardSpace(const PyramidResize& a, int widest)
+      : plane(size_t(a.height) * a.width), grad_row(widest), spread(a.width) {}
 };
 
 // The transpose, one channel of one image a task: rows of the level gradients are spread horizontally, then vertically.
@@ -255,7 +259,8 @@ void backward(const PyramidResize& a, int threads) {
   for (int i = 0; i < threads; ++i) spaces.push_back(std::make_unique<BackwardSpace<T>>(a, widest));
 
   parallel_for(planes, threads, [&](int64_t task, int slot) {
-    T *plane = spaces[slot]->plane.data(), *grad_row = spaces[slot]->grad_row.data(), *spread = spaces[slot]->spread.data();
+    T *plane = spaces[slot]->plane.data(), *grad_row = spaces[slot]->grad_row.data(),
+      *spread = spaces[slot]->spread.data();
     std::fill(plane, plane + size_t(a.height) * a.width, T(0));
     for (int i = 0; i < a.level_count; ++i) {
       const PyramidLevel& level = a.levels[i];
@@ -264,7 +269,8 @@ void backward(const PyramidResize& a, int threads) {
         read(level.data, (task * level.height + y) * level.width, 1, level.width, T(0), T(1), false, grad_row);
         std::fill(spread, spread + a.width, T(0));
         for (int x = 0; x < level.width; ++x)
-          for (int k = 0; k < tx.count; ++k) spread[tx.first[x] + k] += tx.weights[size_t(k) * level.width + x] * grad_row[x];
+          for (int k = 0; k < tx.count; ++k)
+            spread[tx.first[x] + k] += tx.weights[size_t(k) * level.width + x] * grad_row[x];
         for (int k = 0; k < ty.count; ++k) {
           const T w = ty.weights[size_t(k) * level.height + y];
           T* target = plane + size_t(ty.first[y] + k) * a.width;
@@ -275,7 +281,8 @@ void backward(const PyramidResize& a, int threads) {
     }
     const int64_t b = task / a.channels;
     const int c = int(task % a.channels);
-    const int64_t valid_height = a.has_valid ? a.valid[2 * b] : a.height, valid_width = a.has_valid ? a.valid[2 * b + 1] : a.width;
+    const int64_t valid_height = a.has_valid ? a.valid[2 * b] : a.height,
+                  valid_width = a.has_valid ? a.valid[2 * b + 1] : a.width;
     for (int y = 0; y < a.height; ++y) {
       T* row = plane + size_t(y) * a.width;
       for (int x = 0; x < a.width; ++x) row[x] = y < valid_height && x < valid_width ? row[x] * T(a.scale[c]) : T(0);

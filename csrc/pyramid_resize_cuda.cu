@@ -1,7 +1,7 @@
 // Pyramid resizing on CUDA: one launch for all levels of up to kImages images.
 //
-// The forward gives a thread one output pixel of all channels; taps are computed on the spot. The backward gives a thread
-// one input pixel and collects from the output pixels that used it: no atomics, hence deterministic.
+// The forward gives a thread one output pixel of all channels; taps are computed on the spot. The backward gives a
+// thread one input pixel and collects from the output pixels that used it: no atomics, hence deterministic.
 #include "cuda_common.h"
 #include "cuda_ops.h"
 
@@ -51,7 +51,8 @@ __global__ void forward(const __grid_constant__ Slice p) {
       const int source_y = clamp_index(taps_y.first + j, a.height);
       T row = 0;
       for (int k = 0; k < taps_x.count; ++k)
-        row += tap_weight(axis_x, taps_x, k) * source_pixel<T>(p, image, c, source_y, clamp_index(taps_x.first + k, a.width));
+        row += tap_weight(axis_x, taps_x, k) *
+               source_pixel<T>(p, image, c, source_y, clamp_index(taps_x.first + k, a.width));
       sum += tap_weight(axis_y, taps_y, j) * row;
     }
     write(level.data, (image * a.channels + c) * pixels + pixel, a.level_dtype, sum);
@@ -104,7 +105,8 @@ __global__ void backward(const __grid_constant__ Slice p) {
         T row = 0;
         for (int ox = first_x; ox <= last_x; ++ox) {
           const T wx = influence(axis_x, ox, x);
-          if (wx != T(0)) row += wx * read<T>(level.data, (plane * level.height + oy) * level.width + ox, a.level_dtype);
+          if (wx != T(0))
+            row += wx * read<T>(level.data, (plane * level.height + oy) * level.width + ox, a.level_dtype);
         }
         sum += wy * row;
       }
@@ -132,7 +134,8 @@ void run(const PyramidResize& a, bool is_backward, int device, uintptr_t stream)
     if (blocks > 0x7fffffff) throw std::runtime_error("piip: pyramid_resize on CUDA takes fewer pixels in one call");
     const auto handle = reinterpret_cast<cudaStream_t>(stream);
     const bool wide = a.image_dtype == Dtype::f64;
-    const auto kernel = is_backward ? (wide ? backward<double> : backward<float>) : (wide ? forward<double> : forward<float>);
+    const auto kernel =
+        is_backward ? (wide ? backward<double> : backward<float>) : (wide ? forward<double> : forward<float>);
     kernel<<<unsigned(blocks), kThreads, 0, handle>>>(p);
     check_launch(is_backward ? "pyramid_resize_backward" : "pyramid_resize_forward");
   }

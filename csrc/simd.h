@@ -160,7 +160,7 @@ PIIP_INLINE void narrow_row(const T* __restrict source, S* __restrict target, in
 
 // e^x to about two units in the last place for x <= 0; a loop over it vectorises. NaN gives NaN.
 PIIP_INLINE float exp_negative(float x) {
-  const float clamped = x < -87.0f ? -87.0f : x;  // false for NaN, which passes on
+  const float clamped = x < -87.0f ? -87.0f : x;              // false for NaN, which passes on
   const float shifted = clamped * 1.44269504f + 12582912.0f;  // rounds to the nearest integer in the low mantissa bits
   const float n = shifted - 12582912.0f;
   const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +17,21 @@ def host_shapes(name: str, shapes: Sequence[Sequence[int]] | Tensor) -> list[tup
     """(H, W) pairs as host integers; a tensor is read, which on a GPU waits for the device."""
     pairs = shapes.tolist() if isinstance(shapes, Tensor) else list(shapes)
     if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
-        raise ValueError(f"{name} must be a non-empty sequence of (H, W) pairs, got {shapes}")
-    if any(h < 1 or w < 1 for h, w in pairs):
-        raise ValueError(f"{name} must hold positive sizes, got {pairs}")
-    return [(h, w) for h, w in pairs]
+        raise ValueError(f"{name} must be a non-empty sequence of (H, W) pairs, got {shapes!r}")
+    sizes = [(_integer(name, h), _integer(name, w)) for h, w in pairs]
+    if any(h < 1 or w < 1 for h, w in sizes):
+        raise ValueError(f"{name} must hold positive sizes, got {sizes}")
+    return sizes
+
+
+def _integer(name: str, number: Any) -> int:
+    # The symbolic integers of torch.compile must stay what they are.
+    if isinstance(number, (int, torch.SymInt)):
+        return number  # type: ignore[return-value]
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name} must hold integers, got {number!r}") from None
 
 
 def check_float(name: str, tensor: Tensor) -> None:

@@ -30,7 +30,7 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def describe() -> dict[str, Any]:
-    """What `piip doctor` shows: the instruction set in use, CUDA version and architectures, or why the module is missing."""
+    """What `piip doctor` shows: instruction set, CUDA version and architectures, or why the module is missing."""
     if _C is None:
         return {"built": False, "reason": LOAD_ERROR}
     return {
@@ -60,7 +60,9 @@ def refuse_vmap(op: str) -> None:
     """vmap over the op is an error that says what to do."""
 
     def rule(info: Any, in_dims: Any, *arguments: Any) -> Any:
-        raise NotImplementedError(f"torch.func.vmap over {op} is not supported; fold the mapped dimension into the batch")
+        raise NotImplementedError(
+            f"torch.func.vmap over {op} is not supported; fold the mapped dimension into the batch"
+        )
 
     torch.library.register_vmap(f"piip::{op}", rule, lib=library)
 

@@ -1,6 +1,7 @@
 """Deformable attention: the public functions and their registration with PyTorch.
 
-Two ops share the kernels: `piip::deform_attn` takes raw offsets and logits, `piip::ms_deform_attn` locations and weights.
+Two ops share the kernels: `piip::deform_attn` takes raw offsets and logits, `piip::ms_deform_attn` locations and
+weights.
 """
 
 from __future__ import annotations
@@ -36,38 +37,44 @@ def deform_attn(
 ) -> Tensor:
     """Deformable attention from raw offsets and logits (Zhu et al., 2021, equation 3).
 
-    Softmax, locations and sums run in float32 (float64 for float64 values) whatever the storage dtypes, which may differ.
+    Softmax, locations and sums run in float32 (float64 for float64 values) whatever the storage dtypes, which may
+    differ.
 
     value: (B, S, M, D), the L maps one after the other, row by row.
-    spatial_shapes: L (H, W) pairs whose areas add up to S. Host integers are best: reading a GPU tensor waits for the device.
+    spatial_shapes: L (H, W) pairs whose areas add up to S. Host integers are best: reading a GPU tensor waits for
+    the device.
     reference_points: (1 or B, Q, 1 or L, 2 or 4), points (x, y) or boxes (x, y, w, h) in [0, 1] of the map.
     sampling_offsets: (B, Q, M, L, P, 2), (x, y) in cells of their map; for boxes in units of half a side divided by P.
     attention_logits: (B, Q, M, L * P) or (B, Q, M, L, P).
     Returns (B, Q, M * D) in the dtype of value.
 
-    Cells outside a map read zero. A sample that touches no cell, or whose location is not finite, contributes nothing and
-    its gradients are zero; logits that are not finite act as in a softmax.
+    Cells outside a map read zero. A sample that touches no cell, or whose location is not finite, contributes nothing
+    and its gradients are zero; logits that are not finite act as in a softmax.
     Raises ValueError or TypeError naming the argument.
     """
     shapes = _check_value(value, spatial_shapes)
     batch, heads, levels = value.shape[0], value.shape[2], len(shapes)
-    queries = sampling_offsets.shape[1] if sampling_offsets.dim() == 6 else None
     meaning = "(B, Q, M, L, P, 2)"
     check_shape("sampling_offsets", sampling_offsets, (batch, None, heads, levels, None, 2), meaning)
-    points = sampling_offsets.shape[4]
-    if attention_logits.dim() == 5:
+    queries = sampling_offsets.shape[1]
+    points = _check_points("sampling_offsets", sampling_offsets)
+    if isinstance(attention_logits, Tensor) and attention_logits.dim() == 5:
         check_shape("attention_logits", attention_logits, (batch, queries, heads, levels, points), "(B, Q, M, L, P)")
         attention_logits = attention_logits.flatten(3)
     check_shape("attention_logits", attention_logits, (batch, queries, heads, levels * points), "(B, Q, M, L * P)")
     _check_reference(reference_points, batch, queries, levels)
-    tensors = {"reference_points": reference_points, "sampling_offsets": sampling_offsets, "attention_logits": attention_logits}
+    tensors = {
+        "reference_points": reference_points,
+        "sampling_offsets": sampling_offsets,
+        "attention_logits": attention_logits,
+    }
     for name, tensor in tensors.items():
         check_device(name, tensor, value.device)
 
     if torch.onnx.is_in_onnx_export() or not has_kernels(value.device):
         return reference.deform_attn(value, shapes, reference_points, sampling_offsets, attention_logits)
     if reference_points.shape[-1] == 4:
-        # Boxes are for the few queries of a decoder: their offsets are brought into cells here, the kernel knows points only.
+        # Boxes come with the few queries of a decoder: their offsets are brought into cells here, once.
         dtype = reference.compute_dtype(value.dtype)
         size = torch.tensor([(w, h) for h, w in shapes], dtype=dtype, device=value.device)
         cells = reference_points[..., 2:].to(dtype) * size * (0.5 / points)
@@ -98,6 +105,7 @@ def ms_deform_attn(
     batch, heads, levels = value.shape[0], value.shape[2], len(shapes)
     meaning = "(B, Q, M, L, P, 2)"
     check_shape("sampling_locations", sampling_locations, (batch, None, heads, levels, None, 2), meaning)
+    _check_points("sampling_locations", sampling_locations)
     check_shape("attention_weights", attention_weights, tuple(sampling_locations.shape[:5]), "(B, Q, M, L, P)")
     check_device("sampling_locations", sampling_locations, value.device)
     check_device("attention_weights", attention_weights, value.device)
@@ -117,7 +125,14 @@ def _check_value(value: Tensor, spatial_shapes: Shapes | Tensor) -> list[tuple[i
     return shapes
 
 
-def _check_reference(points: Tensor, batch: int, queries: int | None, levels: int) -> None:
+def _check_points(name: str, tensor: Tensor) -> int:
+    points = tensor.shape[4]
+    if points < 1:
+        raise ValueError(f"{name} must have at least one point, got shape {tuple(tensor.shape)}")
+    return points
+
+
+def _check_reference(points: Tensor, batch: int, queries: int, levels: int) -> None:
     meaning = "(1 or B, Q, 1 or L, 2 or 4)"
     check_shape("reference_points", points, (None, queries, None, None), meaning)
     if points.shape[0] not in (1, batch) or points.shape[2] not in (1, levels) or points.shape[3] not in (2, 4):
@@ -186,8 +201,8 @@ class _Problem:
         grad_points, grad_weights = torch.empty_like(self.points), torch.empty_like(self.weights)
         if self.empty or self.points.numel() == 0:
             return torch.zeros_like(value), grad_points, grad_weights
-        # The CPU adds up the value gradient in a plane of each thread, CUDA in memory: in the compute dtype, or, where the
-        # order of additions must not matter, in integers.
+        # The CPU adds up the value gradient in a plane of each thread, CUDA in memory: in the compute dtype, or, where
+        # the order of additions must not matter, in integers.
         unit = None
         if value.device.type == "cpu":
             grad_value = torch.empty_like(value)
@@ -285,7 +300,9 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     dtype = reference.compute_dtype(value.dtype)
     # The gradient of a reference sums those of its offsets, which must not be rounded to 16 bits before.
     points = offsets.to(dtype) if wants_reference else offsets
-    grad_value, grad_points, grad_logits = torch.ops.piip.deform_attn_backward(grad, value, ctx.shapes, ref, points, logits)
+    grad_value, grad_points, grad_logits = torch.ops.piip.deform_attn_backward(
+        grad, value, ctx.shapes, ref, points, logits
+    )
     grad_reference = None
     if wants_reference:
         size = torch.tensor(list(zip(ctx.shapes[1::2], ctx.shapes[::2])), dtype=dtype, device=ref.device)

@@ -39,7 +39,13 @@ class MSDeformAttn(nn.Module):
         d_value = int(d_model * ratio)
         if d_value < 1 or d_value % n_heads:
             raise ValueError(f"d_model * ratio must be a positive multiple of n_heads, got {d_value} and {n_heads}")
-        self.d_model, self.n_levels, self.n_heads, self.n_points, self.ratio = d_model, n_levels, n_heads, n_points, ratio
+        self.d_model, self.n_levels, self.n_heads, self.n_points, self.ratio = (
+            d_model,
+            n_levels,
+            n_heads,
+            n_points,
+            ratio,
+        )
         self.sampling_offsets = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
         self.attention_weights = nn.Linear(d_model, n_heads * n_levels * n_points)
         self.value_proj = nn.Linear(d_model if d_feat is None else d_feat, d_value)
@@ -47,7 +53,7 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Heads start looking in evenly spread directions, point i at a distance of i + 1 cells, all with equal weight."""
+        """Heads look in evenly spread directions, point i at a distance of i + 1 cells, all with equal weight."""
         angle = torch.arange(self.n_heads, dtype=torch.float32) * (2 * math.pi / self.n_heads)
         direction = torch.stack([angle.cos(), angle.sin()], -1)
         direction = direction / direction.abs().amax(-1, keepdim=True)

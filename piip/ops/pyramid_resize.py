@@ -45,11 +45,11 @@ def pyramid_resize(
     scale_factors: one number or (y, x) per level; size floor(in * factor), sampled at steps of 1 / factor.
     mode: "bilinear" or "bicubic". antialias: as in `F.interpolate`, always with align_corners=False.
     mean, std: per channel, in the units of images; (x - mean) / std comes before everything else.
-    dtype: of the levels; that of the images by default, float32 for uint8. All arithmetic is in float32 (float64 images: in
-    float64).
+    dtype: of the levels; that of the images by default, float32 for uint8. All arithmetic is in float32 (in float64
+    for float64 images).
     valid_sizes: (h, w) per image; beyond it the normalised image is zero, as if it had been padded after normalisation.
-    Returns one (B, C, H_i, W_i) tensor per level. A level of the input's own size is not resampled, and is the input tensor
-    itself where nothing needs converting. Gradients flow to float images.
+    Returns one (B, C, H_i, W_i) tensor per level. A level of the input's own size is not resampled, and is the input
+    tensor itself where nothing needs converting. Gradients flow to float images.
     Raises ValueError or TypeError naming the argument.
     """
     channels_last = _check_images(images)
@@ -72,7 +72,10 @@ def pyramid_resize(
 
     # The input serves as its own level; an op may not return its input, so the others only are asked of it.
     converted = images.dtype != dtype or mean is not None or valid_sizes is not None
-    own = [not converted and shape == (height, width) and factor in (None, (1.0, 1.0)) for shape, factor in zip(shapes, factors)]
+    own = [
+        not converted and shape == (height, width) and factor in (None, (1.0, 1.0))
+        for shape, factor in zip(shapes, factors)
+    ]
     rest = [i for i, is_own in enumerate(own) if not is_own]
     levels: list[Tensor] = [images] * len(shapes)
     if not rest:
@@ -130,7 +133,7 @@ def _levels(
         factors = [None] * len(shapes)
     else:
         assert scale_factors is not None
-        pairs = [(float(f), float(f)) if isinstance(f, (int, float)) else (float(f[0]), float(f[1])) for f in scale_factors]
+        pairs = [_factor_pair(factor) for factor in scale_factors]
         if not pairs or any(not (0 < side < math.inf) for pair in pairs for side in pair):
             raise ValueError(f"scale_factors must be positive finite numbers, got {scale_factors}")
         shapes = [(math.floor(height * fy), math.floor(width * fx)) for fy, fx in pairs]
@@ -141,6 +144,14 @@ def _levels(
         name = "sizes" if sizes is not None else "scale_factors"
         raise ValueError(f"{name} must hold at most {MAX_LEVELS} levels, got {len(shapes)}")
     return shapes, factors
+
+
+def _factor_pair(factor: float | tuple[float, float]) -> tuple[float, float]:
+    try:
+        y, x = (factor, factor) if isinstance(factor, (int, float)) else factor
+        return 1.0 * y, 1.0 * x
+    except (TypeError, ValueError):
+        raise TypeError(f"scale_factors must hold numbers or pairs of numbers, got {factor!r}") from None
 
 
 def _check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:
@@ -283,7 +294,9 @@ refuse_vmap("pyramid_resize")
 
 
 @register_flop_formula(torch.ops.piip.pyramid_resize)
-def _flops(images: Sequence[int], channels_last: bool, sizes: Sequence[int], *_: Any, out_shape: Any = None, **__: Any) -> int:
+def _flops(
+    images: Sequence[int], channels_last: bool, sizes: Sequence[int], *_: Any, out_shape: Any = None, **__: Any
+) -> int:
     """Resampling is not counted, as in the published figures; registered so that no counter lists the op as unknown."""
     return 0
 

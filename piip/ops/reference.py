@@ -40,8 +40,10 @@ def deform_attn(
     return ms_deform_attn(value, spatial_shapes, locations, weights)
 
 
-def ms_deform_attn(value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
-    """Weighted sum of bilinear samples (Zhu et al., 2021, equation 3); zeros outside the map, cell centres at half integers.
+def ms_deform_attn(
+    value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """Weighted sum of bilinear samples (Zhu et al., 2021, equation 3); zeros outside, cell centres at half integers.
 
     A sample none of whose four cells lies on the map, or whose location is not finite, contributes nothing and gets a
     zero gradient. Shapes as in `piip.ops.ms_deform_attn`.
@@ -51,12 +53,14 @@ def ms_deform_attn(value: Tensor, spatial_shapes: Shapes, sampling_locations: Te
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
     locations, weights = sampling_locations.to(dtype), attention_weights.to(dtype)
     out = torch.zeros(batch * heads, width, queries, dtype=dtype, device=value.device)
-    for level, (part, (h, w)) in enumerate(zip(value.to(dtype).split([h * w for h, w in spatial_shapes], 1), spatial_shapes)):
+    for level, (part, (h, w)) in enumerate(
+        zip(value.to(dtype).split([h * w for h, w in spatial_shapes], 1), spatial_shapes)
+    ):
         image = part.permute(0, 2, 3, 1).reshape(batch * heads, width, h, w)
         grid = 2 * locations[:, :, :, level].transpose(1, 2).reshape(batch * heads, queries, points, 2) - 1
         size = grid.new_tensor([w, h])
         inside = (((grid + 1) * size > -1) & ((grid + 1) * size < 2 * size + 1)).all(-1, keepdim=True)
-        # grid_sample loses its way on NaN and on numbers beyond the integers: park what is outside just beyond the corner.
+        # grid_sample loses its way on NaN and on numbers beyond the integers: park what is outside beyond the corner.
         grid = torch.where(inside, grid, -3.0)
         if grid.numel():
             samples = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -48,7 +48,7 @@ def make_case(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Case:
-    """Random inputs. Locations keep away from cell lines, where gradients jump: rounding must not decide a comparison."""
+    """Random inputs. Locations keep away from cell lines, where gradients jump and rounding would decide."""
     generator = torch.Generator().manual_seed(seed)
     levels, shapes = len(shapes), list(shapes)
     cells = sum(h * w for h, w in shapes)
@@ -79,4 +79,6 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     if expected.numel() == 0:
         assert actual.shape == expected.shape
         return 0.0
-    return ((actual.detach().cpu().double() - expected.double()).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+    return (
+        (actual.detach().cpu().double() - expected.double()).abs().max() / expected.abs().max().clamp_min(1e-30)
+    ).item()

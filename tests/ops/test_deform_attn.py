@@ -168,7 +168,13 @@ def test_empty_problems_return_empty_results(device, empty):
 
 def test_memory_layout_of_the_inputs_does_not_matter(device):
     case = make_case(queries=10).to(device=device)
-    strided = Case(case.shapes, *(t.repeat_interleave(2, dim=-2).transpose(0, 1).contiguous().transpose(0, 1)[..., ::2, :] for t in case.tensors))
+    strided = Case(
+        case.shapes,
+        *(
+            t.repeat_interleave(2, dim=-2).transpose(0, 1).contiguous().transpose(0, 1)[..., ::2, :]
+            for t in case.tensors
+        ),
+    )
     assert not any(t.is_contiguous() for t in strided.tensors)
     assert torch.equal(strided.run(deform_attn), case.run(deform_attn))
     shifted = torch.empty(case.value.numel() + 1, device=device)[1:].view(case.value.shape).copy_(case.value)
@@ -191,7 +197,9 @@ def test_ms_deform_attn_on_materialised_inputs_equals_deform_attn(device, dtype)
     out.sum().backward()
     raw_out.sum().backward()
     assert relative_error(leaves[0].grad, raw.value.grad.cpu()) <= 4 * TOLERANCE[dtype]
-    assert relative_error(leaves[1].grad / size[:, None].to(device), raw.offsets.grad.cpu()) <= max(4 * TOLERANCE[dtype], 1e-5)
+    assert relative_error(leaves[1].grad / size[:, None].to(device), raw.offsets.grad.cpu()) <= max(
+        4 * TOLERANCE[dtype], 1e-5
+    )
     # The gradient of logits is that of the weights through the softmax.
     through = (weights * (leaves[2].grad.cpu() - (weights * leaves[2].grad.cpu()).sum((3, 4), keepdim=True))).flatten(3)
     assert relative_error(raw.logits.grad, through) <= max(4 * TOLERANCE[dtype], 1e-5)
@@ -251,10 +259,13 @@ def test_every_instruction_set_of_the_machine_equals_the_definition(instruction_
         "except ValueError:\n    sys.exit(77)\n"
         "for dtype, tolerance in t.TOLERANCE.items():\n"
         "    for width in (1, 6, 12, 24, 129):\n"
-        "        t.assert_matches_definition(t.make_case(width=width, queries=37, dtype=dtype), torch.device('cpu'), tolerance)\n"
+        "        case = t.make_case(width=width, queries=37, dtype=dtype)\n"
+        "        t.assert_matches_definition(case, torch.device('cpu'), tolerance)\n"
     )
     environment = os.environ | {"PIIP_CPU": instruction_set}
-    run = subprocess.run([sys.executable, "-c", script, instruction_set], env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script, instruction_set], env=environment, capture_output=True, text=True
+    )
     if run.returncode == 77:
         pytest.skip(f"this machine has no {instruction_set}")
     assert run.returncode == 0, run.stderr

@@ -1,0 +1,130 @@
+"""Whatever the ops refuse is a Python exception that names the argument and what was expected."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from piip.ops import deform_attn, ms_deform_attn, pyramid_resize
+
+
+def attention_arguments():
+    return {
+        "value": torch.randn(2, 26, 2, 6),
+        "spatial_shapes": [(4, 5), (2, 3)],
+        "reference_points": torch.rand(2, 3, 2, 2),
+        "sampling_offsets": torch.randn(2, 3, 2, 2, 4, 2),
+        "attention_logits": torch.randn(2, 3, 2, 8),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"value": [1.0]}, TypeError, "value must be a tensor, got list"),
+        ({"value": torch.zeros(2, 26, 2, 6, dtype=torch.int32)}, TypeError, "value must be float32.*got torch.int32"),
+        ({"value": torch.randn(2, 25, 2, 6)}, ValueError, r"value must have shape .*26.*got \(2, 25, 2, 6\)"),
+        ({"value": torch.randn(26, 2, 6)}, ValueError, r"value must have shape .*got \(26, 2, 6\)"),
+        ({"value": torch.randn(2, 26, 2, 0)}, ValueError, "value must have at least one head and one channel"),
+        ({"spatial_shapes": []}, ValueError, "spatial_shapes must be a non-empty sequence"),
+        (
+            {"spatial_shapes": [(4, 5, 1), (2, 3)]},
+            ValueError,
+            "spatial_shapes must be a non-empty sequence of .H, W. pairs",
+        ),
+        ({"spatial_shapes": [(4, 5), 6]}, ValueError, "spatial_shapes must be a non-empty sequence of .H, W. pairs"),
+        ({"spatial_shapes": [(-4, -5), (2, 3)]}, ValueError, "spatial_shapes must hold positive sizes"),
+        ({"spatial_shapes": [(4.0, 5.0), (2, 3)]}, TypeError, "spatial_shapes must hold integers"),
+        ({"spatial_shapes": [(1, 1)] * 17}, ValueError, "spatial_shapes must hold at most 16 maps, got 17"),
+        (
+            {"reference_points": torch.rand(2, 3, 2, 3)},
+            ValueError,
+            r"reference_points must have shape \(1 or B, Q, 1 or L, 2 or 4\)",
+        ),
+        ({"reference_points": torch.rand(2, 4, 2, 2)}, ValueError, "reference_points must have shape"),
+        ({"reference_points": torch.rand(3, 3, 2, 2)}, ValueError, "reference_points must have shape"),
+        ({"reference_points": torch.rand(2, 3, 2, 2).int()}, TypeError, "reference_points must be float32"),
+        ({"sampling_offsets": torch.randn(2, 3, 2, 1, 4, 2)}, ValueError, "sampling_offsets must have shape"),
+        ({"sampling_offsets": torch.randn(2, 3, 2, 2, 4, 3)}, ValueError, "sampling_offsets must have shape"),
+        (
+            {"sampling_offsets": torch.randn(2, 3, 2, 2, 0, 2)},
+            ValueError,
+            "sampling_offsets must have at least one point",
+        ),
+        ({"sampling_offsets": torch.randn(2, 3, 2, 8, 2)}, ValueError, "sampling_offsets must have shape"),
+        ({"attention_logits": torch.randn(2, 3, 2, 7)}, ValueError, "attention_logits must have shape"),
+        ({"attention_logits": torch.randn(2, 3, 2, 4, 2)}, ValueError, "attention_logits must have shape"),
+        (
+            {"attention_logits": torch.randn(2, 3, 2, 8, device="meta")},
+            ValueError,
+            "attention_logits must be on cpu like value, got meta",
+        ),
+    ],
+)
+def test_deform_attn_names_the_argument(changes, error, message):
+    with pytest.raises(error, match=message):
+        deform_attn(**attention_arguments() | changes)
+
+
+def ms_arguments():
+    arguments = attention_arguments()
+    return {
+        "value": arguments["value"],
+        "spatial_shapes": arguments["spatial_shapes"],
+        "level_start_index": [0, 20],
+        "sampling_locations": torch.rand(2, 3, 2, 2, 4, 2),
+        "attention_weights": torch.rand(2, 3, 2, 2, 4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"level_start_index": [0, 6]},
+            ValueError,
+            r"level_start_index must be \[0, 20\] for these spatial_shapes, got \[0, 6\]",
+        ),
+        ({"level_start_index": torch.tensor([0])}, ValueError, "level_start_index must be"),
+        ({"sampling_locations": torch.rand(2, 3, 2, 1, 4, 2)}, ValueError, "sampling_locations must have shape"),
+        ({"attention_weights": torch.rand(2, 3, 2, 8)}, ValueError, "attention_weights must have shape"),
+        ({"attention_weights": torch.ones(2, 3, 2, 2, 4).long()}, TypeError, "attention_weights must be float32"),
+    ],
+)
+def test_ms_deform_attn_names_the_argument(changes, error, message):
+    with pytest.raises(error, match=message):
+        ms_deform_attn(**ms_arguments() | changes)
+
+
+IMAGES = torch.zeros(2, 3, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"images": [1]}, TypeError, "images must be a tensor"),
+        ({"images": IMAGES.int()}, TypeError, "images must be uint8 or a float dtype"),
+        ({"images": IMAGES[0]}, ValueError, "images must have four dimensions"),
+        ({"images": torch.zeros(2, 3, 0, 9)}, ValueError, "images must have pixels"),
+        ({"images": torch.zeros(2, 17, 8, 9)}, ValueError, "images must have pixels and 1 to 16 channels"),
+        ({"scale_factors": None}, ValueError, "exactly one of sizes and scale_factors"),
+        ({"sizes": [(4, 4)]}, ValueError, "exactly one of sizes and scale_factors"),
+        ({"scale_factors": []}, ValueError, "scale_factors must be positive finite numbers"),
+        ({"scale_factors": [0.0]}, ValueError, "scale_factors must be positive finite numbers"),
+        ({"scale_factors": [float("inf")]}, ValueError, "scale_factors must be positive finite numbers"),
+        ({"scale_factors": ["1"]}, TypeError, "scale_factors must hold numbers or pairs"),
+        ({"scale_factors": [0.01]}, ValueError, "leave no pixels of a 8 x 9 image"),
+        ({"scale_factors": None, "sizes": [(0, 4)]}, ValueError, "sizes must hold positive sizes"),
+        ({"scale_factors": [0.5] * 17}, ValueError, "scale_factors must hold at most 16 levels"),
+        ({"mode": "nearest"}, ValueError, "mode must be one of bilinear, bicubic, got 'nearest'"),
+        ({"dtype": torch.uint8}, TypeError, "dtype must be float32"),
+        ({"mean": [0.0] * 3}, ValueError, "give both of mean and std"),
+        ({"mean": [0.0] * 2, "std": [1.0] * 3}, ValueError, "mean must hold 3 finite numbers"),
+        ({"mean": [0.0] * 3, "std": [1.0, 0.0, 1.0]}, ValueError, "std must not be zero"),
+        ({"valid_sizes": [(8, 9)]}, ValueError, r"valid_sizes must hold 2 \(h, w\) within \(8, 9\)"),
+        ({"valid_sizes": [(8, 9), (8, 10)]}, ValueError, r"valid_sizes must hold 2 \(h, w\) within \(8, 9\)"),
+    ],
+)
+def test_pyramid_resize_names_the_argument(changes, error, message):
+    with pytest.raises(error, match=message):
+        pyramid_resize(**{"images": IMAGES, "scale_factors": [0.5]} | changes)
