@@ -106,9 +106,11 @@ class CocoMetric:
     def _evaluate_kind(self, kind: str, truth: dict[str, Any]) -> np.ndarray[Any, Any]:
         found = dict(truth, annotations=self._as_annotations(kind, {image["id"] for image in truth["images"]}))
         if self._backend == "faster":
-            truth_index, found_index = (faster_coco_eval.COCO(data) for data in (truth, found))
+            truth_index, found_index = (
+                faster_coco_eval.COCO(data, print_function=_say_nothing) for data in (truth, found)
+            )
             evaluation = faster_coco_eval.COCOeval_faster(
-                truth_index, found_index, _KINDS[kind], print_function=lambda *_: None, extra_calc=False
+                truth_index, found_index, _KINDS[kind], print_function=_say_nothing, extra_calc=False
             )
             evaluation.evaluate()
             evaluation.accumulate()
@@ -154,6 +156,9 @@ def _encode(masks: Tensor) -> list[dict[str, Any]]:
     """Run lengths of masks (n, H, W). pycocotools wants (H, W, n) by columns: the bytes of (n, W, H)."""
     columns = masks.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
     return mask_utils.encode(columns.transpose(2, 1, 0))
+
+
+def _say_nothing(*_: object) -> None: ...
 
 
 def _mean(precision: np.ndarray[Any, Any]) -> float:

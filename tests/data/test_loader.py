@@ -1,0 +1,365 @@
+"""Batches: the same images in the same order whatever loads them, each rank its share, and damage told of."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from piip.config import Config, config_from_dict
+from piip.data.coco import CocoDataset
+from piip.data.loader import Batch, Loader, build_dataset, build_loader, explain_worker_death
+from piip.data.sampler import EvalSampler, TrainSampler
+from piip.data.transforms import prepare
+from piip.errors import ConfigError, DataError, PiipError
+
+SHAPES = {"type": "shapes", "images": 12, "size": 64}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shapes")
+
+
+def make_config(root: Path, *, workers: int = 0, accumulate: int = 1, **data: object) -> Config:
+    branch = {"embed_dim": 32, "depth": 1, "num_heads": 1}
+    dataset = SHAPES | {"root": str(root)}
+    return config_from_dict(
+        {
+            "name": "loader",
+            "model": {"backbone": {"branches": [branch], "resolutions": [64], "interactions": 0}},
+            "data": {
+                "train": dataset | {"split": "train"},
+                "val": dataset | {"split": "val"},
+                "train_transforms": {"resize": [[64, 48], [80, 64], [96, 96]], "flip": 0.5},
+                "val_transforms": {"resize": [[72, 72]]},
+                "batch_size": 4,
+                "eval_batch_size": 2,
+                "workers": workers,
+            }
+            | data,
+            "optim": {"accumulate": accumulate},
+            "schedule": {"epochs": 1},
+        }
+    )
+
+
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.image_ids == b.image_ids
+        assert a.image_sizes == b.image_sizes
+        assert torch.equal(a.images, b.images)
+        for x, y in zip(a.targets, b.targets, strict=True):
+            assert x.keys() == y.keys()
+            assert all(torch.equal(x[key], y[key]) for key in x)
+
+
+def epoch(loader: Loader, number: int, start: int = 0) -> list[Batch]:
+    loader.set_epoch(number)
+    loader.set_start(start)
+    return list(loader)
+
+
+def test_a_training_batch_keeps_the_contract(root: Path) -> None:
+    config = make_config(root)
+    dataset = build_dataset(config.data.train, training=True)
+    batches = epoch(build_loader(config, dataset, training=True), 0)
+    assert len(batches) == 3
+    assert sorted(id_ for batch in batches for id_ in batch.image_ids) == list(range(1, 13))
+    for batch in batches:
+        count, channels, height, width = batch.images.shape
+        assert (count, channels, height % 32, width % 32) == (4, 3, 0, 0)
+        assert batch.images.dtype == torch.float32
+        assert batch.original_sizes == [(64, 64)] * 4
+        assert max(h for h, _ in batch.image_sizes) > height - 32
+        for (h, w), target, image in zip(batch.image_sizes, batch.targets, batch.images, strict=True):
+            assert h == w  # square images stay square
+            assert h in (48, 64, 96)
+            assert image[:, h:].abs().sum() == image[:, :, w:].abs().sum() == 0
+            n = len(target["labels"])
+            assert target["boxes"].shape == (n, 4)
+            assert target["boxes"].dtype == torch.float32
+            assert target["labels"].dtype == torch.int64
+            assert target["masks"].shape == (n, h, w)
+            assert target["masks"].dtype == torch.uint8
+            assert target["crowd_boxes"].shape == (0, 4)
+            assert n >= 2
+            assert 0 <= target["labels"].min() <= target["labels"].max() < 5
+            for box, mask in zip(target["boxes"], target["masks"], strict=True):
+                ys, xs = torch.nonzero(mask, as_tuple=True)
+                bounds = torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+                assert (bounds - box).abs().max() <= 1.5
+
+
+def test_workers_change_neither_images_nor_order(root: Path) -> None:
+    dataset = build_dataset(make_config(root).data.train, training=True)
+    alone = build_loader(make_config(root), dataset, training=True)
+    helped = build_loader(make_config(root, workers=2), dataset, training=True)
+    for number in (0, 1):
+        assert_same(epoch(helped, number), epoch(alone, number))
+    helped.close()
+
+
+def test_an_epoch_entered_midway_continues_bit_for_bit(root: Path) -> None:
+    config = make_config(root)
+    dataset = build_dataset(config.data.train, training=True)
+    whole = epoch(build_loader(config, dataset, training=True), 3)
+    resumed = build_loader(make_config(root, workers=1), build_dataset(config.data.train, training=True), training=True)
+    assert_same(epoch(resumed, 3, start=1), whole[1:])
+    assert_same(epoch(resumed, 3, start=2), whole[2:])
+    assert epoch(resumed, 3, start=3) == []
+    assert len(resumed) == 3
+    assert_same(epoch(resumed, 3), whole)
+    resumed.close()
+
+
+def test_epochs_and_seeds_differ_in_order_and_augmentation(root: Path) -> None:
+    config = make_config(root)
+    dataset = build_dataset(config.data.train, training=True)
+    loader = build_loader(config, dataset, training=True)
+    other = config.model_copy(update={"train": config.train.model_copy(update={"seed": 1})})
+    runs = [epoch(loader, 0), epoch(loader, 1), epoch(build_loader(other, dataset, training=True), 0)]
+    orders = [[id_ for batch in run for id_ in batch.image_ids] for run in runs]
+    sizes = [
+        dict(zip(order, (size for batch in run for size in batch.image_sizes))) for order, run in zip(orders, runs)
+    ]
+    for a, b in ((0, 1), (0, 2)):
+        assert orders[a] != orders[b]
+        assert sizes[a] != sizes[b]
+
+
+def test_loading_leaves_the_global_random_state_alone(root: Path) -> None:
+    config = make_config(root)
+    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    epoch(loader, 0)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def keys(images: int, batch_size: int, world: int, accumulate: int, epoch: int = 0) -> list[list[list[int]]]:
+    """Image indices by rank and batch."""
+    ratios = np.linspace(0.5, 2, images)
+    samplers = [
+        TrainSampler(aspect_ratios=ratios, batch_size=batch_size, accumulate=accumulate, seed=7, rank=rank, world=world)
+        for rank in range(world)
+    ]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+        assert len(list(sampler)) == len(sampler)
+    return [[[index for _, index in batch] for batch in sampler] for sampler in samplers]
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 2), (3, 2), (4, 3)])
+def test_every_step_trains_on_the_same_images_however_it_is_divided(world: int, accumulate: int) -> None:
+    reference = [set(step) for step in keys(53, 12, 1, 1)[0]]
+    assert [len(step) for step in reference] == [12] * 4
+    assert sum(map(len, reference)) == len(set().union(*reference))
+    ranks = keys(53, 12, world, accumulate)
+    assert {len(batches) for batches in ranks} == {4 * accumulate}
+    assert {len(batch) for batches in ranks for batch in batches} == {12 // (world * accumulate)}
+    for number, step in enumerate(reference):
+        parts = [batch for batches in ranks for batch in batches[number * accumulate : (number + 1) * accumulate]]
+        assert sorted(index for part in parts for index in part) == sorted(step)
+
+
+def test_all_images_are_used_over_the_epochs_and_shapes_are_grouped() -> None:
+    assert {index for n in range(20) for batch in keys(17, 4, 1, 1, n)[0] for index in batch} == set(range(17))
+    for step in zip(*keys(40, 8, 4, 1), strict=True):
+        flat = [index for batch in step for index in batch]
+        assert flat == sorted(flat)  # aspect ratios ascend with the index here
+
+
+def test_batch_sizes_that_do_not_divide_are_a_config_error(root: Path) -> None:
+    config = make_config(root, accumulate=3)
+    dataset = build_dataset(config.data.train, training=True)
+    message = (
+        "data.batch_size 4 is not divisible by 2 processes x optim.accumulate 3; set data.batch_size to a multiple of 6"
+    )
+    with pytest.raises(ConfigError, match=message):
+        build_loader(config, dataset, training=True, rank=0, world=2)
+
+
+def test_too_few_images_for_one_step_are_a_config_error(root: Path) -> None:
+    config = make_config(root, batch_size=13)
+    dataset = build_dataset(config.data.train, training=True)
+    with pytest.raises(ConfigError, match=r"has 12 images, fewer than data\.batch_size 13; set data\.batch_size to 12"):
+        build_loader(config, dataset, training=True)
+
+
+def test_starting_beyond_the_epoch_is_refused(root: Path) -> None:
+    config = make_config(root)
+    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    with pytest.raises(ValueError, match="has 3 batches, cannot start at 4"):
+        loader.set_start(4)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 20])
+def test_evaluation_sees_each_image_exactly_once_over_the_ranks(root: Path, world: int) -> None:
+    config = make_config(root)
+    dataset = build_dataset(config.data.val, training=False)
+    seen = []
+    for rank in range(world):
+        loader = build_loader(config, dataset, training=False, rank=rank, world=world)
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        assert all(batch.targets == [] for batch in batches)
+        seen += [id_ for batch in batches for id_ in batch.image_ids]
+    assert sorted(seen) == list(range(1, 13))
+    assert [len(EvalSampler(images=5, batch_size=2, rank=rank, world=2)) for rank in range(2)] == [2, 1]
+
+
+def test_evaluation_prepares_images_like_prediction(root: Path) -> None:
+    config = make_config(root)
+    dataset = build_dataset(config.data.val, training=False)
+    for number, batch in enumerate(build_loader(config, dataset, training=False)):
+        raw = [dataset.image(2 * number + offset) for offset in range(2)]
+        images, sizes = prepare(raw, config.data.val_transforms, config.model.mean, config.model.std)
+        assert torch.equal(batch.images, images)
+        assert batch.image_sizes == sizes == [(72, 72)] * 2
+        assert batch.original_sizes == [(64, 64)] * 2
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> tuple[Config, Path]:
+    """Twelve generated images of which number 3 is cut short."""
+    config = make_config(tmp_path)
+    dataset = build_dataset(config.data.train, training=True)
+    path = dataset.folder / dataset.record(2).file_name
+    path.write_bytes(path.read_bytes()[:700])
+    return config, path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named_once_counted_and_replaced_by_the_next(
+    damaged: tuple[Config, Path], caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    config, path = damaged
+    config = make_config(path.parents[2], workers=workers)
+    dataset = build_dataset(config.data.train, training=True)
+    before = path.read_bytes()
+    loader = build_loader(config, dataset, training=True)
+    with caplog.at_level(logging.WARNING):
+        runs = [epoch(loader, number) for number in (0, 1)]
+    loader.close()
+    for run in runs:
+        ids = sorted(id_ for batch in run for id_ in batch.image_ids)
+        assert ids == [1, 2, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+        assert all(len(batch.images) == 4 for batch in run)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert re.search(rf"undecodable image replaced by the next one in training: cannot decode image {path}: ", lines[0])
+    assert dataset.report.counts == {"undecodable image replaced by the next one in training": 1}
+    assert path.read_bytes() == before
+    again = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    assert_same(epoch(again, 1), runs[1])
+    again.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_of_a_damaged_image_is_an_error_that_names_it(damaged: tuple[Config, Path], workers: int) -> None:
+    config, path = damaged
+    config = make_config(path.parents[2], workers=workers, val=config.data.train.model_dump(mode="json"))
+    loader = build_loader(config, build_dataset(config.data.val, training=False), training=False)
+    with pytest.raises(DataError) as error:
+        list(loader)
+    loader.close()
+    assert str(error.value).startswith(f"cannot decode image {path}: ")
+    assert "Traceback" not in str(error.value)
+
+
+def test_training_gives_up_when_no_image_can_be_read(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    dataset = build_dataset(config.data.train, training=True)
+    for index in range(len(dataset)):
+        (dataset.folder / dataset.record(index).file_name).write_bytes(b"gone")
+    with pytest.raises(DataError, match=r"12 images in a row cannot be read; the first: .*\.jpg is not an image"):
+        epoch(build_loader(config, dataset, training=True), 0)
+
+
+def test_a_dead_worker_is_a_clear_error(root: Path) -> None:
+    config = make_config(root, workers=1, batch_size=1)
+    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader.set_epoch(0)
+    batches = iter(loader)
+    next(batches)
+    os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(PiipError, match=r"a data loader process died .*lower data\.workers"):
+        list(batches)
+    loader.close()
+
+
+def test_only_worker_deaths_are_explained() -> None:
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore")
+    assert "(DataLoader worker (pid 7) is killed by signal: Killed. )" in str(explain_worker_death(killed))
+    assert explain_worker_death(RuntimeError("CUDA error")) is None
+
+
+def test_workers_leave_signals_to_the_parent(root: Path) -> None:
+    config = make_config(root, workers=2, batch_size=1)
+    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader.set_epoch(0)
+    batches = iter(loader)
+    next(batches)
+    for worker in loader._iterator._workers:
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    assert len(list(batches)) == 11
+    assert all(worker.is_alive() for worker in loader._iterator._workers)
+    loader.close()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_python_exits_although_workers_ignore_sigterm(root: Path, training: bool) -> None:
+    """multiprocessing ends its children with SIGTERM at exit and waits for them: without Loader's care, for ever."""
+    script = f"""
+        import sys
+        from test_loader import make_config, build_dataset, build_loader
+        config = make_config({str(root)!r}, workers=1, batch_size=1, eval_batch_size=1)
+        dataset = build_dataset(config.data.train, training={training})
+        batches = iter(build_loader(config, dataset, training={training}))
+        next(batches)
+        sys.exit(75)
+    """
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, timeout=60, capture_output=True, text=True)
+    assert ended.returncode == 75, ended.stderr
+
+
+def test_a_batch_moves_to_a_device_as_a_whole(root: Path) -> None:
+    config = make_config(root)
+    batch = epoch(build_loader(config, build_dataset(config.data.train, training=True), training=True), 0)[0]
+    moved = batch.to("meta", non_blocking=True)
+    assert moved.images.device.type == "meta"
+    assert {value.device.type for target in moved.targets for value in target.values()} == {"meta"}
+    assert batch.images.device.type == "cpu"
+    assert (moved.image_ids, moved.image_sizes) == (batch.image_ids, batch.image_sizes)
+
+
+def test_coco_config_reaches_the_dataset(tmp_path: Path) -> None:
+    generated = build_dataset(make_config(tmp_path).data.train, training=True)
+    Image.new("RGB", (64, 64)).save(generated.folder / "000001.jpg")
+    coco = {"type": "coco", "images": str(generated.folder), "annotations": str(generated.source)}
+
+    def build(**changes: object) -> CocoDataset:
+        return build_dataset(make_config(tmp_path, train=coco | changes).data.train, training=True)
+
+    assert len(build()) == 12
+    with pytest.raises(DataError, match="side below 65 pixels"):
+        build(min_side=65)
+    with pytest.raises(DataError, match="64 x 64 pixels, more than the limit of 4,095"):
+        build(max_image_pixels=4095).image(0)

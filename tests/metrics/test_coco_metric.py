@@ -1,0 +1,307 @@
+"""COCO AP: against pycocotools on the raw file, against figures by hand, and over several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from piip.data.coco import CocoDataset
+from piip.errors import PiipError
+
+SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+CATEGORY_IDS = (3, 17, 90)  # of labels 0, 1, 2
+SIZE = 200
+
+
+def write_set(folder: Path, annotations: list[dict[str, Any]], images: int = 4) -> CocoDataset:
+    """A set of images 10, 11, ... that are named but never opened."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for number in range(images):
+        (folder / "images" / f"{number}.jpg").touch()
+    data = {
+        "images": [{"id": 10 + n, "file_name": f"{n}.jpg", "height": SIZE, "width": SIZE} for n in range(images)],
+        "categories": [{"id": id_, "name": f"class {id_}"} for id_ in CATEGORY_IDS],
+        "annotations": annotations,
+    }
+    (folder / "instances.json").write_text(json.dumps(data))
+    return CocoDataset(images=folder / "images", annotations=folder / "instances.json", training=False)
+
+
+def blob(box: list[float], rng: np.random.Generator | None = None) -> np.ndarray:
+    """The ellipse in a box, on the canvas of an image; with a generator its edge is ragged."""
+    x, y, w, h = box
+    rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5
+    radius = ((columns - x - w / 2) / (w / 2)) ** 2 + ((rows - y - h / 2) / (h / 2)) ** 2
+    limit = 1.0 if rng is None else rng.uniform(0.7, 1.2, radius.shape)
+    return (radius <= limit).astype(np.uint8)
+
+
+def rle(mask: np.ndarray) -> dict[str, Any]:
+    encoded = mask_utils.encode(np.asfortranarray(mask))
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+
+def crowded_scene(seed: int = 0) -> list[dict[str, Any]]:
+    """Objects of all three classes and sizes over four images, overlapping, a tenth of them crowds."""
+    rng = np.random.default_rng(seed)
+    annotations = []
+    for id_ in range(60):
+        w, h = np.exp(rng.uniform(np.log(8), np.log(180), 2)).round(2)
+        x, y = (rng.uniform(0, SIZE - side) for side in (w, h))
+        box = [float(v) for v in np.round([x, y, w, h], 2)]
+        mask = blob(box)
+        annotations.append(
+            {
+                "id": id_ + 1,
+                "image_id": 10 + int(rng.integers(4)),
+                "category_id": CATEGORY_IDS[int(rng.integers(3))],
+                "bbox": box,
+                "area": float(mask.sum()),
+                "iscrowd": int(id_ % 10 == 0),
+                "segmentation": rle(mask),
+            }
+        )
+    return annotations
+
+
+def guesses(annotations: list[dict[str, Any]], seed: int = 1) -> dict[int, dict[str, torch.Tensor]]:
+    """Per image what a middling detector might answer: objects moved, some of another class, and some from nowhere."""
+    rng = np.random.default_rng(seed)
+    found: dict[int, list[tuple[list[float], float, int, np.ndarray]]] = {10 + n: [] for n in range(4)}
+    for entry in annotations * 2:
+        x, y, w, h = entry["bbox"]
+        moved = [x + rng.normal(0, w / 12), y + rng.normal(0, h / 12), w * rng.uniform(0.85, 1.15), h]
+        label = CATEGORY_IDS.index(entry["category_id"]) if rng.random() < 0.8 else int(rng.integers(3))
+        # Scores in tenths: equal scores are common, and both implementations must order them alike.
+        found[entry["image_id"]].append((moved, round(rng.random(), 1), label, blob(moved, rng)))
+    results = {}
+    for image_id, items in found.items():
+        items.sort(key=lambda item: -item[1])
+        boxes = torch.tensor([item[0] for item in items], dtype=torch.float64)
+        results[image_id] = {
+            "boxes": torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1).float(),
+            "scores": torch.tensor([item[1] for item in items]),
+            "labels": torch.tensor([item[2] for item in items]),
+            "masks": torch.from_numpy(np.stack([item[3] for item in items])).bool(),
+        }
+    return results
+
+
+def raw_pycocotools(file: Path, results: dict[int, dict[str, torch.Tensor]]) -> dict[str, float]:
+    """The figures that pycocotools gives when used on the file as its own documentation shows."""
+    values = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for kind, name in (("bbox", "box"), ("segm", "mask")):
+            answers = []
+            for image_id, result in results.items():
+                for box, score, label, mask in zip(*(result[k] for k in ("boxes", "scores", "labels", "masks"))):
+                    x1, y1, x2, y2 = box.tolist()
+                    answer = {"image_id": image_id, "category_id": CATEGORY_IDS[label], "score": score.item()}
+                    extra = (
+                        {"bbox": [x1, y1, x2 - x1, y2 - y1]} if kind == "bbox" else {"segmentation": rle(mask.numpy())}
+                    )
+                    answers.append(answer | extra)
+            truth = COCO(str(file))
+            evaluation = COCOeval(truth, truth.loadRes(answers), kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            values |= {f"{name}_{key}": float(value) for key, value in zip(SUMMARY, evaluation.stats[:6])}
+    return values
+
+
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_figures_equal_pycocotools_on_the_raw_file(tmp_path: Path, backend: str, seed: int) -> None:
+    annotations = crowded_scene(seed)
+    dataset = write_set(tmp_path, annotations)
+    results = guesses(annotations, seed + 10)
+    metric = dataset.metric(backend=backend)
+    for image_id, result in reversed(results.items()):
+        metric.update([result], [image_id])
+    values = metric.compute()
+    expected = raw_pycocotools(tmp_path / "instances.json", results)
+    assert list(values) == list(expected)
+    assert values == pytest.approx(expected, abs=1e-12)
+    assert 0.2 < values["box_ap"] < 0.8  # neither trivially right nor wrong
+    assert 0.2 < values["mask_ap"] < 0.8
+    assert -1 not in values.values()
+
+
+def test_both_backends_give_the_same_figures_and_tables(tmp_path: Path) -> None:
+    annotations = crowded_scene(5)
+    dataset = write_set(tmp_path, annotations)
+    tables = []
+    for backend in ("faster", "pycocotools"):
+        metric = dataset.metric(backend=backend)
+        results = guesses(annotations)
+        metric.update(list(results.values()), list(results))
+        tables.append((metric.compute(), metric.table()))
+    assert tables[0][0] == pytest.approx(tables[1][0], abs=1e-12)
+    for ours, theirs in zip(tables[0][1], tables[1][1], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-12)
+
+
+def square(id_: int, image_id: int = 10, category_id: int = 3, side: int = 50) -> dict[str, Any]:
+    polygon = [10, 10, 10 + side, 10, 10 + side, 10 + side, 10, 10 + side]
+    box = [10, 10, side, side]
+    entry = {"id": id_, "image_id": image_id, "category_id": category_id, "bbox": box, "area": side * side}
+    return entry | {"iscrowd": 0, "segmentation": [polygon]}
+
+
+def answer(box: list[float], score: float, label: int = 0) -> dict[str, torch.Tensor]:
+    mask = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
+    x1, y1, x2, y2 = map(round, box)
+    mask[0, y1:y2, x1:x2] = True
+    return {
+        "boxes": torch.tensor([box], dtype=torch.float32),
+        "scores": torch.tensor([score]),
+        "labels": torch.tensor([label]),
+        "masks": mask,
+    }
+
+
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+def test_average_precision_by_hand(tmp_path: Path, backend: str) -> None:
+    # One object of 50 x 50. A box of 50 x 40 within it has IoU 0.8: a hit at thresholds 0.50 to 0.80, 7 of 10.
+    dataset = write_set(tmp_path, [square(1)])
+    metric = dataset.metric(backend=backend)
+    metric.update([answer([10, 10, 60, 50], 0.9)], [10])
+    values = metric.compute()
+    assert next(iter(values)) == "box_ap"
+    assert values["box_ap"] == pytest.approx(0.7)
+    assert values["mask_ap"] == pytest.approx(0.7)
+    assert values["box_ap50"] == values["box_ap75"] == pytest.approx(1)
+    assert values["box_ap_medium"] == pytest.approx(0.7)
+    assert values["box_ap_small"] == values["box_ap_large"] == -1  # no such objects
+    # A surer guess on another image, of nothing: every hit comes second, precision one half.
+    metric.update([answer([100, 100, 150, 150], 0.95)], [11])
+    assert metric.compute()["box_ap"] == pytest.approx(0.35)
+    json.dumps(metric.compute())
+
+
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+def test_an_annotation_with_id_0_counts_like_any_other(tmp_path: Path, backend: str) -> None:
+    metric = write_set(tmp_path, [square(0)]).metric(backend=backend)
+    metric.update([answer([10, 10, 60, 60], 0.9)], [10])
+    assert metric.compute()["box_ap"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+def test_no_predictions_at_all_give_zero(tmp_path: Path, backend: str) -> None:
+    metric = write_set(tmp_path, [square(1)]).metric(backend=backend)
+    zero = {"box": 0.0, "mask": 0.0}
+    for _ in range(2):
+        values = metric.compute()
+        assert {kind: values[f"{kind}_ap"] for kind in zero} == zero
+        empty = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+        metric.update([empty | {"masks": torch.zeros(0, SIZE, SIZE, dtype=torch.bool)}], [10])
+
+
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+def test_no_ground_truth_gives_minus_one(tmp_path: Path, backend: str) -> None:
+    metric = write_set(tmp_path, []).metric(backend=backend)
+    metric.update([answer([10, 10, 60, 60], 0.9)], [10])
+    assert set(metric.compute().values()) == {-1.0}
+
+
+def test_a_model_without_masks_is_measured_by_its_boxes(tmp_path: Path) -> None:
+    metric = write_set(tmp_path, [square(1)]).metric()
+    result = answer([10, 10, 60, 60], 0.9)
+    del result["masks"]
+    metric.update([result], [10])
+    assert list(metric.compute()) == [f"box_{name}" for name in SUMMARY]
+
+
+def test_the_table_has_a_row_per_class(tmp_path: Path) -> None:
+    crowd = square(3, category_id=90) | {"iscrowd": 1}
+    metric = write_set(tmp_path, [square(1), square(2, image_id=11, category_id=17), crowd]).metric()
+    metric.update([answer([10, 10, 60, 50], 0.9), answer([10, 10, 60, 60], 0.9)], [10, 11])
+    rows = metric.table()
+    assert [row["class"] for row in rows] == ["class 3", "class 17", "class 90"]
+    assert [row["objects"] for row in rows] == [1, 1, 0]
+    assert [row["box_ap"] for row in rows] == pytest.approx([0.7, 0, -1])
+    assert [row["mask_ap50"] for row in rows] == pytest.approx([1, 0, -1])
+    json.dumps(rows)
+
+
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+def test_evaluation_is_silent(
+    tmp_path: Path, backend: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG"):
+        metric = write_set(tmp_path, [square(1)]).metric(backend=backend)
+        metric.update([answer([10, 10, 60, 50], 0.9)], [10])
+        metric.compute()
+        metric.table()
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+
+
+def test_results_that_do_not_belong_to_the_data_are_named(tmp_path: Path) -> None:
+    dataset = write_set(tmp_path, [square(1)])
+    metric = dataset.metric()
+    metric.update([answer([10, 10, 60, 50], 0.9)], [99])
+    with pytest.raises(PiipError, match=r"results for image 99, which .*instances\.json does not list"):
+        metric.compute()
+    metric = dataset.metric()
+    metric.update([answer([10, 10, 60, 50], 0.9, label=3)], [10])
+    with pytest.raises(PiipError, match=r"results with label 3, but .*instances\.json has 3 classes"):
+        metric.compute()
+
+
+def test_masks_are_kept_as_run_lengths_of_exactly_their_pixels(tmp_path: Path) -> None:
+    metric = write_set(tmp_path, [square(1)]).metric()
+    masks = torch.from_numpy(np.random.default_rng(0).random((3, 31, 47)) > 0.5)
+    result = {"boxes": torch.zeros(3, 4), "scores": torch.ones(3), "labels": torch.zeros(3, dtype=torch.int64)}
+    metric.update([result | {"masks": masks}], [10])
+    kept = metric._detections[10].masks
+    assert kept is not None
+    assert kept == mask_utils.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))
+
+
+# Images by rank: one rank without any, and unequal shares.
+SHARES = (((10, 13, 12, 11), ()), ((12,), (13, 10, 11)))
+
+
+def _evaluate_shares(rank: int, folder: Path, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    dataset = CocoDataset(images=folder / "images", annotations=folder / "instances.json", training=False)
+    results = guesses(crowded_scene())
+    values = []
+    for shares in SHARES:
+        metric = dataset.metric()
+        for image_id in shares[rank]:
+            metric.update([results[image_id]], [image_id])
+        metric.synchronize()
+        values.append(metric.compute())
+    (folder / f"{rank}.json").write_text(json.dumps(values))
+    torch.distributed.destroy_process_group()
+
+
+def test_uneven_and_empty_ranks_merge_to_the_figures_of_one_process(tmp_path: Path) -> None:
+    annotations = crowded_scene()
+    results = guesses(annotations)
+    metric = write_set(tmp_path, annotations).metric()
+    metric.update(list(results.values()), list(results))
+    metric.synchronize()  # without torch.distributed it changes nothing
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_evaluate_shares, (tmp_path, port), nprocs=2)
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [metric.compute()] * 2
