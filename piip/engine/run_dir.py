@@ -34,7 +34,9 @@ def prepare_run(output: Path, config: Config, resume: str | None) -> Path | None
     """
     root = output / "checkpoints"
     if resume is None:
-        if (output / "config.yaml").exists() or checkpoints(root):
+        # A run that failed before its first record leaves only its config and log; that is no loss.
+        records = output / "metrics.jsonl"
+        if checkpoints(root) or (records.exists() and records.stat().st_size > 0):
             raise ConfigError(f"{output} already holds a run; continue it with --resume, or choose another --output")
         checkpoint = None
     elif resume == "auto":

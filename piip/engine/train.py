@@ -108,7 +108,6 @@ class Trainer:
         with Bar(self.console, "training", total=self.total, done=state.step) as bar:
             while state.step < self.total:
                 self._train_epoch(log, bar)
-        log.draw()
         return state.metrics
 
     def close(self) -> None:

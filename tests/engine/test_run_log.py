@@ -1,0 +1,121 @@
+"""Records survive kills and resumptions, and become curves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from piip.engine.log import JsonLines, RunLog, logging_to
+
+
+def train_record(step: int, loss: float = 1.0) -> dict[str, Any]:
+    return {
+        "step": step,
+        "epoch": step / 10,
+        "lr": 1e-4,
+        "loss": loss,
+        "losses": {"a": loss / 4, "b": loss * 3 / 4},
+        "grad_norm": 2.0,
+        "time": 0.1,
+        "data_time": 0.01,
+        "memory_mib": 100,
+    }
+
+
+def eval_record(step: int) -> dict[str, Any]:
+    return {"step": step, "epoch": step / 10, "metrics": {"ap": 0.5, "small": -1.0}, "seconds": 3.0}
+
+
+def read(path: Path) -> list[tuple[str, int]]:
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(record["event"], record["step"]) for record in records]
+
+
+def test_a_record_is_in_the_file_at_once_and_whole(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "x.jsonl", keep=lambda _: True)
+    lines.write({"event": "train", "step": 1, "loss": math.nan})
+    assert (tmp_path / "x.jsonl").read_text() == '{"event": "train", "step": 1, "loss": null}\n'
+    lines.close()
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_resuming_drops_a_torn_line_and_what_came_after_the_checkpoint(tmp_path: Path, evaluated: bool) -> None:
+    log = RunLog(tmp_path)
+    for step in (1, 2, 3):
+        log.train(train_record(step))
+        log.evaluation(eval_record(step))
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "train", "st')
+    log = RunLog(tmp_path, resumed_step=2, evaluated=evaluated)
+    log.train(train_record(3))
+    log.close()
+    kept = [("train", 1), ("eval", 1), ("train", 2), ("eval", 2)][: 4 if evaluated else 3]
+    assert read(tmp_path / "metrics.jsonl") == [*kept, ("train", 3)]
+
+
+def test_a_new_run_starts_with_an_empty_file(tmp_path: Path) -> None:
+    for _ in range(2):
+        log = RunLog(tmp_path)
+        log.train(train_record(1))
+        log.close()
+    assert read(tmp_path / "metrics.jsonl") == [("train", 1)]
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.train(train_record(1, loss=4.0))
+    log.evaluation(eval_record(1))
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+    assert found["train/loss"] == 4.0
+    assert found["losses/b"] == 3.0
+    assert found["metrics/ap"] == 0.5
+
+
+def test_curves_are_drawn_from_the_records_also_when_there_are_none(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.draw()
+    empty = Image.open(tmp_path / "curves.png").convert("RGB")
+    for step in range(1, 30):
+        log.train(train_record(step, loss=5 / step))
+    log.evaluation(eval_record(29))
+    log.draw()
+    log.close()
+    drawn = Image.open(tmp_path / "curves.png").convert("RGB")
+    assert drawn.size == empty.size
+    assert drawn.width >= 1200
+    # The line of the first panel, in its colour, which an empty picture does not have.
+    colour = (0x33, 0x66, 0xCC)
+    counts = [(np.asarray(image) == colour).all(axis=2).sum() for image in (empty, drawn)]
+    assert counts[0] == 0
+    assert counts[1] > 300
+
+
+def test_messages_go_to_stderr_and_to_the_file_and_handlers_do_not_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("piip.somewhere")
+    before = list(logging.getLogger("piip").handlers)
+    with logging_to(tmp_path / "train.log"):
+        logger.info("hello [bracket]")
+        logger.error("the end", extra={"at_end": True})
+    logger.info("not heard")
+    assert logging.getLogger("piip").handlers == before
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "hello [bracket]" in err
+    assert "the end" not in err
+    text = (tmp_path / "train.log").read_text()
+    assert "hello [bracket]" in text
+    assert "ERROR the end" in text
+    assert "not heard" not in text

@@ -1,0 +1,23 @@
+"""Two processes under torchrun do what one does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from piip.engine.evaluate import run_evaluation
+from tests.engine.tiny import HERE, run_python, tiny_config
+
+
+def test_two_processes_train_evaluate_stop_and_resume_as_one(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run_python([*arguments, HERE / "two_processes.py", tmp_path, data], timeout=300)
+    assert (tmp_path / "done").exists()
+    # One image leaves a rank without any; three are divided unevenly.
+    for images in (1, 3):
+        val = {"type": "shapes", "root": str(data), "split": "val", "images": images, "size": 64}
+        alone, _ = run_evaluation(tiny_config(data, data__val=val), weights=tmp_path / "whole")
+        report = json.loads((tmp_path / f"two_{images}" / "metrics.json").read_text())
+        assert report["metrics"] == alone
+        assert report["images"] == images
