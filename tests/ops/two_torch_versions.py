@@ -2,7 +2,7 @@
 
     python tests/ops/two_torch_versions.py PYTHON [PYTHON ...]
 
-Each PYTHON is an interpreter of the same Python version with another PyTorch. All of them import the very file that lies
+Each PYTHON is an interpreter of the same Python version with another PyTorch. All import the very file that lies
 in this checkout and must give the same digits as the definition.
 """
 
@@ -25,7 +25,7 @@ shapes = [(5, 7), (3, 4)]
 inputs = [torch.randn(2, 47, 2, 12), torch.rand(2, 9, 2, 2), torch.randn(2, 9, 2, 2, 3, 2), torch.randn(2, 9, 2, 6)]
 grads = []
 for op, dtype in ((deform_attn, torch.float32), (reference.deform_attn, torch.float64)):
-    leaves = [t.to(dtype).requires_grad_() for t in inputs]
+    leaves = [t.to(dtype, copy=True).requires_grad_() for t in inputs]
     op(leaves[0], shapes, *leaves[1:]).square().sum().backward()
     grads.append([leaf.grad.double() for leaf in leaves])
 error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*grads))
