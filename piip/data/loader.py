@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
+import multiprocessing.connection
 import signal
 import weakref
 from collections.abc import Iterator
@@ -166,10 +168,11 @@ class Loader:
                         self.dataset.report.add(_REPLACED, message)
                         logger.warning("%s: %s", _REPLACED, message)
                 yield batch
-        except RuntimeError as error:
-            death = explain_worker_death(error)
+        except (RuntimeError, OSError, EOFError) as error:
+            death = explain_worker_death(error) or self._find_dead_worker()
             if death is None:
                 raise
+            self._close_after_death()
             raise death from None
 
     def close(self) -> None:
@@ -179,6 +182,22 @@ class Loader:
         if shut_down is not None:
             shut_down()
 
+    def _find_dead_worker(self) -> PiipError | None:
+        """A worker that dies while handing over a batch shows as a broken connection."""
+        workers = {worker.sentinel: worker for worker in getattr(self._iterator, "_workers", ())}
+        for sentinel in multiprocessing.connection.wait(workers, timeout=1):
+            worker = workers[sentinel]
+            worker.join(timeout=1)
+            return _death(f"process {worker.pid} ended with code {worker.exitcode}")
+        return None
+
+    def _close_after_death(self) -> None:
+        # torch raises in the main thread whenever it learns of the death, be it now; after closing it has forgotten it.
+        with contextlib.suppress(RuntimeError):
+            self.close()
+            return
+        self.close()
+
 
 def _close(reference: weakref.ref[Loader]) -> None:
     loader = reference()
@@ -186,14 +205,18 @@ def _close(reference: weakref.ref[Loader]) -> None:
         loader.close()
 
 
-def explain_worker_death(error: RuntimeError) -> PiipError | None:
+def explain_worker_death(error: Exception) -> PiipError | None:
     """The error to show when torch reports, anywhere in the main process, that a loader process died; else None."""
     text = str(error)
     if "DataLoader worker" not in text or not ("killed by signal" in text or "exited unexpectedly" in text):
         return None
+    return _death(text.splitlines()[0].strip())
+
+
+def _death(what: str) -> PiipError:
     return PiipError(
-        f"a data loader process died ({text.splitlines()[0]}); most often memory or shared memory ran out: "
-        "lower data.workers or data.batch_size, or set data.workers=0 to load in the main process"
+        f"a data loader process died ({what}); most often memory or shared memory ran out: lower data.workers or "
+        "data.batch_size, or set data.workers=0 to load in the main process"
     )
 
 

@@ -296,15 +296,22 @@ def test_a_dead_worker_is_a_clear_error(root: Path) -> None:
     loader.set_epoch(0)
     batches = iter(loader)
     next(batches)
-    os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
-    with pytest.raises(PiipError, match=r"a data loader process died .*lower data\.workers"):
+
+    def load_the_rest() -> None:
+        os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
         list(batches)
+
+    with pytest.raises((PiipError, RuntimeError)) as caught:
+        load_the_rest()
+    # torch may be the first to tell, in the middle of any statement of the main thread.
+    error = caught.value if isinstance(caught.value, PiipError) else explain_worker_death(caught.value)
     loader.close()
+    assert re.search(r"a data loader process died \(.*\); .*lower data\.workers", str(error))
 
 
 def test_only_worker_deaths_are_explained() -> None:
     killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore")
-    assert "(DataLoader worker (pid 7) is killed by signal: Killed. )" in str(explain_worker_death(killed))
+    assert "died (DataLoader worker (pid 7) is killed by signal: Killed.);" in str(explain_worker_death(killed))
     assert explain_worker_death(RuntimeError("CUDA error")) is None
 
 
