@@ -27,13 +27,13 @@ install: $(INSTALLED)
 # The stamp makes the next command start at once; it is older than its sources when something has to be built again.
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,dev]'
 	touch $@
 
 demo: $(INSTALLED)
 	$(BIN)/piip train $(DEMO) --output $(RUN) --resume
 	$(BIN)/piip eval $(DEMO) --weights $(RUN) --output $(RUN)/eval
-	$(BIN)/piip predict $(DEMO) data/shapes --weights $(RUN) --output $(RUN)/predictions
+	$(BIN)/piip predict $(DEMO) data/shapes/val-*/images/00000*.jpg --weights $(RUN) --output $(RUN)/predictions
 	@echo
 	@echo "overlays  $(RUN)/predictions"
 	@echo "curves    $(RUN)/curves.png"
@@ -46,7 +46,7 @@ test: $(INSTALLED)
 smoke: $(INSTALLED)
 	$(BIN)/piip train $(DEMO) --output $(SMOKE) $(SMALL)
 	$(BIN)/piip eval $(DEMO) --weights $(SMOKE)/checkpoints/last $(SMALL) --json
-	$(BIN)/piip predict $(DEMO) $(SMOKE)/shapes --weights $(SMOKE)/checkpoints/last --output $(SMOKE)/predictions
+	$(BIN)/piip predict $(DEMO) $(SMOKE)/shapes/val-*/images --weights $(SMOKE)/checkpoints/last --output $(SMOKE)/predictions
 	test -s $(SMOKE)/curves.png -a -s $(SMOKE)/metrics.jsonl
 
 lint: $(INSTALLED)

@@ -48,14 +48,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, align: str =
     return result
 
 
-def facts(pairs: Iterable[tuple[str, Any]]) -> Table:
-    """Names and values side by side, without a frame."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in pairs:
-        grid.add_row(name, value if isinstance(value, Text) else str(value))
-    return grid
+def facts(pairs: Sequence[tuple[str, Any]]) -> str:
+    """Names and values side by side, a line each; long paths stay in one piece, to be copied."""
+    width = max(len(name) for name, _ in pairs)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in pairs)
 
 
 def bar(share: float, width: int = 20) -> str:
