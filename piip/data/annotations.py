@@ -226,10 +226,13 @@ def _check_segmentation(segmentation: Any, height: int, width: int, where: str) 
     if not segmentation:
         return None
     if isinstance(segmentation, list):
-        polygons = [polygon for polygon in segmentation if isinstance(polygon, list)]
-        if len(polygons) < len(segmentation) or not all(isinstance(v, int | float) for p in polygons for v in p):
-            raise DataError(f"{where}: 'segmentation' must be a list of polygons, each a list of numbers")
-        usable = [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0 and all(map(math.isfinite, p))]
+        try:
+            # A sum is the quickest look at every number: not finite if one of them is not.
+            sums = [sum(polygon) for polygon in segmentation]
+        except TypeError:
+            raise DataError(f"{where}: 'segmentation' must be a list of polygons, each a list of numbers") from None
+        sound = (math.isfinite(total) and len(polygon) >= 6 for total, polygon in zip(sums, segmentation))
+        usable = [polygon for polygon, ok in zip(segmentation, sound) if ok and len(polygon) % 2 == 0]
         return usable or None
     if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), list | str):
         raise DataError(f"{where}: 'segmentation' is neither a list of polygons nor a run-length mapping with 'counts'")
