@@ -1,4 +1,4 @@
-"""Parameter-Inverted Image Pyramid Networks: several backbones of different sizes see one image at different resolutions."""
+"""Parameter-Inverted Image Pyramid Networks: the smallest of several backbones sees the finest image."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Three ways in: `Model.loss` for training, `Model.infer` for a prepared batch, `M
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from piip.branches import Branch, ViT
 from piip.config import BackboneConfig, InteractionConfig, ModelConfig, TransformConfig, ViTConfig, load_config
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads import MaskRCNN
+from piip.heads import Head, MaskRCNN
 from piip.necks import FPN, SimplePyramid
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Model(nn.Module):
     class_names: one a class, in label order; empty when unknown.
     """
 
-    def __init__(self, *, backbone: nn.Module, neck: nn.Module, head: nn.Module, config: ModelConfig) -> None:
+    def __init__(self, *, backbone: PIIP, neck: nn.Module, head: Head, config: ModelConfig) -> None:
         super().__init__()
         self.backbone = backbone
         self.neck = neck
@@ -58,7 +59,8 @@ class Model(nn.Module):
     def infer(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Any:
         """Results in batch pixels.
 
-        images: (B, 3, H, W), normalised and zero-padded at the bottom and right; image_sizes: each image's valid (h, w).
+        images: (B, 3, H, W), normalised and zero-padded at the bottom and right; image_sizes: each image's valid (h,
+        w).
         Returns the head's results: for detection a dict per image with boxes (n, 4) xyxy, scores (n,), labels (n,) and
         masks (n, h, w) bool.
         """
@@ -178,7 +180,8 @@ def group_ends(config: BackboneConfig, depths: Sequence[int]) -> list[tuple[int,
     if isinstance(config.interactions, int):
         count = config.interactions
         if count < 1 or count > min(depths):
-            raise ConfigError(f"model.backbone.interactions: {count} interactions need 1 to {min(depths)} blocks a branch")
+            most = min(depths)
+            raise ConfigError(f"model.backbone.interactions: {count} interactions need 1 to {most} blocks a branch")
         return [tuple((index + 1) * depth // count for index in range(count)) for depth in depths]
     ends = [tuple(block + 1 for block in blocks) for blocks in config.interactions]
     same_count = len({len(blocks) for blocks in ends}) == 1 and len(ends) == len(depths)
@@ -186,15 +189,16 @@ def group_ends(config: BackboneConfig, depths: Sequence[int]) -> list[tuple[int,
         not blocks or blocks[-1] != depth or sorted(set(blocks)) != list(blocks)
         for blocks, depth in zip(ends, depths, strict=True)
     ):
+        last = ", ".join(str(depth - 1) for depth in depths)
         raise ConfigError(
-            "model.backbone.interactions: give one increasing list a branch, equally long, ending with the branch's last "
-            f"block ({', '.join(str(depth - 1) for depth in depths)})"
+            "model.backbone.interactions: give one increasing list a branch, equally long, ending with the branch's "
+            f"last block ({last})"
         )
     return ends
 
 
 def _neighbours(items: list[Any]) -> list[tuple[Any, Any]]:
-    return list(zip(items[:-1], items[1:], strict=True))
+    return list(pairwise(items))
 
 
 def _unit(fine: int, coarse: int, config: InteractionConfig) -> InteractionUnit:

@@ -111,7 +111,7 @@ def test_released_tsb_row_has_the_settings_of_the_official_config():
 
 
 def test_an_installation_without_configs_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(config_module, "_CONFIG_DIRS", (tmp_path,))
+    monkeypatch.setattr(config_module.load, "_CONFIG_DIRS", (tmp_path,))
     assert "reinstall piip" in message(config_module.config_dir)
 
 

@@ -86,9 +86,9 @@ def test_an_image_is_found_alike_alone_and_in_a_batch(nano: Model) -> None:
 
 def test_predict_says_which_file_it_cannot_read(nano: Model, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
-    with pytest.raises(DataError, match="broken.jpg"):
+    with pytest.raises(DataError, match=r"broken.jpg"):
         nano.predict([tmp_path / "broken.jpg"])
-    with pytest.raises(DataError, match="gone.jpg"):
+    with pytest.raises(DataError, match=r"gone.jpg"):
         nano.predict([tmp_path / "gone.jpg"])
 
 
@@ -100,7 +100,8 @@ def test_a_model_without_transforms_says_how_to_get_them() -> None:
 def test_weights_alone_are_enough_and_bring_their_class_names(nano: Model, tmp_path: Path) -> None:
     write_weights(tmp_path / "w.safetensors", nano.state_dict(), class_names=["a", "b", "c", "d", "e"])
     # The branch's own pretrained file does not exist, and is not asked for.
-    loaded = piip.create_model(NANO, tmp_path / "w.safetensors", **{"model.backbone.branches.0.init": "no/such/file.pth"})
+    overrides = {"model.backbone.branches.0.init": "no/such/file.pth"}
+    loaded = piip.create_model(NANO, tmp_path / "w.safetensors", **overrides)
     assert loaded.class_names == ["a", "b", "c", "d", "e"]
     for (name, a), b in zip(nano.state_dict().items(), loaded.state_dict().values(), strict=True):
         assert a.equal(b), name

@@ -51,7 +51,7 @@ class DenseCrossAttention(nn.Module):
 
 
 class DeformableCrossAttention(nn.Module):
-    """Deformable attention (Zhu et al., 2021) from one branch's cells to a few points around them in the other's map."""
+    """Deformable attention (Zhu et al., 2021) from a branch's cells to a few points around them in the other's map."""
 
     def __init__(self, *, dim: int, source_dim: int, num_heads: int, points: int, value_ratio: float) -> None:
         super().__init__()
@@ -77,8 +77,8 @@ def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
 class CrossBranchAttention(nn.Module):
     """One direction of an interaction: what one branch takes from its neighbour.
 
-    `x + gamma * attention(norm(x), norm(project(source)))`, then `+ ffn_gamma * ffn(norm(x))`. Both gains start at zero, so
-    that training begins from the pretrained branches.
+    `x + gamma * attention(norm(x), norm(project(source)))`, then `+ ffn_gamma * ffn(norm(x))`. Both gains start at
+    zero, so that training begins from the pretrained branches.
     """
 
     def __init__(

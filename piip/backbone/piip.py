@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from piip.backbone.interaction import Interaction
@@ -34,7 +36,7 @@ class PIIP(nn.Module):
         super().__init__()
         self.resolutions = resolutions
         self.ends = ends
-        self.branches = nn.ModuleList(branches)
+        self.branches = cast("list[Branch]", nn.ModuleList(branches))
         self.interactions = nn.ModuleList(interactions)
         self.merge = merge
         self.pyramid = pyramid
@@ -42,7 +44,7 @@ class PIIP(nn.Module):
     @property
     def specs(self) -> list[FeatureSpec]:
         """Channels and stride, in pixels of the finest image, of the returned maps."""
-        return self.pyramid.specs
+        return cast("list[FeatureSpec]", self.pyramid.specs)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W), normalised, as the finest branch sees them -> maps (B, C, H/s, W/s), finest first."""
@@ -62,8 +64,8 @@ class PIIP(nn.Module):
     def layer_ids(self) -> dict[str, int]:
         """Layer of every parameter that layer-wise learning-rate decay scales, by name (see `piip.engine.optim`).
 
-        Blocks of a shallower branch are spread over the depth of the deepest one; where the quotient is fractional, it is
-        rounded down, as the released optimizer does.
+        Blocks of a shallower branch are spread over the depth of the deepest one; where the quotient is fractional, it
+        is rounded down, as the released optimizer does.
         """
         depth = self.depth
         layers = {}

@@ -1,8 +1,8 @@
 """What the backbone knows of a branch.
 
 A branch is one pretrained backbone cut into blocks. The backbone embeds an image, runs the blocks in groups, and lets
-neighbouring branches interact between groups; it asks a branch nothing else. To add a branch type, subclass `Branch` in a
-file of its own, give it a config in `piip.config`, and name it in `piip.model.build_branch`.
+neighbouring branches interact between groups; it asks a branch nothing else. To add a branch type, subclass `Branch`
+in a file of its own, give it a config in `piip.config`, and name it in `piip.model.build_branch`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,6 @@ class Branch(nn.Module):
     def layer_of(self, parameter: str) -> int | None:
         """Depth of a parameter for layer-wise learning-rate decay.
 
-        parameter: its name inside the branch. Returns 0 for the embedding, i + 1 for block i, None for what trains at the
-        full rate.
+        parameter: its name inside the branch. Returns 0 for the embedding, i + 1 for block i, None for what trains at
+        the full rate.
         """

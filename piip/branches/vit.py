@@ -1,4 +1,4 @@
-"""The plain vision transformer branch: DeiT (Touvron et al., 2021) and DeiT III (2022), with window or global attention."""
+"""The plain vision transformer branch: DeiT (Touvron et al., 2021) and DeiT III, with window or global attention."""
 
 from __future__ import annotations
 
@@ -154,9 +154,10 @@ class ViT(Branch):
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        proj = self.patch_embed.proj  # as a linear layer over the pixels of a patch (LeCun normal)
-        trunc_normal_(proj.weight, std=math.sqrt(1 / proj.weight[0].numel()))
-        nn.init.zeros_(proj.bias)
+            elif isinstance(module, nn.Conv2d):  # as a linear layer over the pixels of a patch (LeCun normal)
+                trunc_normal_(module.weight, std=math.sqrt(1 / module.weight[0].numel()))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), position embedding added."""

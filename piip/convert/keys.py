@@ -1,14 +1,15 @@
 """Key tables: the official PIIP names and ours, both ways.
 
-A table row pairs two key templates. `{rest}` stands for any remainder; `{i}` and `{k}` for numbers that stay as they are;
-`{b}` is a branch (official: 1 is the coarsest; ours: 0 is the finest), `{u}` an interaction unit (official: the numbers of
-its two branches; ours: the index of the finer one), `{d}` a direction of it. The first row that matches decides.
+A table row pairs two key templates. `{rest}` stands for any remainder; `{i}` and `{k}` for numbers that stay as they
+are; `{b}` is a branch (official: 1 is the coarsest; ours: 0 is the finest), `{u}` an interaction unit (official: the
+numbers of its two branches; ours: the index of the finer one), `{d}` a direction of it. The first row that matches
+decides.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 
 _UNIT = "backbone.interactions.{i}.interaction_units_{u}."
 _OUR_UNIT = "backbone.interactions.{i}.units.{u}."
@@ -58,6 +59,8 @@ _MASK_RCNN = [
 _DIRECTIONS = {"branch2to1": "to_coarse", "branch1to2": "to_fine"}
 _PATTERNS = {"rest": r".+", "i": r"\d+", "k": r"\d+", "b": r"\d", "u": r"\d+", "d": r"\w+"}
 
+_Rows = list[tuple[re.Pattern[str], str]]
+
 
 class KeyTable:
     """Renames state-dict keys between the official network of `num_branches` branches and ours."""
@@ -76,7 +79,7 @@ class KeyTable:
         """The official name of one of our keys, or None if no row knows it."""
         return self._rename(key, self._official, self._field_to_official)
 
-    def _rename(self, key, rows, convert):
+    def _rename(self, key: str, rows: _Rows, convert: Callable[[str, str], str | None]) -> str | None:
         for pattern, template in rows:
             match = pattern.fullmatch(key)
             if match:

@@ -46,7 +46,8 @@ def convert_checkpoint(source: Path, output: Path, *, config: Config, strict: bo
     meta = beside.get("meta")
     names = meta.get("CLASSES") if isinstance(meta, dict) else None
     with replacing(output) as temporary:
-        write_weights(temporary, state, config=config.model_dump(mode="json"), class_names=list(names) if names else None)
+        class_names = list(names) if names else None
+        write_weights(temporary, state, config=config.model_dump(mode="json"), class_names=class_names)
     return report
 
 

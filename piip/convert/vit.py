@@ -13,16 +13,16 @@ from piip.convert.sources import read_state_dict
 from piip.errors import CheckpointError
 
 # Parts of a published classifier that a branch does not have.
-_UNUSED = re.compile(r"(cls_token|dist_token|reg_token|mask_token)$|(norm|fc_norm|head|head_dist|head_drop|pre_logits)\.")
+_UNUSED = re.compile(r"(cls|dist|reg|mask)_token$|(norm|fc_norm|head|head_dist|pre_logits)\.")
 _LAYER_SCALE = re.compile(r"(blocks\.\d+)\.gamma_(\d)$")
 
 
 def load_pretrained(branch: nn.Module, source: str) -> None:
     """Loads pretrained weights into a ViT branch, in place.
 
-    source: a checkpoint file, or the name of a pretrained timm model, which timm downloads. The position embedding and the
-    patch projection are resampled (bicubic) to the branch's grid and patch size; layer scales that the source lacks keep
-    their initial value. Raises CheckpointError naming what to fetch, or what does not fit.
+    source: a checkpoint file, or the name of a pretrained timm model, which timm downloads. The position embedding and
+    the patch projection are resampled (bicubic) to the branch's grid and patch size; layer scales that the source
+    lacks keep their initial value. Raises CheckpointError naming what to fetch, or what does not fit.
     """
     tensors = read_state_dict(Path(source))[0] if Path(source).suffix else _from_timm(source)
     expected = branch.state_dict()
@@ -51,7 +51,7 @@ def load_pretrained(branch: nn.Module, source: str) -> None:
 
 
 def resample_pos_embed(pos_embed: Tensor, tokens: int) -> Tensor:
-    """A learned (1, L, C) position embedding without prefix tokens, resized (bicubic) to a square grid of `tokens` cells."""
+    """A learned (1, L, C) position embedding, without prefix tokens, resized (bicubic) to `tokens` square cells."""
     length = pos_embed.shape[1]
     side = int(length**0.5)
     patches = pos_embed[:, length - side * side :].float()
@@ -66,12 +66,12 @@ def resample_pos_embed(pos_embed: Tensor, tokens: int) -> Tensor:
 def _from_timm(name: str) -> dict[str, Tensor]:
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not timm.is_model(name):
-        raise CheckpointError(f"'{name}' is neither a file nor a timm model; a file needs its suffix (.pth, .safetensors)")
+        raise CheckpointError(f"'{name}' is neither a file nor a timm model; a file needs a suffix, such as .pth")
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
         where = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
         raise CheckpointError(
-            f"cannot download the pretrained weights '{name}' ({type(error).__name__}); fetch {where} on a machine with a "
-            "network connection and set the branch's init to the file"
+            f"cannot download the pretrained weights '{name}' ({type(error).__name__}); fetch {where} on a machine "
+            "with a network connection and set the branch's init to the file"
         ) from None

@@ -64,7 +64,7 @@ def test_weights_of_another_network_are_refused_with_what_does_not_fit(tmp_path:
     branch = ViT(**SMALL, pretrain_size=64)
     before = branch.pos_embed.clone()
     torch.save(ViT(embed_dim=32, depth=3, num_heads=2, pretrain_size=64).state_dict(), tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="unknown .*; .* of another shape"):
+    with pytest.raises(CheckpointError, match=r"unknown .*; .* of another shape"):
         load_pretrained(branch, str(tmp_path / "other.pth"))
     assert branch.pos_embed.equal(before)
 
@@ -72,5 +72,5 @@ def test_weights_of_another_network_are_refused_with_what_does_not_fit(tmp_path:
 def test_a_name_that_is_neither_file_nor_model_is_an_error() -> None:
     with pytest.raises(CheckpointError, match="'deit_tinny' is neither a file nor a timm model"):
         load_pretrained(ViT(**SMALL), "deit_tinny")
-    with pytest.raises(CheckpointError, match="checkpoint not found: gone.pth"):
+    with pytest.raises(CheckpointError, match=r"checkpoint not found: gone.pth"):
         load_pretrained(ViT(**SMALL), "gone.pth")

@@ -1,6 +1,7 @@
 """The rule that gives the recorded cases their weights and images: every value is a function of its name or position.
 
-Outputs of the official PIIP code (commit 7a8eceb, float32, CPU) on these weights and images are recorded in this folder.
+Outputs of the official PIIP code (commit 7a8eceb, float32, CPU) on these weights and images are recorded in this
+folder.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def golden_value(key: str, shape: tuple[int, ...]) -> np.ndarray:
     if any(name in key for name in _SMALL):
         return np.float32(0.02) * noise
     if noise.ndim >= 2:
-        scale = 1.0 if key.startswith(_HEADS) or key.endswith(("qkv.weight", "in_proj.weight", "in_proj_weight")) else 0.5
+        full = key.startswith(_HEADS) or key.endswith(("qkv.weight", "in_proj.weight", "in_proj_weight"))
+        scale = 1.0 if full else 0.5
         if any(name in key for name in _CLASSIFIERS) or re.search(r"(^|\.)branch\d\.head\.weight$", key):
             scale = 4.0
         if any(name in key for name in _REGRESSORS):
@@ -75,8 +77,8 @@ def recorded_positions(size: int, count: int) -> np.ndarray:
 def golden_targets(valid: list[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Boxes (n, 4) xyxy, labels (n,) and masks (n, h, w), ellipses inside the boxes, of the recorded training cases."""
     fractions = [
-        [[0.05, 0.1, 0.45, 0.6], [0.3, 0.25, 0.95, 0.9], [0.5, 0.05, 0.7, 0.35], [0.1, 0.65, 0.3, 0.95], [0.6, 0.6, 0.65, 0.68]],
-        [[0.1, 0.1, 0.9, 0.9], [0.4, 0.3, 0.6, 0.5], [0.02, 0.5, 0.2, 0.98]],
+        [[0.05, 0.1, 0.45, 0.6], [0.3, 0.25, 0.95, 0.9], [0.5, 0.05, 0.7, 0.35], [0.1, 0.65, 0.3, 0.95], [0.6, 0.6,
+        0.65, 0.68]], [[0.1, 0.1, 0.9, 0.9], [0.4, 0.3, 0.6, 0.5], [0.02, 0.5, 0.2, 0.98]],
     ]  # fmt: skip
     labels = [[0, 17, 56, 2, 79], [15, 0, 63]]
     targets = []

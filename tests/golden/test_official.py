@@ -1,6 +1,7 @@
 """A detector with official weights computes what the official code computed.
 
-The weights come from the golden rule, are written as an official checkpoint, converted by `convert_checkpoint` and loaded;
+The weights come from the golden rule, are written as an official checkpoint, converted by `convert_checkpoint` and
+loaded;
 every recorded stage is then compared: relative to its standard deviation for maps, in pixels for boxes.
 """
 
@@ -120,7 +121,9 @@ def test_the_box_head_on_the_recorded_proposals(model: Model, neck: list[Tensor]
 
 
 @pytest.mark.slow
-def test_detections_and_masks_are_the_recorded_ones(model: Model, neck: list[Tensor], sizes: list[tuple[int, int]]) -> None:
+def test_detections_and_masks_are_the_recorded_ones(
+    model: Model, neck: list[Tensor], sizes: list[tuple[int, int]]
+) -> None:
     with torch.inference_mode():
         stages = model.head.stages(neck, sizes)
         final = model.head.restore(model.head.detect(neck, sizes), sizes, [(480, 640), (480, 640)])

@@ -11,6 +11,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
+from piip.heads.base import Head
 from piip.heads.mask_rcnn import masks, roi
 from piip.heads.mask_rcnn.masks import MaskHead, mask_targets, paste_masks
 from piip.heads.mask_rcnn.roi import BoxHead, pool
@@ -39,7 +40,7 @@ class Stages(NamedTuple):
     mask_logits: Tensor
 
 
-class MaskRCNN(nn.Module):
+class MaskRCNN(Head):
     """Boxes, classes and masks of objects from a feature pyramid.
 
     specs: the pyramid, finest first, one width for all levels. The other settings are those of `MaskRCNNConfig`.

@@ -1,0 +1,50 @@
+"""Experiments as data: typed, strict models, and the YAML files they are read from.
+
+A config is YAML read with a safe loader. `base:` names a file to inherit from, relative to the file that says so;
+mappings merge key by key, everything else replaces. `key.sub=value` overrides come last, with the value read as YAML
+and list items addressed by number (`model.backbone.branches.0.drop_path=0.1`). An unknown key or a wrong value is a
+`ConfigError` that names the file, the key and the nearest valid one.
+"""
+
+from __future__ import annotations
+
+from piip.config.base import Strict
+from piip.config.data import CocoData, DataConfig, DatasetConfig, ShapesData, TransformConfig
+from piip.config.load import config_dir, config_from_dict, dump_config, find_config, load_config, shipped_configs
+from piip.config.network import (
+    VIT_SIZES,
+    BackboneConfig,
+    FPNConfig,
+    InteractionConfig,
+    MaskRCNNConfig,
+    ModelConfig,
+    ViTConfig,
+)
+from piip.config.training import Config, OptimConfig, Published, ScheduleConfig, TrainConfig
+
+__all__ = [
+    "VIT_SIZES",
+    "BackboneConfig",
+    "CocoData",
+    "Config",
+    "DataConfig",
+    "DatasetConfig",
+    "FPNConfig",
+    "InteractionConfig",
+    "MaskRCNNConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Published",
+    "ScheduleConfig",
+    "ShapesData",
+    "Strict",
+    "TrainConfig",
+    "TransformConfig",
+    "ViTConfig",
+    "config_dir",
+    "config_from_dict",
+    "dump_config",
+    "find_config",
+    "load_config",
+    "shipped_configs",
+]

@@ -1,0 +1,186 @@
+"""Reading configs: names and paths, inheritance, overrides, and errors that say where the mistake is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from piip.config.training import Config
+from piip.errors import ConfigError
+
+# In an installed wheel the configs lie inside the package; in a checkout they lie beside it.
+_PACKAGE = Path(__file__).parents[1]
+_CONFIG_DIRS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+
+
+def config_dir() -> Path:
+    """The folder of the shipped configs."""
+    for path in _CONFIG_DIRS:
+        if (path / "base").is_dir():
+            return path
+    raise ConfigError("the shipped configs are missing from this installation; reinstall piip")
+
+
+@cache
+def shipped_configs() -> dict[str, Path]:
+    """Every shipped experiment by name ('detection/mask_rcnn_...'), without the building blocks in base/."""
+    root = config_dir()
+    names = {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+    return {name: path for name, path in names.items() if not name.startswith("base/")}
+
+
+@cache
+def _official_aliases() -> dict[str, str]:
+    raw = {name: _read_yaml(path) for name, path in shipped_configs().items()}
+    return {data["official"]: name for name, data in raw.items() if data.get("official")}
+
+
+def find_config(name: str | Path) -> Path:
+    """The file behind a path, a shipped name, or an official file stem."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"config file not found: {path}")
+        return path
+    shipped, aliases = shipped_configs(), _official_aliases()
+    key = aliases.get(str(name), str(name))
+    if key in shipped:
+        return shipped[key]
+    near = difflib.get_close_matches(str(name), [*shipped, *aliases], n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'?" if near else "see `piip models` for the shipped ones"
+    raise ConfigError(f"unknown config '{name}'; {hint}")
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads, merges and checks a config.
+
+    name: a path to a YAML file, a shipped name, or an official file stem.
+    overrides: `key.sub=value` strings.
+    Raises ConfigError naming the file, the key and the remedy.
+    """
+    path = find_config(name)
+    data, origin = _load_merged(path, ())
+    for override in overrides:
+        _apply_override(data, origin, override)
+    known = {file: key for key, file in shipped_configs().items()}
+    data.setdefault("name", known.get(path, path.stem))
+    return config_from_dict(data, origin=origin, source=str(path))
+
+
+def config_from_dict(data: dict[str, Any], *, origin: dict[str, str] | None = None, source: str = "config") -> Config:
+    """Checks already merged data, for example the resolved config stored beside a checkpoint."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(item, origin or {}, source) for item in error.errors())) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys, got {type(data).__name__}")
+    return data
+
+
+def _load_merged(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The file merged onto its bases, and for every dotted key the file that set it last."""
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(f"{path}: 'base' leads back to itself: {' -> '.join(p.name for p in (*seen, path))}")
+    data = _read_yaml(path)
+    bases = data.pop("base", [])
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        base_path = path.parent / base
+        if not base_path.is_file():
+            raise ConfigError(f"{path}: base file not found: {base}")
+        base_data, base_origin = _load_merged(base_path, (*seen, path))
+        # Names and published figures belong to one experiment and are not inherited.
+        base_data = {key: value for key, value in base_data.items() if key not in ("name", "official", "published")}
+        _merge(merged, base_data, origin, base_origin, "")
+    _merge(merged, data, origin, None, "", file=str(path))
+    return merged, origin
+
+
+def _merge(
+    target: dict[str, Any],
+    update: dict[str, Any],
+    origin: dict[str, str],
+    update_origin: dict[str, str] | None,
+    prefix: str,
+    file: str = "",
+) -> None:
+    for key, value in update.items():
+        dotted = f"{prefix}{key}"
+        origin[dotted] = update_origin.get(dotted, file) if update_origin else file
+        if isinstance(value, dict):
+            # A mapping of another type ("type: shapes" over "type: coco") replaces the old one: their keys differ.
+            same = isinstance(target.get(key), dict) and value.get("type", target[key].get("type")) == target[key].get(
+                "type"
+            )
+            target[key] = target[key] if same else {}
+            _merge(target[key], value, origin, update_origin, f"{dotted}.", file)
+        else:
+            target[key] = value
+
+
+def _apply_override(data: dict[str, Any], origin: dict[str, str], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override '{override}' is not of the form key.sub=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override '{override}': the value is not valid YAML") from None
+    *parents, last = key.split(".")
+    node: Any = data
+    for depth, part in enumerate(parents):
+        node = _child(node, part, f"override '{override}': '{'.'.join(parents[: depth + 1])}'")
+    if isinstance(node, list):
+        _child(node, last, f"override '{override}': '{key}'")
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ConfigError(f"override '{override}': '{'.'.join(parents)}' holds a single value, not keys")
+    origin[key] = "command line"
+
+
+def _child(node: Any, part: str, where: str) -> Any:
+    if isinstance(node, dict):
+        return node.setdefault(part, {})
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise ConfigError(f"{where} does not exist; the list has items 0 to {len(node) - 1}")
+        return node[int(part)]
+    raise ConfigError(f"{where} does not exist")
+
+
+def _describe(error: Any, origin: dict[str, str], source: str) -> str:
+    # The tag that pydantic adds to the location inside a discriminated union is no key of the file.
+    parts = [str(part) for part in error["loc"] if part not in ("coco", "shapes", "vit", "fpn", "mask_rcnn")]
+    if error["type"] == "unknown_key":
+        parts.append(error["ctx"]["key"])
+    dotted = ".".join(parts)
+    keys = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    file = next((origin[key] for key in keys if key in origin), source)
+    message = error["msg"].removeprefix("Value error, ")
+    got = "" if error["type"] in ("missing", "unknown_key", "value_error") else f" (got {error['input']!r})"
+    return f"{file}: {dotted or 'config'}: {message}{got}"

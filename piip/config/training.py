@@ -1,0 +1,81 @@
+"""How a network is trained, and the experiment as a whole."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from piip.config.base import Strict
+from piip.config.data import DataConfig
+from piip.config.network import ModelConfig
+
+
+class OptimConfig(Strict):
+    """AdamW with layer-wise learning-rate decay as released (FACTS of the official optimizer constructor)."""
+
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = Field(1.0, gt=0, le=1, description="learning-rate factor per layer from the output downwards")
+    clip_grad_norm: float | None = Field(None, gt=0)
+    accumulate: int = Field(1, gt=0, description="forward-backward passes per optimizer step")
+
+
+class ScheduleConfig(Strict):
+    """Learning rate over the run; the length is given in epochs or in iterations, and so are the milestones."""
+
+    epochs: int | None = Field(None, gt=0)
+    iterations: int | None = Field(None, gt=0)
+    policy: Literal["step", "cosine", "poly"] = "step"
+    milestones: tuple[int, ...] = ()
+    gamma: float = Field(0.1, gt=0, le=1)
+    power: float = Field(1.0, gt=0)
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    warmup_iterations: int = Field(500, ge=0)
+    warmup_ratio: float = Field(0.001, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> ScheduleConfig:
+        if (self.epochs is None) == (self.iterations is None):
+            raise ValueError("give exactly one of epochs and iterations")
+        return self
+
+
+class TrainConfig(Strict):
+    seed: int = 0
+    deterministic: bool = Field(
+        False, description="bitwise equal runs on a GPU too, at some cost; on a CPU they always are"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on GPUs that have it")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the exponential moving average of the weights")
+    ema_warmup: bool = Field(False, description="let the decay rise as 1 - steps^(-2/3) up to ema, for short runs")
+    eval_every: int = Field(1, gt=0, description="in the unit of schedule: epochs or iterations")
+    checkpoint_every: int = Field(1, gt=0, description="in the unit of schedule: epochs or iterations")
+    keep_checkpoints: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
+    log_every: int = Field(20, gt=0, description="iterations between log lines")
+
+
+class Published(Strict):
+    """What the paper's tables say of this row."""
+
+    model: str
+    box_ap: float | None = None
+    mask_ap: float | None = None
+    params: str | None = None
+    flops: str | None = None
+
+
+class Config(Strict):
+    """One experiment."""
+
+    name: str
+    official: str | None = Field(
+        None, description="file stem of the official config this reproduces; accepted as an alias"
+    )
+    published: Published | None = None
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig
+    train: TrainConfig = TrainConfig()
