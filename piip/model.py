@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from piip.backbone import PIIP, CrossBranchAttention, Interaction, InteractionUnit, Merge, OnlyBranch
 from piip.branches import Branch, ViT
-from piip.config import BackboneConfig, InteractionConfig, ModelConfig, TransformConfig, ViTConfig, load_config
+from piip.config import (
+    BackboneConfig,
+    FPNConfig,
+    InteractionConfig,
+    MaskRCNNConfig,
+    ModelConfig,
+    TransformConfig,
+    ViTConfig,
+    load_config,
+)
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 from piip.heads import Head, MaskRCNN
@@ -131,9 +140,18 @@ def _as_yaml(value: Any) -> str:
 def build_model(config: ModelConfig) -> Model:
     """A freshly initialised model; no file is read."""
     backbone = build_backbone(config.backbone)
-    neck = FPN(specs=backbone.specs, out_channels=config.neck.out_channels, levels=config.neck.levels)
-    head = MaskRCNN(specs=neck.specs, **config.head.model_dump(exclude={"type"}))
-    return Model(backbone=backbone, neck=neck, head=head, config=config)
+    neck = build_neck(config.neck, backbone.specs)
+    return Model(backbone=backbone, neck=neck, head=build_head(config.head, neck.specs), config=config)
+
+
+def build_neck(config: FPNConfig, specs: Sequence[FeatureSpec]) -> FPN:
+    """The neck on a backbone's maps."""
+    return FPN(specs=specs, **config.model_dump(exclude={"type"}))
+
+
+def build_head(config: MaskRCNNConfig, specs: Sequence[FeatureSpec]) -> Head:
+    """The head of a task on a neck's maps."""
+    return MaskRCNN(specs=specs, **config.model_dump(exclude={"type"}))
 
 
 def build_backbone(config: BackboneConfig) -> PIIP:
