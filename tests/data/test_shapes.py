@@ -114,9 +114,9 @@ def test_masks_lie_where_the_objects_are_painted(monkeypatch: pytest.MonkeyPatch
     paint = shapes._paint
     painted: list[int] = []
 
-    def paint_flat(canvas: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> None:
+    def paint_flat(canvas: np.ndarray, alpha: np.ndarray, label: int, rng: np.random.Generator) -> None:
         before = canvas.copy()
-        paint(canvas, alpha, rng)  # draws its random numbers
+        paint(canvas, alpha, label, rng)  # draws its random numbers
         painted.append(len(painted))
         canvas[:] = before + alpha[..., None] * (np.float32(flat_colours[painted[-1]]) - before)
 
