@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <stdexcept>
 #include <type_traits>
 #include <vector>
 
@@ -27,39 +28,42 @@ constexpr int kBlock = 32;  // queries whose locations and weights are computed 
 
 // The maps of one head inside a plane, in cells.
 struct Layout {
-  int64_t start[kMaxLevels];  // of the level's border row
+  int32_t start[kMaxLevels];  // of the level's border row
   int row[kMaxLevels];        // cells per row, border included
   int64_t cells;
 
   explicit Layout(const DeformAttn& a) {
     cells = 0;
     for (int level = 0; level < a.levels; ++level) {
-      start[level] = cells;
+      start[level] = int32_t(cells);
       row[level] = a.width_of[level] + 2;
       // A border row above, one below, and one more: samples outside are sent to the last two, which are both zero.
       cells += int64_t(row[level]) * (a.height_of[level] + 3);
     }
+    if (cells > INT32_MAX) throw std::invalid_argument("piip: deform_attn takes maps of fewer than 2^31 cells");
   }
-  int64_t cell(int level, int y, int x) const { return start[level] + int64_t(y + 1) * row[level] + x + 1; }
-  int64_t outside(const DeformAttn& a, int level) const { return cell(level, a.height_of[level], -1); }
+  int32_t cell(int level, int y, int x) const { return start[level] + (y + 1) * row[level] + x + 1; }
+  int32_t outside(const DeformAttn& a, int level) const { return cell(level, a.height_of[level], -1); }
 };
 
 // Everything known of a block's samples, [sample][query].
 template <class T>
 struct Samples {
   Scratch<T> memory;
-  Scratch<int64_t> cells;
-  int64_t* cell;             // of the upper left corner
-  T *x, *y;                  // coordinates; later their gradients
+  Scratch<int32_t> cells;
+  int32_t* cell;             // of the upper left corner
+  T* points;                 // [sample][x, y][query]; the backward leaves their gradients here
   T *fx, *fy;                // fractions
-  T* attention;              // weights after the softmax; the backward leaves their gradients here
+  T* attention;              // weights after the softmax; the backward leaves the gradients of the inputs here
   T *w00, *w01, *w10, *w11;  // attention times bilinear weight
   T* dots;                   // [sample][query][4]: products of the output gradient with the four cells
 
   Samples(int samples, bool backward)
       : memory(size_t(samples) * kBlock * (backward ? 13 : 9)), cells(size_t(samples) * kBlock), cell(cells.data()) {
     T* p = memory.data();
-    for (T** field : {&x, &y, &fx, &fy, &attention, &w00, &w01, &w10, &w11}) {
+    points = p;
+    p += 2 * size_t(samples) * kBlock;
+    for (T** field : {&fx, &fy, &attention, &w00, &w01, &w10, &w11}) {
       *field = p;
       p += size_t(samples) * kBlock;
     }
@@ -94,80 +98,141 @@ void softmax(T* weights, int samples) {
     for (int q = 0; q < kBlock; ++q) weights[s * kBlock + q] *= sum[q];
 }
 
+// target[column][query] = rows[query][column] for kBlock rows; rows from `count` on repeat the last, so that all
+// arithmetic stays on proper numbers.
+template <class T, class P>
+void transpose_in(const P* rows, int64_t step, int columns, int count, T* __restrict target) {
+  for (int q = 0; q < kBlock; q += 4) {
+    const P* row[4];
+    for (int i = 0; i < 4; ++i) row[i] = rows + step * std::min(q + i, count - 1);
+    // The same rows of the next block; beyond the tensor's end a prefetch does nothing.
+    for (int i = 0; i < 4; ++i) prefetch(rows + step * (q + i + kBlock), columns);
+    int c = 0;
+    for (; c + 4 <= columns; c += 4) {
+      Vector<T, 4> tile[4];
+      for (int i = 0; i < 4; ++i) tile[i] = widen_vector<T, 4>(row[i] + c);
+      transpose(tile);
+      for (int i = 0; i < 4; ++i) store<T, 4>(target + (c + i) * kBlock + q, tile[i]);
+    }
+    for (; c < columns; ++c)
+      for (int i = 0; i < 4; ++i) target[c * kBlock + q + i] = widen(row[i][c]);
+  }
+}
+
+// rows[query][column] = source[column][query] for the first `count` queries.
+template <class T, class P>
+void transpose_out(const T* source, int64_t step, int columns, int count, P* rows) {
+  int q = 0;
+  for (; q + 4 <= count; q += 4) {
+    P* row = rows + step * q;
+    int c = 0;
+    for (; c + 4 <= columns; c += 4) {
+      Vector<T, 4> tile[4];
+      for (int i = 0; i < 4; ++i) tile[i] = load<T, 4>(source + (c + i) * kBlock + q);
+      transpose(tile);
+      for (int i = 0; i < 4; ++i) narrow_vector<T, 4>(tile[i], row + step * i + c);
+    }
+    for (; c < columns; ++c)
+      for (int i = 0; i < 4; ++i) row[step * i + c] = narrow<P>(source[c * kBlock + q + i]);
+  }
+  for (; q < count; ++q)
+    for (int c = 0; c < columns; ++c) rows[step * q + c] = narrow<P>(source[c * kBlock + q]);
+}
+
+// Where one sample of every query lies: cell, fractions and the weights of the four corners.
+template <class T>
+void locate_samples(bool raw, int width, int height, int32_t origin, int32_t pitch, int32_t outside,
+                    const T* __restrict rx, const T* __restrict ry, const T* __restrict points,
+                    const T* __restrict attention, T* __restrict fx, T* __restrict fy, T* __restrict w00,
+                    T* __restrict w01, T* __restrict w10, T* __restrict w11, int32_t* __restrict cell) {
+  T x[kBlock], y[kBlock];
+  if (raw) {
+    for (int q = 0; q < kBlock; ++q) x[q] = cell_coordinate(true, rx[q], points[q], width);
+    for (int q = 0; q < kBlock; ++q) y[q] = cell_coordinate(true, ry[q], points[kBlock + q], height);
+  } else {
+    for (int q = 0; q < kBlock; ++q) x[q] = cell_coordinate(false, T(0), points[q], width);
+    for (int q = 0; q < kBlock; ++q) y[q] = cell_coordinate(false, T(0), points[kBlock + q], height);
+  }
+  for (int q = 0; q < kBlock; ++q) {
+    const Sample<T> at = locate(x[q], y[q], width, height);
+    const int32_t found = origin + at.y * pitch + at.x;
+    cell[q] = at.inside ? found : outside;
+    fx[q] = at.fx;
+    fy[q] = at.fy;
+    const T lower = at.fy * attention[q], upper = attention[q] - lower;
+    w01[q] = upper * at.fx;
+    w00[q] = upper - upper * at.fx;
+    w11[q] = lower * at.fx;
+    w10[q] = lower - lower * at.fx;
+  }
+}
+
 // Reads the points and weights of `count` queries from `first` on and fills in the samples.
 template <class T, class P>
 void prepare(const DeformAttn& a, const Layout& layout, int64_t b, int m, int64_t first, int count, Samples<T>& s) {
   const int per_query = a.levels * a.points_per_level;
   const int64_t row = ((b * a.queries + first) * a.heads + m) * per_query, step = int64_t(a.heads) * per_query;
-  for (int q = 0; q < kBlock; ++q) {
-    // Lanes beyond the last query repeat it: all arithmetic stays on proper numbers.
-    const int64_t source = row + step * std::min(q, count - 1);
-    const P* points = static_cast<const P*>(a.points) + 2 * source;
-    const P* weights = static_cast<const P*>(a.weights) + source;
-    for (int i = 0; i < per_query; ++i) {
-      s.x[i * kBlock + q] = widen(points[2 * i]);
-      s.y[i * kBlock + q] = widen(points[2 * i + 1]);
-      s.attention[i * kBlock + q] = widen(weights[i]);
-    }
-  }
+  transpose_in(static_cast<const P*>(a.points) + 2 * row, 2 * step, 2 * per_query, count, s.points);
+  transpose_in(static_cast<const P*>(a.weights) + row, step, per_query, count, s.attention);
   if (a.raw) softmax(s.attention, per_query);
 
-  const T* reference = static_cast<const T*>(a.reference);
+  const int refs = a.reference_per_level ? a.levels : 1;
+  const T* reference =
+      static_cast<const T*>(a.reference) + 2 * refs * ((a.reference_per_batch ? b * a.queries : 0) + first);
   T rx[kBlock] = {}, ry[kBlock] = {};
   for (int level = 0; level < a.levels; ++level) {
-    const int width = a.width_of[level], height = a.height_of[level], pitch = layout.row[level];
-    const int64_t origin = layout.cell(level, 0, 0), outside = layout.outside(a, level);
-    if (a.raw && (level == 0 || a.reference_per_level)) {
-      const int refs = a.reference_per_level ? a.levels : 1;
+    if (a.raw && level < refs) {
       for (int q = 0; q < kBlock; ++q) {
-        const int64_t query = (a.reference_per_batch ? b * a.queries : 0) + first + std::min(q, count - 1);
-        rx[q] = reference[2 * (query * refs + level)];
-        ry[q] = reference[2 * (query * refs + level) + 1];
+        const T* point = reference + 2 * (int64_t(refs) * std::min(q, count - 1) + level);
+        rx[q] = point[0];
+        ry[q] = point[1];
       }
     }
     for (int p = 0; p < a.points_per_level; ++p) {
       const int i = (level * a.points_per_level + p) * kBlock;
-      T *x = s.x + i, *y = s.y + i, *fx = s.fx + i, *fy = s.fy + i;
-      const T* attention = s.attention + i;
-      T *w00 = s.w00 + i, *w01 = s.w01 + i, *w10 = s.w10 + i, *w11 = s.w11 + i;
-      int32_t cx[kBlock], cy[kBlock];
-      bool inside[kBlock];
-      for (int q = 0; q < kBlock; ++q) {
-        const Sample<T> at = locate(cell_coordinate(a.raw, rx[q], x[q], width),
-                                    cell_coordinate(a.raw, ry[q], y[q], height), width, height);
-        cx[q] = at.x;
-        cy[q] = at.y;
-        inside[q] = at.inside;
-        fx[q] = at.fx;
-        fy[q] = at.fy;
-        const T upper = (T(1) - at.fy) * attention[q], lower = at.fy * attention[q];
-        w00[q] = upper * (T(1) - at.fx);
-        w01[q] = upper * at.fx;
-        w10[q] = lower * (T(1) - at.fx);
-        w11[q] = lower * at.fx;
-      }
-      for (int q = 0; q < kBlock; ++q) s.cell[i + q] = inside[q] ? origin + int64_t(cy[q]) * pitch + cx[q] : outside;
+      locate_samples(a.raw, a.width_of[level], a.height_of[level], layout.cell(level, 0, 0), layout.row[level],
+                     layout.outside(a, level), rx, ry, s.points + 2 * i, s.attention + i, s.fx + i, s.fy + i, s.w00 + i,
+                     s.w01 + i, s.w10 + i, s.w11 + i, s.cell + i);
     }
   }
 }
 
-// Spreads one head's values (or zeros) out as a plane.
-template <class T, class S>
+// Copies `count` cells, `step` apart, to rows of the plane. Whole vectors are read where the tensor goes on long
+// enough: what belongs to the next head is then zeroed.
+template <class T, int N, class S>
+void fill_cells(const S* source, int64_t step, int count, int width, const S* end, T* target, int pitch) {
+  Vector<T, N> keep;
+  for (int i = 0; i < N; ++i) keep[i] = pitch - N + i < width ? T(1) : T(0);
+  const auto zero = Vector<T, N>{};
+  int x = 0;
+  for (; x < count && end - source >= pitch; ++x, source += step, target += pitch) {
+    prefetch(source + 16 * step, width);
+    for (int d = 0; d < pitch - N; d += N) store<T, N>(target + d, widen_vector<T, N>(source + d));
+    const auto last = widen_vector<T, N>(source + pitch - N);
+    store<T, N>(target + pitch - N, keep != zero ? last : zero);
+  }
+  for (; x < count; ++x, source += step, target += pitch) {
+    widen_row(source, target, width);
+    std::fill(target + width, target + pitch, T(0));
+  }
+}
+
+// Spreads one head's values out as a plane.
+template <class T, int N, class S>
 void fill_plane(const DeformAttn& a, const Layout& layout, int64_t b, int m, T* plane, int pitch) {
   const int64_t step = int64_t(a.heads) * a.width;
   const S* source = static_cast<const S*>(a.value) + (b * a.cells * a.heads + m) * a.width;
+  const S* end = static_cast<const S*>(a.value) + a.batch * a.cells * step;
   for (int level = 0; level < a.levels; ++level) {
     const int width = a.width_of[level], height = a.height_of[level];
-    std::fill(plane + layout.cell(level, -1, -1) * pitch, plane + layout.cell(level, 0, 0) * pitch, T(0));
-    for (int y = 0; y < height; ++y) {
-      T* target = plane + layout.cell(level, y, 0) * pitch;
-      for (int x = 0; x < width; ++x, source += step, target += pitch) {
-        widen_row(source, target, a.width);
-        for (int d = a.width; d < pitch; ++d) target[d] = T(0);
-      }
-      std::fill(target, target + 2 * pitch, T(0));
+    std::fill(plane + int64_t(layout.cell(level, -1, -1)) * pitch, plane + int64_t(layout.cell(level, 0, 0)) * pitch,
+              T(0));
+    for (int y = 0; y < height; ++y, source += width * step) {
+      T* target = plane + int64_t(layout.cell(level, y, 0)) * pitch;
+      fill_cells<T, N>(source, step, width, a.width, end, target, pitch);
+      std::fill(target + int64_t(width) * pitch, target + int64_t(width + 2) * pitch, T(0));
     }
-    T* below = plane + layout.cell(level, height, 0) * pitch;
+    T* below = plane + int64_t(layout.cell(level, height, 0)) * pitch;
     std::fill(below, below + (2 * int64_t(layout.row[level]) - 1) * pitch, T(0));
   }
 }
@@ -179,7 +244,7 @@ void store_plane(const DeformAttn& a, const Layout& layout, int64_t b, int m, co
   S* target = static_cast<S*>(a.grad_value) + (b * a.cells * a.heads + m) * a.width;
   for (int level = 0; level < a.levels; ++level) {
     for (int y = 0; y < a.height_of[level]; ++y) {
-      const T* source = plane + layout.cell(level, y, 0) * pitch;
+      const T* source = plane + int64_t(layout.cell(level, y, 0)) * pitch;
       for (int x = 0; x < a.width_of[level]; ++x, target += step, source += pitch) narrow_row(source, target, a.width);
     }
   }
@@ -196,7 +261,7 @@ struct Kernel {
     for (int c = 0; c < C; ++c) acc[c] = V{};
     for (int i = 0; i < samples; ++i) {
       const int k = i * kBlock + q;
-      const T* upper = plane + s.cell[k] * pitch;
+      const T* upper = plane + int64_t(s.cell[k]) * pitch;
       const T* lower = upper + below[i];
       const T w00 = s.w00[k], w01 = s.w01[k], w10 = s.w10[k], w11 = s.w11[k];
       for (int c = 0; c < C; ++c) {
@@ -258,7 +323,7 @@ struct Kernel {
       const T* grad = grads + int64_t(q) * pitch;
       for (int i = 0; i < samples; ++i) {
         const int k = i * kBlock + q;
-        const int64_t offset = s.cell[k] * pitch, lower = offset + below[i];
+        const int64_t offset = int64_t(s.cell[k]) * pitch, lower = offset + below[i];
         const T w00 = s.w00[k], w01 = s.w01[k], w10 = s.w10[k], w11 = s.w11[k];
         V d00{}, d01{}, d10{}, d11{};
         for (int c = 0; c < vectors; ++c) {
@@ -280,26 +345,30 @@ struct Kernel {
   }
 };
 
-// Gradients of points and weights from the products; x, y and attention are overwritten with them and then stored.
+// The gradient of one sample's point, for every query, and its value: what the output gradient says of its weight.
+template <class T>
+void finish_samples(T unit_x, T unit_y, const T* __restrict dots, const T* __restrict fx, const T* __restrict fy,
+                    const T* __restrict attention, T* __restrict points, T* __restrict value, T* __restrict mean) {
+  for (int q = 0; q < kBlock; ++q) {
+    const T d00 = dots[4 * q], d01 = dots[4 * q + 1], d10 = dots[4 * q + 2], d11 = dots[4 * q + 3];
+    points[q] = unit_x * attention[q] * slope_x(fy[q], d00, d01, d10, d11);
+    points[kBlock + q] = unit_y * attention[q] * slope_y(fx[q], d00, d01, d10, d11);
+    value[q] = blend(fx[q], fy[q], d00, d01, d10, d11);
+    mean[q] += attention[q] * value[q];
+  }
+}
+
+// Gradients of points and weights from the products; they take the place of points and attention, and are then stored.
 template <class T, class P>
 void finish_block(const DeformAttn& a, int64_t b, int m, int64_t first, int count, Samples<T>& s) {
   const int per_query = a.levels * a.points_per_level;
   T mean[kBlock] = {};
-  for (int level = 0; level < a.levels; ++level) {
-    // The gradient with respect to the coordinate in cells; offsets are in cells, locations in map widths.
+  for (int i = 0; i < per_query; ++i) {
+    // The products give gradients with respect to cells; offsets are in cells, locations in map widths.
+    const int level = i / a.points_per_level, k = i * kBlock;
     const T unit_x = a.raw ? T(1) : T(a.width_of[level]), unit_y = a.raw ? T(1) : T(a.height_of[level]);
-    for (int p = 0; p < a.points_per_level; ++p) {
-      const int i = (level * a.points_per_level + p) * kBlock;
-      T *x = s.x + i, *y = s.y + i, *value = s.w00 + i;
-      const T *fx = s.fx + i, *fy = s.fy + i, *weight = s.attention + i, *d = s.dots + 4 * i;
-      for (int q = 0; q < kBlock; ++q) {
-        const T d00 = d[4 * q], d01 = d[4 * q + 1], d10 = d[4 * q + 2], d11 = d[4 * q + 3];
-        x[q] = unit_x * weight[q] * slope_x(fy[q], d00, d01, d10, d11);
-        y[q] = unit_y * weight[q] * slope_y(fx[q], d00, d01, d10, d11);
-        value[q] = blend(fx[q], fy[q], d00, d01, d10, d11);
-        mean[q] += weight[q] * value[q];
-      }
-    }
+    finish_samples(unit_x, unit_y, s.dots + 4 * k, s.fx + k, s.fy + k, s.attention + k, s.points + 2 * k, s.w00 + k,
+                   mean);
   }
   for (int i = 0; i < per_query; ++i)
     for (int q = 0; q < kBlock; ++q) {
@@ -307,15 +376,8 @@ void finish_block(const DeformAttn& a, int64_t b, int m, int64_t first, int coun
       s.attention[k] = a.raw ? s.attention[k] * (s.w00[k] - mean[q]) : s.w00[k];
     }
   const int64_t row = ((b * a.queries + first) * a.heads + m) * per_query, step = int64_t(a.heads) * per_query;
-  for (int q = 0; q < count; ++q) {
-    P* points = static_cast<P*>(a.grad_points) + 2 * (row + step * q);
-    P* weights = static_cast<P*>(a.grad_weights) + row + step * q;
-    for (int i = 0; i < per_query; ++i) {
-      points[2 * i] = narrow<P>(s.x[i * kBlock + q]);
-      points[2 * i + 1] = narrow<P>(s.y[i * kBlock + q]);
-      weights[i] = narrow<P>(s.attention[i * kBlock + q]);
-    }
-  }
+  transpose_out(s.points, 2 * step, 2 * per_query, count, static_cast<P*>(a.grad_points) + 2 * row);
+  transpose_out(s.attention, step, per_query, count, static_cast<P*>(a.grad_weights) + row);
 }
 
 // Memory of one thread.
@@ -361,7 +423,7 @@ void forward(const DeformAttn& a, int threads) {
     Workspace<T>& space = *spaces[slot];
     const int64_t head = task / parts, part = task % parts, b = head / a.heads;
     const int m = int(head % a.heads);
-    fill_plane<T, S>(a, layout, b, m, space.plane.data(), pitch);
+    fill_plane<T, N, S>(a, layout, b, m, space.plane.data(), pitch);
     const int64_t last = std::min(a.queries, blocks * (part + 1) / parts * kBlock);
     for (int64_t first = blocks * part / parts * kBlock; first < last; first += kBlock) {
       const int count = int(std::min<int64_t>(kBlock, last - first));
@@ -386,7 +448,7 @@ void backward(const DeformAttn& a, int threads) {
     const int64_t b = head / a.heads;
     const int m = int(head % a.heads);
     T *plane = space.plane.data(), *grad_plane = space.grad_plane.data(), *grads = space.grads.data();
-    fill_plane<T, S>(a, layout, b, m, plane, pitch);
+    fill_plane<T, N, S>(a, layout, b, m, plane, pitch);
     std::fill(grad_plane, grad_plane + layout.cells * pitch, T(0));
     std::fill(grads, grads + int64_t(kBlock) * pitch, T(0));
     for (int64_t first = 0; first < a.queries; first += kBlock) {

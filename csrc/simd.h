@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "common.h"
 
@@ -58,6 +59,27 @@ PIIP_INLINE void store_first(T* p, Vector<T, N> v, int count) {
   }
   if (count & 2) std::memcpy(p + done, lanes + done, 2 * sizeof(T)), done += 2;
   if (count & 1) p[done] = lanes[done];
+}
+
+// Fetches the cache lines of `count` items; any address will do.
+template <class S>
+PIIP_INLINE void prefetch(const S* p, int count) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(p);
+  for (uintptr_t line = address & ~uintptr_t(63); line < address + count * sizeof(S); line += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(line));
+}
+
+// Swaps rows and columns.
+template <class V>
+PIIP_INLINE void transpose(V (&tile)[4]) {
+  const V a = __builtin_shufflevector(tile[0], tile[1], 0, 4, 1, 5),
+          b = __builtin_shufflevector(tile[0], tile[1], 2, 6, 3, 7);
+  const V c = __builtin_shufflevector(tile[2], tile[3], 0, 4, 1, 5),
+          d = __builtin_shufflevector(tile[2], tile[3], 2, 6, 3, 7);
+  tile[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+  tile[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+  tile[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+  tile[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
 }
 
 // Sums of four vectors at once.
@@ -145,6 +167,38 @@ PIIP_INLINE Half narrow<Half>(float x) {
   const uint32_t rounded = magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1);
   return {uint16_t(sign | (rounded >> 13))};
 #endif
+}
+
+template <class T, int N, class S>
+PIIP_INLINE Vector<T, N> widen_vector(const S* p) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    return load<T, N>(reinterpret_cast<const T*>(p));
+#if defined(__F16C__)
+  } else if constexpr (std::is_same_v<S, Half> && N == 8) {
+    Vector<T, N> v;
+    const __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    std::memcpy(&v, &wide, sizeof(v));
+    return v;
+#endif
+  } else if constexpr (std::is_same_v<S, Bfloat>) {
+    const auto bits = __builtin_convertvector((load<uint16_t, N>(&p->bits)), Vector<uint32_t, N>) << 16;
+    Vector<T, N> v;
+    std::memcpy(&v, &bits, sizeof(v));
+    return v;
+  } else {
+    Vector<T, N> v;
+    for (int i = 0; i < N; ++i) v[i] = widen(p[i]);
+    return v;
+  }
+}
+
+template <class T, int N, class S>
+PIIP_INLINE void narrow_vector(Vector<T, N> v, S* p) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    store<T, N>(reinterpret_cast<T*>(p), v);
+  } else {
+    for (int i = 0; i < N; ++i) p[i] = narrow<S>(v[i]);
+  }
 }
 
 // Both with restrict-qualified rows of any length; simple enough for the compiler to vectorise.

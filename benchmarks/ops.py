@@ -1,0 +1,285 @@
+"""Measures the ops against what one would use instead, on this machine's CPU or GPU.
+
+    python benchmarks/ops.py [--device cpu|cuda] [--threads N] [--repeats N] [--output FILE.json]
+
+Ours and a rival are timed in turn within one run. On the CPU the process's CPU time counts, so that other load on the
+machine matters little; it adds up over threads. Every entry gives minimum, median and maximum in ms, the ratio of the
+medians, and our largest error relative to the definition in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from piip.ops import deform_attn, pyramid_resize, reference
+from piip.ops._extension import describe
+
+# name: query grid, value grids, heads, head width, points, batch
+ATTENTION = {
+    "T<-S 98x98 from 70x70, D 6": ((98, 98), [(70, 70)], 16, 6, 4),
+    "S<-T 70x70 from 98x98, D 12": ((70, 70), [(98, 98)], 16, 12, 4),
+    "S<-B 70x70 from 42x42, D 12": ((70, 70), [(42, 42)], 16, 12, 4),
+    "B<-S 42x42 from 70x70, D 24": ((42, 42), [(70, 70)], 16, 24, 4),
+    "L<-B 28x28 from 42x42, D 32": ((28, 28), [(42, 42)], 16, 32, 4),
+    "H<-L 32x32 from 64x64, D 40": ((32, 32), [(64, 64)], 16, 40, 4),
+    "6B<-H 32x32 from 64x64, D 100": ((32, 32), [(64, 64)], 16, 100, 4),
+    "DINO encoder, 4 levels, D 32": (None, [(100, 100), (50, 50), (25, 25), (13, 13)], 8, 32, 4),
+}
+MEAN, STD = [123.7, 116.3, 103.5], [58.4, 57.1, 57.4]
+Timed = Callable[[], Any]
+
+
+def grid_sample_path(
+    value: Tensor, shapes: Sequence[tuple[int, int]], ref: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    """What Deformable-DETR, mmcv and the official code run without their CUDA kernel, in the dtype of the inputs."""
+    batch, _, heads, width = value.shape
+    queries, levels, points = offsets.shape[1], offsets.shape[3], offsets.shape[4]
+    size = offsets.new_tensor([(w, h) for h, w in shapes])
+    grids = 2 * (ref[:, :, None, :, None] + offsets / size[:, None]) - 1
+    weights = logits.softmax(-1).view(batch, queries, heads, levels, points)
+    sampled = []
+    for level, (part, (h, w)) in enumerate(zip(value.split([h * w for h, w in shapes], 1), shapes)):
+        image = part.flatten(2).transpose(1, 2).reshape(batch * heads, width, h, w)
+        sampled.append(F.grid_sample(image, grids[:, :, :, level].transpose(1, 2).flatten(0, 1), align_corners=False))
+    attention = weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels * points)
+    summed = (torch.stack(sampled, -2).flatten(-2) * attention).sum(-1)
+    return summed.view(batch, heads * width, queries).transpose(1, 2).contiguous()
+
+
+class Clock:
+    """Times calls in turn: CPU time of the process, or on a GPU the time between two events, caches cold."""
+
+    def __init__(self, device: torch.device, repeats: int) -> None:
+        self.device, self.repeats = device, repeats
+        self.flush = torch.empty(64 * 2**20 if device.type == "cuda" else 8 * 2**20, device=device)
+
+    def once(self, call: Timed) -> float:
+        self.flush.zero_()
+        if self.device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            return begin.elapsed_time(end)
+        start = time.process_time()
+        call()
+        return (time.process_time() - start) * 1e3
+
+    def compare(self, ours: Timed, rivals: dict[str, Timed]) -> list[dict[str, Any]]:
+        calls = {"piip": ours} | rivals
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for name, call in calls.items():
+            for _ in range(2):
+                call()
+        for _ in range(self.repeats):
+            for name, call in calls.items():
+                times[name].append(self.once(call))
+        median = {name: statistics.median(values) for name, values in times.items()}
+        return [
+            {
+                "rival": name,
+                "ours_ms": [min(times["piip"]), median["piip"], max(times["piip"])],
+                "rival_ms": [min(times[name]), median[name], max(times[name])],
+                "ratio": median[name] / median["piip"],
+            }
+            for name in rivals
+        ]
+
+
+def attention_inputs(
+    name: str, batch: int, device: torch.device
+) -> tuple[list[tuple[int, int]], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Queries look around their own place, as trained networks do: offsets of about three cells."""
+    query_grid, shapes, heads, width, points = ATTENTION[name]
+    generator = torch.Generator().manual_seed(0)
+    refs = []
+    for h, w in [query_grid] if query_grid else shapes:
+        y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
+        refs.append(torch.stack([x, y], -1).reshape(1, -1, 1, 2))
+    ref = torch.cat(refs, 1)
+    queries, levels = ref.shape[1], len(shapes)
+    value = torch.randn(batch, sum(h * w for h, w in shapes), heads, width, generator=generator)
+    offsets = torch.randn(batch, queries, heads, levels, points, 2, generator=generator) * 3
+    logits = torch.randn(batch, queries, heads, levels * points, generator=generator)
+    return shapes, tuple(t.to(device) for t in (value, ref, offsets, logits))  # type: ignore[return-value]
+
+
+def attention_rivals(shapes: list[tuple[int, int]], tensors: tuple[Tensor, ...], backward: bool) -> dict[str, Timed]:
+    rivals: dict[str, Timed] = {"grid_sample path": call_of(grid_sample_path, shapes, tensors, backward)}
+    if importlib.util.find_spec("deformops"):
+        import deformops
+
+        rivals["deformops"] = call_of(deformops_path(deformops), shapes, tensors, backward)
+    return rivals
+
+
+def deformops_path(module: Any) -> Callable[..., Tensor]:
+    def run(value: Tensor, shapes: Sequence[tuple[int, int]], ref: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        size = offsets.new_tensor([(w, h) for h, w in shapes])
+        locations = ref[:, :, None, :, None] + offsets / size[:, None]
+        weights = logits.softmax(-1).view(offsets.shape[:-1])
+        areas = torch.tensor([h * w for h, w in shapes], device=value.device)
+        starts = areas.cumsum(0) - areas
+        return module.multi_scale_deformable_attention(
+            value, torch.tensor(shapes, device=value.device), starts, locations, weights
+        )
+
+    return run
+
+
+def call_of(
+    op: Callable[..., Tensor], shapes: list[tuple[int, int]], tensors: tuple[Tensor, ...], backward: bool
+) -> Timed:
+    value, ref, offsets, logits = tensors
+    if not backward:
+        return lambda: op(value, shapes, ref, offsets, logits)
+    leaves = [t.detach().clone().requires_grad_() for t in (value, offsets, logits)]
+    grad = torch.randn(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3], device=value.device)
+
+    def run() -> None:
+        out = op(leaves[0], shapes, ref, leaves[1], leaves[2])
+        torch.autograd.grad(out, leaves, grad.to(out.dtype))
+
+    return run
+
+
+def bench_attention(clock: Clock, batches: Sequence[int], dtypes: Sequence[torch.dtype]) -> list[dict[str, Any]]:
+    rows = []
+    for name in ATTENTION:
+        for batch in batches:
+            shapes, tensors = attention_inputs(name, batch, clock.device)
+            exact = reference.deform_attn(tensors[0].double(), shapes, *tensors[1:])
+            for dtype in dtypes:
+                ref = tensors[1]
+                lowered = tuple(t if t is ref else t.to(dtype) for t in tensors)
+                error = ((deform_attn(lowered[0], shapes, *lowered[1:]).double() - exact).norm() / exact.norm()).item()
+                for backward in (False, True):
+                    rivals = attention_rivals(shapes, tensors, backward)
+                    with torch.set_grad_enabled(backward):
+                        results = clock.compare(call_of(deform_attn, shapes, lowered, backward), rivals)
+                    what = "forward + backward" if backward else "forward"
+                    label = {"op": "deform_attn", "case": name, "batch": batch, "dtype": str(dtype)[6:], "what": what}
+                    rows += [label | result | {"error": error} for result in results]
+    return rows
+
+
+def bench_resize(clock: Clock) -> list[dict[str, Any]]:
+    """One 1568 x 1120 uint8 image (height, width, channel) to three normalised levels, as prediction does."""
+    device = clock.device
+    factors = [1.0, 1120 / 1568, 672 / 1568]
+    image = torch.randint(0, 256, (1, 1120, 1568, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    planar = image.permute(0, 3, 1, 2).contiguous().to(device)
+    image = image.to(device)
+    mean, std = (torch.tensor(x, device=device)[:, None, None] for x in (MEAN, STD))
+    sizes = [(int(1120 * f), int(1568 * f)) for f in factors]
+    rows = []
+    for mode, antialias in (("bilinear", False), ("bilinear", True), ("bicubic", False), ("bicubic", True)):
+        settings = {"mode": mode, "antialias": antialias}
+
+        def official(settings: dict[str, Any] = settings) -> list[Tensor]:
+            source = (planar - mean) / std
+            return [source, *(F.interpolate(source, scale_factor=f, **settings) for f in factors[1:])]
+
+        def uint8_first(settings: dict[str, Any] = settings) -> list[Tensor]:
+            levels = [planar, *(F.interpolate(planar, size=size, **settings) for size in sizes[1:])]
+            return [(level - mean) / std for level in levels]
+
+        def ours(settings: dict[str, Any] = settings) -> list[Tensor]:
+            return pyramid_resize(image, scale_factors=factors, mean=MEAN, std=STD, **settings)
+
+        rivals: dict[str, Timed] = {"normalise, F.interpolate": official, "uint8 F.interpolate, normalise": uint8_first}
+        if importlib.util.find_spec("cv2") and device.type == "cpu" and not antialias:
+            import cv2
+
+            kind = cv2.INTER_LINEAR if mode == "bilinear" else cv2.INTER_CUBIC
+            cv2.setNumThreads(torch.get_num_threads())
+            array = image[0].numpy()
+
+            def opencv(kind: int = kind, array: Any = array) -> list[Tensor]:
+                levels = [array, *(cv2.resize(array, (w, h), interpolation=kind) for h, w in sizes[1:])]
+                return [((torch.from_numpy(level).permute(2, 0, 1) - mean) / std).contiguous() for level in levels]
+
+            rivals["OpenCV, normalise"] = opencv
+        if mode == "bilinear" and not antialias:
+            outputs = [torch.empty(1, 3, *size, device=device) for size in sizes]
+            rivals["zero-fill of the levels"] = lambda outputs=outputs: [torch.zeros_like(level) for level in outputs]
+        exact = reference.pyramid_resize(
+            planar.double(), sizes, [(f, f) for f in factors], mode, antialias, MEAN, STD, torch.float64, None
+        )
+        error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(ours(), exact))
+        label = {"op": "pyramid_resize", "case": "1568x1120 uint8 to 1, 5/7, 3/7", "batch": 1, "dtype": "float32"}
+        what = mode + (" antialias" if antialias else "")
+        rows += [label | {"what": what} | result | {"error": error} for result in clock.compare(ours, rivals)]
+    return rows
+
+
+def machine(device: torch.device, threads: int) -> dict[str, Any]:
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "extension": describe(),
+        "absent": [name for name in ("deformops", "cv2") if importlib.util.find_spec(name) is None],
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        ours, rival = ("/".join(f"{t:.2f}" for t in row[key]) for key in ("ours_ms", "rival_ms"))
+        print(
+            f"{row['op']:14} {row['case']:32} B {row['batch']} {row['dtype']:8} {row['what']:18} "
+            f"{ours:>24} ms, {row['rival']:30} {rival:>26} ms  {row['ratio']:6.1f}x  error {row['error']:.1e}"
+        )
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--only", choices=["deform_attn", "pyramid_resize"])
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    clock = Clock(device, arguments.repeats)
+    about = machine(device, arguments.threads)
+    print(json.dumps(about, indent=1))
+    rows: list[dict[str, Any]] = []
+    if arguments.only != "pyramid_resize":
+        dtypes = [torch.float32, torch.bfloat16] if device.type == "cuda" else [torch.float32]
+        rows += bench_attention(clock, arguments.batches, dtypes)
+    if arguments.only != "deform_attn":
+        rows += bench_resize(clock)
+    show(rows)
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
