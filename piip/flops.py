@@ -64,7 +64,7 @@ def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
 def _parts(model: Model, config: ModelConfig) -> dict[str, str]:
     """What the table tells apart: label -> name of the module inside the model."""
     branches = {label: f"backbone.branches.{index}" for index, label in enumerate(branch_names(config.backbone))}
-    shared = {name: f"backbone.{name}" for name in ("interactions", "merge", "pyramid")}
+    shared = {name: f"backbone.{name}" for name in ("interactions", "intermediate", "merge", "pyramid")}
     heads = {f"{name} head": f"head.{name}" for name, _ in model.head.named_children()}
     return branches | shared | {"neck": "neck"} | heads
 

@@ -9,27 +9,28 @@ from collections.abc import Sequence
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from piip.backbone import PIIP, CrossBranchAttention, Interaction, InteractionUnit, Merge, OnlyBranch
-from piip.branches import Branch, ViT
+from piip.branches import Branch, ConvNeXt, ViT
 from piip.config import (
     BackboneConfig,
+    BranchConfig,
+    ConvNeXtConfig,
     FPNConfig,
     InteractionConfig,
     MaskRCNNConfig,
     ModelConfig,
     TransformConfig,
-    ViTConfig,
     load_config,
 )
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 from piip.heads import Head, MaskRCNN
-from piip.necks import FPN, SimplePyramid
+from piip.necks import FPN, GivenPyramid, SimplePyramid
 
 if TYPE_CHECKING:
     from piip.data.loader import Batch
@@ -155,37 +156,67 @@ def build_head(config: MaskRCNNConfig, specs: Sequence[FeatureSpec]) -> Head:
 
 
 def build_backbone(config: BackboneConfig) -> PIIP:
-    """The branches, interactions, merge and simple feature pyramid of a config."""
+    """The branches, interactions, merges and feature pyramid of a config."""
     branches = [build_branch(branch) for branch in config.branches]
     ends = group_ends(config, [branch.depth for branch in branches])
-    groups = zip(*ends, strict=True) if len(branches) > 1 else []
-    interactions = [
-        Interaction(
-            [
-                _unit(fine.specs[fine_end - 1].channels, coarse.specs[coarse_end - 1].channels, config.interaction)
-                for (fine, fine_end), (coarse, coarse_end) in _neighbours(list(zip(branches, stops, strict=True)))
-            ]
-        )
-        for stops in groups
+    groups = [[b.specs[stop - 1] for b, stop in zip(branches, stops, strict=True)] for stops in zip(*ends, strict=True)]
+    several = len(branches) > 1
+    if config.outputs and config.outputs[-1] >= len(groups) - 1:
+        raise ConfigError(f"model.backbone.outputs: name interactions before the last, 0 to {len(groups) - 2}")
+    merges = [
+        _merge(groups[group], light=bool(config.outputs)) if several else OnlyBranch()
+        for group in (*config.outputs, len(groups) - 1)
     ]
-    last = [branch.specs[-1] for branch in branches]
-    out_channels = last[-1].channels
-    single = len(branches) == 1
-    merge = OnlyBranch() if single else Merge(in_channels=[spec.channels for spec in last], out_channels=out_channels)
-    # The released single-branch baselines normalise over channels where the merged networks use groups.
-    pyramid = SimplePyramid(spec=FeatureSpec(out_channels, last[0].stride), norm="layer" if single else "group")
     return PIIP(
         branches=branches,
         resolutions=config.resolutions,
         ends=ends,
-        interactions=interactions,
-        merge=merge,
-        pyramid=pyramid,
+        interactions=[_interaction(specs, config.interaction) for specs in groups] if several else [],
+        intermediate=dict(zip(config.outputs, merges, strict=False)),
+        merge=merges[-1],
+        pyramid=_pyramid([groups[group] for group in (*config.outputs, len(groups) - 1)], config),
     )
 
 
-def build_branch(config: ViTConfig) -> Branch:
+def _merge(specs: list[FeatureSpec], *, light: bool) -> Merge:
+    channels = [spec.channels for spec in specs]
+    return Merge(in_channels=channels, out_channels=channels[-1], light=light)
+
+
+def _interaction(specs: list[FeatureSpec], config: InteractionConfig) -> Interaction:
+    """The exchange between all neighbours, whose maps have these specs, finest first."""
+    settings = config.model_dump()
+    return Interaction(
+        [
+            InteractionUnit(
+                to_fine=CrossBranchAttention(dim=fine.channels, source_dim=coarse.channels, **settings),
+                to_coarse=CrossBranchAttention(dim=coarse.channels, source_dim=fine.channels, **settings),
+            )
+            for fine, coarse in pairwise(specs)
+        ]
+    )
+
+
+def _pyramid(groups: list[list[FeatureSpec]], config: BackboneConfig) -> SimplePyramid | GivenPyramid:
+    """The pyramid over maps merged after these groups, each given by its branches' maps.
+
+    A merged map has the width of the last branch and the grid of the first.
+    """
+    merged = [FeatureSpec(specs[-1].channels, specs[0].stride) for specs in groups]
+    strides = [spec.stride for spec in merged]
+    if len(set(strides)) == 1:
+        # The released single-branch baselines normalise over channels where the merged networks use groups.
+        norm: Literal["group", "layer"] = "layer" if len(config.branches) == 1 else "group"
+        return SimplePyramid(specs=merged, norm=norm, finest=config.finest_level)
+    if strides != [strides[0] * 2**level for level in range(len(strides))]:
+        raise ConfigError(f"model.backbone.outputs: the finest branch has strides {strides} there; they must double")
+    return GivenPyramid(specs=merged)
+
+
+def build_branch(config: BranchConfig) -> Branch:
     """A branch of the type its config names."""
+    if isinstance(config, ConvNeXtConfig):
+        return ConvNeXt(**config.model_dump(exclude={"type", "init"}))
     return ViT(**config.model_dump(exclude={"type", "size", "init"}))
 
 
@@ -213,15 +244,3 @@ def group_ends(config: BackboneConfig, depths: Sequence[int]) -> list[tuple[int,
             f"last block ({last})"
         )
     return ends
-
-
-def _neighbours(items: list[Any]) -> list[tuple[Any, Any]]:
-    return list(pairwise(items))
-
-
-def _unit(fine: int, coarse: int, config: InteractionConfig) -> InteractionUnit:
-    settings = config.model_dump()
-    return InteractionUnit(
-        to_fine=CrossBranchAttention(dim=fine, source_dim=coarse, **settings),
-        to_coarse=CrossBranchAttention(dim=coarse, source_dim=fine, **settings),
-    )

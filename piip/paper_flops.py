@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from pydantic import ValidationError
 
-from piip.config import VIT_SIZES, BackboneConfig, InteractionConfig, ViTConfig
+from piip.config import VIT_SIZES, BackboneConfig, BranchConfig, ConvNeXtConfig, InteractionConfig, ViTConfig
 from piip.errors import ConfigError
 
 # The classifier that the official script puts on every backbone before it counts.
@@ -89,8 +89,11 @@ def backbone_from_letters(letters: str, resolutions: tuple[int, ...] | None = No
 
 def branch_names(backbone: BackboneConfig) -> list[str]:
     """'T 1568' and so on: size (or width) and resolution of each branch."""
-    pairs = zip(backbone.branches, backbone.resolutions, strict=True)
-    return [f"{branch.size or branch.embed_dim} {resolution}" for branch, resolution in pairs]
+    return [f"{_label(branch)} {size}" for branch, size in zip(backbone.branches, backbone.resolutions, strict=True)]
+
+
+def _label(branch: BranchConfig) -> str:
+    return branch.model if isinstance(branch, ConvNeXtConfig) else str(branch.size or branch.embed_dim)
 
 
 def paper_count(backbone: BackboneConfig) -> Count:
@@ -102,7 +105,10 @@ def paper_count(backbone: BackboneConfig) -> Count:
     tokens, deformable attention as 5 * queries * points * width. A convolution's bias counts one operation per
     output, a linear layer's none; norms count two per element; activations, softmax and residual sums count nothing.
     """
-    branches, interaction = backbone.branches, backbone.interaction
+    branches = [branch for branch in backbone.branches if isinstance(branch, ViTConfig)]
+    if len(branches) < len(backbone.branches):
+        raise ConfigError("the paper's count is defined for plain ViT branches only")
+    interaction = backbone.interaction
     tokens = [(size // branch.patch_size) ** 2 for branch, size in zip(branches, backbone.resolutions, strict=True)]
     parts = [
         Part(name, _paper_branch(branch, count))

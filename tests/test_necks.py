@@ -13,7 +13,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.necks import FPN, SimplePyramid
+from piip.necks import FPN, GivenPyramid, SimplePyramid
 
 SPECS = [FeatureSpec(12, 4), FeatureSpec(20, 8), FeatureSpec(16, 16), FeatureSpec(8, 32)]
 
@@ -66,9 +66,9 @@ def up2(x: Tensor, layer: torch.nn.ConvTranspose2d) -> Tensor:
 
 def test_simple_pyramid_gives_four_scales_of_one_map() -> None:
     torch.manual_seed(0)
-    pyramid = SimplePyramid(spec=FeatureSpec(64, 16))
+    pyramid = SimplePyramid(specs=[FeatureSpec(64, 16)])
     x = torch.randn(2, 64, 5, 7)
-    quarter, half, same, double = pyramid(x)
+    quarter, half, same, double = pyramid([x])
     assert [tuple(spec) for spec in pyramid.specs] == [(64, 4), (64, 8), (64, 16), (64, 32)]
     grouped = up2(x, pyramid.up4[0]).view(2, 32, -1)
     grouped = (grouped - grouped.mean(2, keepdim=True)) / (grouped.var(2, unbiased=False, keepdim=True) + 1e-5).sqrt()
@@ -80,17 +80,44 @@ def test_simple_pyramid_gives_four_scales_of_one_map() -> None:
 
 def test_simple_pyramid_of_a_plain_vit_normalises_over_channels() -> None:
     torch.manual_seed(0)
-    pyramid = SimplePyramid(spec=FeatureSpec(32, 16), norm="layer")
+    pyramid = SimplePyramid(specs=[FeatureSpec(32, 16)], norm="layer")
     x = 3 * torch.randn(1, 32, 3, 4) + 1
     hidden = up2(x, pyramid.up4[0])
     mean, variance = hidden.mean(1, keepdim=True), hidden.var(1, unbiased=False, keepdim=True)
     expected = up2(F.gelu((hidden - mean) / (variance + 1e-6).sqrt()), pyramid.up4[3])
-    torch.testing.assert_close(pyramid(x)[0], expected, atol=1e-5, rtol=1e-5)
-    assert SimplePyramid(spec=FeatureSpec(32, 16)).state_dict().keys() == pyramid.state_dict().keys()
+    torch.testing.assert_close(pyramid([x])[0], expected, atol=1e-5, rtol=1e-5)
+    assert SimplePyramid(specs=[FeatureSpec(32, 16)]).state_dict().keys() == pyramid.state_dict().keys()
+
+
+def test_simple_pyramid_of_four_maps_takes_one_for_each_scale() -> None:
+    torch.manual_seed(0)
+    widths = (32, 64, 96, 128)
+    pyramid = SimplePyramid(specs=[FeatureSpec(width, 16) for width in widths])
+    assert [tuple(spec) for spec in pyramid.specs] == [(32, 4), (64, 8), (96, 16), (128, 32)]
+    maps = [torch.randn(1, width, 4, 6) for width in widths]
+    levels = pyramid(maps)
+    torch.testing.assert_close(levels[0], pyramid.up4(maps[0]))
+    torch.testing.assert_close(levels[1], up2(maps[1], pyramid.up2))
+    assert levels[2] is maps[2]
+    torch.testing.assert_close(levels[3], F.max_pool2d(maps[3], 2))
+
+
+def test_simple_pyramid_can_leave_out_its_finest_level() -> None:
+    pyramid = SimplePyramid(specs=[FeatureSpec(64, 16)], finest=False)
+    assert [tuple(spec) for spec in pyramid.specs] == [(64, 8), (64, 16), (64, 32)]
+    assert [tuple(x.shape[2:]) for x in pyramid([torch.randn(1, 64, 4, 6)])] == [(8, 12), (4, 6), (2, 3)]
+    assert pyramid.state_dict().keys() == {"up2.weight", "up2.bias"}
+
+
+def test_given_pyramid_passes_its_maps_on() -> None:
+    pyramid = GivenPyramid(specs=SPECS)
+    maps = features((24, 32), (12, 16), (6, 8), (3, 4))
+    assert pyramid.specs == SPECS
+    assert pyramid(maps) == maps
 
 
 def test_simple_pyramid_starts_as_the_official_one() -> None:
-    pyramid = SimplePyramid(spec=FeatureSpec(96, 16))
+    pyramid = SimplePyramid(specs=[FeatureSpec(96, 16)])
     for conv in (pyramid.up4[0], pyramid.up4[3], pyramid.up2):
         assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (2 * 2 * 96)), rel=0.02)
         assert not conv.bias.any()

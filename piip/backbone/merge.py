@@ -11,11 +11,20 @@ from torch import Tensor, nn
 
 
 class Merge(nn.Module):
-    """Projects every branch to one width, resizes to the finest grid, and adds them with learned weights."""
+    """Projects every branch to one width, resizes to the finest grid, and adds them with learned weights.
 
-    def __init__(self, *, in_channels: list[int], out_channels: int) -> None:
+    in_channels: per branch, finest first; out_channels: the width that comes out, that of the last branch.
+    light: one convolution instead of two, and none for the last branch, as released where a merge follows several
+    interactions.
+    """
+
+    def __init__(self, *, in_channels: list[int], out_channels: int, light: bool = False) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(_projection(channels, out_channels) for channels in in_channels)
+        if light:
+            convolved = [*([channels] for channels in in_channels[:-1]), []]
+        else:
+            convolved = [[channels, out_channels] for channels in in_channels]
+        self.projections = nn.ModuleList(_projection(channels, out_channels) for channels in convolved)
         # 0-d parameters, one a branch: the released optimizer decays them, and 1-d ones it would not.
         self.weights = nn.ParameterList(nn.Parameter(torch.tensor(1.0)) for _ in in_channels)
 
@@ -40,10 +49,11 @@ class OnlyBranch(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
+def _projection(in_channels: list[int], out_channels: int) -> nn.Sequential:
+    """A 3x3 convolution from each of in_channels, with group norm and ReLU; without any, only norm and ReLU."""
     layers: list[nn.Module] = []
-    for channels in (in_channels, out_channels):
+    for channels in in_channels:
         conv = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
         nn.init.normal_(conv.weight, std=math.sqrt(2 / (9 * out_channels)))
         layers += [conv, nn.GroupNorm(32, out_channels), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers) if layers else nn.Sequential(nn.GroupNorm(32, out_channels), nn.ReLU())

@@ -20,7 +20,8 @@ class PIIP(nn.Module):
     ends: per branch and group, one past the last block of the group; an interaction follows every group.
     interactions: one per group; empty for a single branch, which is then the plain baseline.
     merge: all branches' maps (B, H, W, C) -> (B, C, H, W) on the finest grid.
-    pyramid: the merged map -> a list of maps, finest first, described by its `specs`.
+    intermediate: the same after earlier groups, by the group's index; empty where one merged map is enough.
+    pyramid: the merged maps, in the order they were taken -> a list of maps, finest first, described by its `specs`.
     """
 
     def __init__(
@@ -32,12 +33,14 @@ class PIIP(nn.Module):
         interactions: list[Interaction],
         merge: nn.Module,
         pyramid: nn.Module,
+        intermediate: dict[int, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.resolutions = resolutions
         self.ends = ends
         self.branches = cast("list[Branch]", nn.ModuleList(branches))
         self.interactions = nn.ModuleList(interactions)
+        self.intermediate = nn.ModuleDict({str(group): module for group, module in (intermediate or {}).items()})
         self.merge = merge
         self.pyramid = pyramid
 
@@ -53,13 +56,16 @@ class PIIP(nn.Module):
         levels = pyramid_resize(images, scale_factors=factors)
         maps = [branch.embed(level) for branch, level in zip(self.branches, levels, strict=True)]
         starts: tuple[int, ...] = (0,) * len(maps)
+        merged: list[Tensor] = []
         for group, stops in enumerate(zip(*self.ends, strict=True)):
             spans = zip(self.branches, maps, starts, stops, strict=True)
             maps = [branch.run_blocks(x, start, stop) for branch, x, start, stop in spans]
             if self.interactions:
                 maps = self.interactions[group](maps)
+            if str(group) in self.intermediate:
+                merged.append(self.intermediate[str(group)](maps))
             starts = stops
-        return self.pyramid(self.merge(maps))
+        return self.pyramid([*merged, self.merge(maps)])
 
     def layer_ids(self) -> dict[str, int]:
         """Layer of every parameter that layer-wise learning-rate decay scales, by name (see `piip.engine.optim`).
@@ -78,5 +84,10 @@ class PIIP(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Blocks of the deepest branch."""
-        return max(branch.depth for branch in self.branches)
+        """Blocks of the deepest branch that layer-wise decay scales; 0 if it scales none."""
+        scaled = [
+            branch.depth
+            for branch in self.branches
+            if any(branch.layer_of(name) is not None for name, _ in branch.named_parameters())
+        ]
+        return max(scaled, default=0)

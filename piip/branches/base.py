@@ -17,23 +17,20 @@ from piip.features import FeatureSpec
 class Branch(nn.Module):
     """A backbone cut into blocks; between blocks its state is one feature map (B, H, W, C)."""
 
-    blocks: nn.ModuleList
     specs: list[FeatureSpec]  # channels and stride of the map after each block
 
     @property
     def depth(self) -> int:
         """Number of blocks."""
-        return len(self.blocks)
+        return len(self.specs)
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), normalised, to the first feature map (B, H/s, W/s, C)."""
 
+    @abstractmethod
     def run_blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """Applies blocks start to stop - 1 to a feature map (B, H, W, C)."""
-        for block in self.blocks[start:stop]:
-            x = block(x)
-        return x
+        """Applies blocks start to stop - 1 to a feature map (B, H, W, C) -> (B, H', W', C'), see `specs`."""
 
     @abstractmethod
     def layer_of(self, parameter: str) -> int | None:

@@ -1,8 +1,13 @@
-"""The plain vision transformer branch: DeiT (Touvron et al., 2021) and DeiT III, with window or global attention."""
+"""The plain vision transformer branch, with window or global attention.
+
+By its options it is DeiT (Touvron et al., 2021), DeiT III, AugReg (Steiner et al., 2021), MAE (He et al., 2022), DINOv2
+(Oquab et al., 2023), BEiTv2 (Peng et al., 2022), Uni-Perceiver (Zhu et al., 2022) or InternViT-6B (Chen et al., 2023).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,17 +19,36 @@ from torch.utils.checkpoint import checkpoint
 from piip.branches.base import Branch
 from piip.features import FeatureSpec
 
-LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+MakeNorm = Callable[[int], nn.Module]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the whole map, or inside windows of window_size x window_size tokens."""
+    """Multi-head self-attention over the whole map, or inside windows of window_size x window_size tokens.
 
-    def __init__(self, *, dim: int, num_heads: int, window_size: int) -> None:
+    qkv_bias: "all", "qv" (learned for queries and values, none for keys) or "none".
+    make_qk_norm: makes a norm of a given width; queries and keys are then normalised over all heads together.
+    relative_position: add a learned bias for every offset between two tokens of a window.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        window_size: int,
+        qkv_bias: str = "all",
+        make_qk_norm: MakeNorm | None = None,
+        relative_position: bool = False,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.window_size = window_size
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias == "all")
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
+        self.q_norm = make_qk_norm(dim) if make_qk_norm else None
+        self.k_norm = make_qk_norm(dim) if make_qk_norm else None
+        self.position_bias = WindowPositionBias(size=window_size, num_heads=num_heads) if relative_position else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,10 +64,38 @@ class Attention(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
-        qkv = self.qkv(x).view(batch, height * width, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, M, L, D)
-        x = F.scaled_dot_product_attention(q, k, v)
+        qkv = self._qkv(x).view(batch, height * width, 3, dim)
+        q, k, v = qkv.unbind(2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, v))  # each (B, M, L, D)
+        bias = self.position_bias().to(q.dtype) if self.position_bias is not None else None
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return x.transpose(1, 2).reshape(batch, height, width, dim)
+
+    def _qkv(self, x: Tensor) -> Tensor:
+        if self.q_bias is None or self.v_bias is None:
+            return self.qkv(x)
+        return F.linear(x, self.qkv.weight, torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias)))
+
+
+class WindowPositionBias(nn.Module):
+    """A bias per head for every offset between two tokens of a window (Liu et al., 2021, "Swin"; BEiT without cls)."""
+
+    index: Tensor
+
+    def __init__(self, *, size: int, num_heads: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros((2 * size - 1) ** 2, num_heads))
+        cell = torch.arange(size)
+        offset = cell[:, None] - cell[None, :] + size - 1  # 0 .. 2 * size - 2
+        rows, columns = offset[:, None, :, None], offset[None, :, None, :]
+        index = (rows * (2 * size - 1) + columns).view(size * size, size * size)
+        self.register_buffer("index", index, persistent=False)
+
+    def forward(self) -> Tensor:
+        """(M, L, L) for the L = size * size tokens of a window."""
+        return self.table[self.index].permute(2, 0, 1)
 
 
 def split_windows(x: Tensor, size: int) -> Tensor:
@@ -67,21 +119,23 @@ class Block(nn.Module):
     def __init__(
         self,
         *,
+        attention: Attention,
         dim: int,
-        num_heads: int,
         mlp_ratio: float,
-        window_size: int,
+        make_norm: MakeNorm,
+        activation: str,
         layer_scale: float | None,
         drop_path: float,
         checkpoint_activations: bool,
     ) -> None:
         super().__init__()
         self.checkpoint_activations = checkpoint_activations
-        self.norm1 = LayerNorm(dim)
-        self.attn = Attention(dim=dim, num_heads=num_heads, window_size=window_size)
+        self.norm1 = make_norm(dim)
+        self.attn = attention
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, init_values=layer_scale)
-        self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio))
+        self.norm2 = make_norm(dim)
+        gelu = nn.GELU if activation == "gelu" else partial(nn.GELU, approximate="tanh")
+        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), act_layer=gelu)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, init_values=layer_scale)
         self.drop_path = DropPath(drop_path)
 
@@ -109,7 +163,10 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(Branch):
-    """A vision transformer without class token and final norm; parameter names are timm's."""
+    """A vision transformer without class token and final norm; parameter names are timm's.
+
+    The settings are those of `piip.config.ViTConfig`.
+    """
 
     def __init__(
         self,
@@ -123,22 +180,42 @@ class ViT(Branch):
         window_size: int = 0,
         global_blocks: tuple[int, ...] = (),
         layer_scale: float | None = 1.0,
+        norm: str = "layer",
+        norm_eps: float = 1e-6,
+        activation: str = "gelu",
+        qkv_bias: str = "all",
+        qk_norm: bool = False,
+        position: str = "absolute",
+        embed_norm: bool = False,
+        frame_embed: bool = False,
         drop_path: float = 0.0,
         drop_path_schedule: str = "constant",
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
+        make_norm: MakeNorm = partial(nn.RMSNorm if norm == "rms" else nn.LayerNorm, eps=norm_eps)
         self.pretrain_grid = pretrain_size // patch_size
         self.patch_embed = PatchEmbed(dim=embed_dim, patch_size=patch_size)
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.pretrain_grid**2, embed_dim))
+        absolute = position == "absolute"
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.pretrain_grid**2, embed_dim)) if absolute else None
+        self.frame_embed = nn.Parameter(torch.zeros(1, 1, embed_dim)) if frame_embed else None
+        self.embed_norm = make_norm(embed_dim) if embed_norm else nn.Identity()
         linear = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
         rates = linear if drop_path_schedule == "linear" else [drop_path] * depth
         self.blocks = nn.ModuleList(
             Block(
+                attention=Attention(
+                    dim=embed_dim,
+                    num_heads=num_heads,
+                    window_size=0 if index in global_blocks else window_size,
+                    qkv_bias=qkv_bias,
+                    make_qk_norm=make_norm if qk_norm else None,
+                    relative_position=not absolute,
+                ),
                 dim=embed_dim,
-                num_heads=num_heads,
                 mlp_ratio=mlp_ratio,
-                window_size=0 if index in global_blocks else window_size,
+                make_norm=make_norm,
+                activation=activation,
                 layer_scale=layer_scale,
                 drop_path=rates[index],
                 checkpoint_activations=checkpoint_activations,
@@ -149,11 +226,14 @@ class ViT(Branch):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        trunc_normal_(self.pos_embed, std=0.02)
+        for embedding in (self.pos_embed, self.frame_embed):
+            if embedding is not None:
+                trunc_normal_(embedding, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Conv2d):  # as a linear layer over the pixels of a patch (LeCun normal)
                 trunc_normal_(module.weight, std=math.sqrt(1 / module.weight[0].numel()))
                 if module.bias is not None:
@@ -162,7 +242,17 @@ class ViT(Branch):
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), position embedding added."""
         x = self.patch_embed(images)
-        return x + resize_pos_embed(self.pos_embed, self.pretrain_grid, (x.shape[1], x.shape[2])).to(x.dtype)
+        if self.pos_embed is not None:
+            x = x + resize_pos_embed(self.pos_embed, self.pretrain_grid, (x.shape[1], x.shape[2])).to(x.dtype)
+        if self.frame_embed is not None:
+            x = x + self.frame_embed.to(x.dtype)
+        return self.embed_norm(x)
+
+    def run_blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Applies blocks start to stop - 1 to a feature map (B, H, W, C); its shape stays."""
+        for block in self.blocks[start:stop]:
+            x = block(x)
+        return x
 
     def layer_of(self, parameter: str) -> int | None:
         """0 for the patch and position embeddings, i + 1 for block i."""

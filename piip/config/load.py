@@ -173,9 +173,12 @@ def _child(node: Any, part: str, where: str) -> Any:
     raise ConfigError(f"{where} does not exist")
 
 
+# What pydantic adds to the location of a mistake inside a discriminated union; no keys of a file.
+_TAGS = {"coco", "shapes", "vit", "convnext", "fpn", "mask_rcnn"}
+
+
 def _describe(error: Any, origin: dict[str, str], source: str) -> str:
-    # The tag that pydantic adds to the location inside a discriminated union is no key of the file.
-    parts = [str(part) for part in error["loc"] if part not in ("coco", "shapes", "vit", "fpn", "mask_rcnn")]
+    parts = [str(part) for part in error["loc"] if part not in _TAGS]
     if error["type"] == "unknown_key":
         parts.append(error["ctx"]["key"])
     dotted = ".".join(parts)

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from piip.config.base import Strict
 
-# Widths of the DeiT family (Touvron et al., 2021 and 2022), by the letter used in branch lists.
+# Widths of the DeiT family (Touvron et al., 2021 and 2022), of ViT-H and of InternViT-6B, by their letters in rows.
 VIT_SIZES = {
     "T": {"embed_dim": 192, "depth": 12, "num_heads": 3},
     "S": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "B": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "L": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "H": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
+    "6B": {"embed_dim": 3200, "depth": 48, "num_heads": 25},
 }
 
 
 class ViTConfig(Strict):
-    """One plain vision transformer branch. `size` fills embed_dim, depth and num_heads; each may be overridden."""
+    """One plain vision transformer branch. `size` fills embed_dim, depth and num_heads; each may be overridden.
+
+    The defaults are DeiT III's; the options below mlp_ratio turn it into its relatives.
+    """
 
     type: Literal["vit"] = "vit"
-    size: Literal["T", "S", "B", "L"] | None = None
+    size: Literal["T", "S", "B", "L", "H", "6B"] | None = None
     embed_dim: int = Field(gt=0)
     depth: int = Field(gt=0)
     num_heads: int = Field(gt=0)
@@ -31,8 +36,22 @@ class ViTConfig(Strict):
     window_size: int = Field(0, ge=0, description="side of the attention windows in tokens; 0 is global attention")
     global_blocks: tuple[int, ...] = Field((), description="blocks that attend globally although window_size is set")
     layer_scale: float | None = Field(1.0, description="initial value of the residual gains; null for none")
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = Field(1e-6, gt=0)
+    activation: Literal["gelu", "gelu_tanh"] = Field("gelu", description="gelu_tanh: the approximation of fused MLPs")
+    qkv_bias: Literal["all", "qv", "none"] = Field("all", description="qv: none for the keys, as in BEiT")
+    qk_norm: bool = Field(False, description="normalise queries and keys over the whole width, as InternViT-6B does")
+    position: Literal["absolute", "relative"] = Field(
+        "absolute", description="relative: a learned bias inside each attention window, as in BEiT"
+    )
+    embed_norm: bool = Field(False, description="normalise the embedded patches, as Uni-Perceiver does")
+    frame_embed: bool = Field(
+        False, description="add one learned vector to all patches: Uni-Perceiver's embedding of a video's first frame"
+    )
     drop_path: float = Field(0.0, ge=0, lt=1)
-    drop_path_schedule: Literal["constant", "linear"] = "constant"
+    drop_path_schedule: Literal["constant", "linear"] = Field(
+        "constant", description="linear: rising from 0 in the first block to drop_path in the last"
+    )
     checkpoint_activations: bool = False
     init: str | None = Field(None, description="file or timm name of pretrained weights")
 
@@ -47,7 +66,28 @@ class ViTConfig(Strict):
     def _check(self) -> ViTConfig:
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+        if self.position == "relative" and (not self.window_size or self.global_blocks):
+            raise ValueError("a relative position bias needs attention windows: set window_size, and no global_blocks")
         return self
+
+
+class ConvNeXtConfig(Strict):
+    """One ConvNeXt branch (Liu et al., 2022), built by timm. Every stage layer and downsampling layer is a block."""
+
+    type: Literal["convnext"] = "convnext"
+    model: str = Field(description="timm's name of the architecture, such as convnext_tiny")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="rises linearly over the depth, from 0")
+    checkpoint_activations: bool = False
+    init: str | None = Field(None, description="file or timm name of pretrained weights")
+
+
+def _branch_type(branch: Any) -> str:
+    return str(branch.get("type", "vit")) if isinstance(branch, dict) else str(getattr(branch, "type", "vit"))
+
+
+BranchConfig = Annotated[
+    Annotated[ViTConfig, Tag("vit")] | Annotated[ConvNeXtConfig, Tag("convnext")], Discriminator(_branch_type)
+]
 
 
 class InteractionConfig(Strict):
@@ -68,7 +108,7 @@ class InteractionConfig(Strict):
 class BackboneConfig(Strict):
     """N branches, finest resolution first, and the interactions between neighbours."""
 
-    branches: tuple[ViTConfig, ...] = Field(min_length=1)
+    branches: tuple[BranchConfig, ...] = Field(min_length=1)
     resolutions: tuple[Annotated[int, Field(gt=0)], ...] = Field(
         description="per branch the longer side of the image it sees, in pixels, as in the tables"
     )
@@ -76,6 +116,13 @@ class BackboneConfig(Strict):
         12, description="how many, spaced evenly over every branch; or per branch the block each interaction follows"
     )
     interaction: InteractionConfig = InteractionConfig()
+    outputs: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (),
+        max_length=3,
+        description="three interactions whose merged maps are the first levels of the pyramid, before that of the last "
+        "interaction, as in the rows with ConvNeXt; none: all levels are scaled from one map",
+    )
+    finest_level: bool = Field(True, description="false leaves out the pyramid's 4x upsampled level, as for DINO")
 
     @model_validator(mode="after")
     def _finest_first(self) -> BackboneConfig:
@@ -84,6 +131,8 @@ class BackboneConfig(Strict):
             raise ValueError(f"{len(self.branches)} branches need as many resolutions, got {text}")
         if sorted(self.resolutions, reverse=True) != list(self.resolutions):
             raise ValueError(f"branches are listed finest resolution first, got {text}")
+        if self.outputs and (len(self.outputs) != 3 or list(self.outputs) != sorted(set(self.outputs))):
+            raise ValueError(f"outputs: name three interactions in rising order, got {list(self.outputs)}")
         return self
 
 
@@ -93,6 +142,14 @@ class FPNConfig(Strict):
     type: Literal["fpn"] = "fpn"
     out_channels: int = Field(256, gt=0)
     levels: int = Field(5, gt=0)
+
+
+class ChannelMapperConfig(Strict):
+    """A convolution and group norm per map, to one width; extra levels halve the resolution of the one before."""
+
+    type: Literal["channel_mapper"] = "channel_mapper"
+    out_channels: int = Field(256, gt=0, multiple_of=32)
+    levels: int = Field(4, gt=0)
 
 
 class MaskRCNNConfig(Strict):
@@ -116,10 +173,48 @@ class MaskRCNNConfig(Strict):
     max_detections: int = Field(100, gt=0)
 
 
+class DINOConfig(Strict):
+    """DINO (Zhang et al., 2023) with the settings of the released configs as defaults; on a `channel_mapper` neck."""
+
+    type: Literal["dino"] = "dino"
+    num_classes: int = Field(80, gt=0)
+    num_queries: int = Field(900, gt=0, description="cells of the encoder that become queries")
+    encoder_layers: int = Field(6, ge=0)
+    decoder_layers: int = Field(6, gt=0)
+    num_heads: int = Field(8, gt=0)
+    points: int = Field(4, gt=0, description="places a head looks at in every map")
+    ffn_dim: int = Field(2048, gt=0)
+    denoising_queries: int = Field(100, gt=0, description="disturbed objects to restore per image, in whole groups")
+    label_noise: float = Field(0.5, ge=0, le=2, description="twice the share of their labels that are drawn anew")
+    box_noise: float = Field(1.0, ge=0, description="most their sides move, in half widths and heights")
+    max_detections: int = Field(300, gt=0)
+    checkpoint_activations: bool = Field(
+        False, description="encoder layers keep only their input for the backward pass and compute again"
+    )
+
+
+def _neck_type(neck: Any) -> str:
+    return str(neck.get("type", "fpn")) if isinstance(neck, dict) else str(getattr(neck, "type", "fpn"))
+
+
+def _head_type(head: Any) -> str:
+    return str(head.get("type", "mask_rcnn")) if isinstance(head, dict) else str(getattr(head, "type", "mask_rcnn"))
+
+
+NeckConfig = Annotated[
+    Annotated[FPNConfig, Tag("fpn")] | Annotated[ChannelMapperConfig, Tag("channel_mapper")],
+    Discriminator(_neck_type),
+]
+HeadConfig = Annotated[
+    Annotated[MaskRCNNConfig, Tag("mask_rcnn")] | Annotated[DINOConfig, Tag("dino")],
+    Discriminator(_head_type),
+]
+
+
 class ModelConfig(Strict):
     backbone: BackboneConfig
-    neck: FPNConfig = FPNConfig()
-    head: MaskRCNNConfig = MaskRCNNConfig()
+    neck: NeckConfig = FPNConfig()
+    head: HeadConfig = MaskRCNNConfig()
     mean: tuple[float, float, float] = Field(
         (127.5, 127.5, 127.5), description="RGB mean in 0..255, subtracted from the image"
     )

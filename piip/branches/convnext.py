@@ -1,0 +1,62 @@
+"""The ConvNeXt branch (Liu et al., 2022, "A ConvNet for the 2020s"), in timm's implementation."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import timm
+from timm.models.convnext import ConvNeXt as TimmConvNeXt
+from timm.models.convnext import ConvNeXtStage
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from piip.branches.base import Branch
+from piip.errors import ConfigError
+from piip.features import FeatureSpec
+
+
+class ConvNeXt(Branch):
+    """A ConvNeXt cut into blocks: every stage layer, and every downsampling layer between stages, is one.
+
+    model: timm's name of the architecture; parameter names are timm's.
+    drop_path: stochastic depth rate of the last layer, rising linearly from 0.
+    Raises ConfigError for a name that is no ConvNeXt of timm.
+    """
+
+    def __init__(self, *, model: str, drop_path: float = 0.0, checkpoint_activations: bool = False) -> None:
+        super().__init__()
+        network = timm.create_model(model, drop_path_rate=drop_path, num_classes=0) if timm.is_model(model) else None
+        if not isinstance(network, TimmConvNeXt):
+            raise ConfigError(f"'{model}' is no ConvNeXt of timm; give a name such as convnext_tiny")
+        self.checkpoint_activations = checkpoint_activations
+        self.stem = network.stem
+        self.stages = network.stages
+        self.specs = []
+        for info, blocks in zip(network.feature_info, self._blocks(), strict=True):
+            self.specs += [FeatureSpec(info["num_chs"], info["reduction"])] * len(blocks)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> (B, H/4, W/4, C) of the first stage."""
+        return self.stem(images).permute(0, 2, 3, 1)
+
+    def run_blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Applies blocks start to stop - 1 to a feature map (B, H, W, C) -> (B, H', W', C'), see `specs`."""
+        x = x.permute(0, 3, 1, 2)
+        blocks = [block for stage in self._blocks() for block in stage]
+        for block in blocks[start:stop]:
+            if self.checkpoint_activations and x.requires_grad:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x.permute(0, 2, 3, 1)
+
+    def layer_of(self, parameter: str) -> int | None:
+        """None: all layers train at the full rate, as released."""
+        return None
+
+    def _blocks(self) -> list[list[nn.Module]]:
+        """The blocks of every stage, in order; the first stage has no downsampling layer."""
+        return [
+            [*([] if isinstance(stage.downsample, nn.Identity) else [stage.downsample]), *stage.blocks]
+            for stage in cast("list[ConvNeXtStage]", self.stages)
+        ]
