@@ -1,7 +1,7 @@
 // Deformable attention on the CPU.
 //
-// A task is one head of one image. It first spreads the head's values out as a plane of its own: rows padded to whole
-// vectors, in the compute type, with a border of zeros around every map. Then a sample's four cells always exist,
+// A task is one to four heads of one image. It first spreads a head's values out as a plane of its own: rows padded to
+// whole vectors, in the compute type, with a border of zeros around every map. Then a sample's four cells always exist,
 // outside ones read zeros, neighbours along x are adjacent, and the plane of a narrow head stays in the cache. The
 // backward accumulates the value gradient in such a plane too: no atomics, and the order of additions never depends on
 // threads.
@@ -217,36 +217,42 @@ void fill_cells(const S* source, int64_t step, int count, int width, const S* en
   }
 }
 
-// Spreads one head's values out as a plane.
+// Spreads the values of `count` heads from m on out as planes, row by row: heads share cache lines.
 template <class T, int N, class S>
-void fill_plane(const DeformAttn& a, const Layout& layout, int64_t b, int m, T* plane, int pitch) {
-  const int64_t step = int64_t(a.heads) * a.width;
+void fill_planes(const DeformAttn& a, const Layout& layout, int64_t b, int m, int count, T* planes, int pitch) {
+  const int64_t step = int64_t(a.heads) * a.width, size = layout.cells * pitch;
   const S* source = static_cast<const S*>(a.value) + (b * a.cells * a.heads + m) * a.width;
   const S* end = static_cast<const S*>(a.value) + a.batch * a.cells * step;
   for (int level = 0; level < a.levels; ++level) {
     const int width = a.width_of[level], height = a.height_of[level];
-    std::fill(plane + int64_t(layout.cell(level, -1, -1)) * pitch, plane + int64_t(layout.cell(level, 0, 0)) * pitch,
-              T(0));
-    for (int y = 0; y < height; ++y, source += width * step) {
-      T* target = plane + int64_t(layout.cell(level, y, 0)) * pitch;
-      fill_cells<T, N>(source, step, width, a.width, end, target, pitch);
-      std::fill(target + int64_t(width) * pitch, target + int64_t(width + 2) * pitch, T(0));
+    const int64_t origin = int64_t(layout.cell(level, 0, 0)) * pitch, row = int64_t(layout.row[level]) * pitch;
+    for (int y = 0; y < height; ++y, source += width * step)
+      for (int h = 0; h < count; ++h) {
+        T* target = planes + h * size + origin + y * row;
+        fill_cells<T, N>(source + int64_t(h) * a.width, step, width, a.width, end, target, pitch);
+        std::fill(target + int64_t(width) * pitch, target + row, T(0));
+      }
+    for (int h = 0; h < count; ++h) {
+      T *first = planes + h * size + origin, *below = first + height * row;
+      std::fill(first - row - pitch, first, T(0));
+      std::fill(below, below + 2 * row - pitch, T(0));
     }
-    T* below = plane + int64_t(layout.cell(level, height, 0)) * pitch;
-    std::fill(below, below + (2 * int64_t(layout.row[level]) - 1) * pitch, T(0));
   }
 }
 
-// Reads a finished gradient plane back.
+// Reads finished gradient planes back.
 template <class T, class S>
-void store_plane(const DeformAttn& a, const Layout& layout, int64_t b, int m, const T* plane, int pitch) {
+void store_planes(const DeformAttn& a, const Layout& layout, int64_t b, int m, int count, const T* planes, int pitch) {
   const int64_t step = int64_t(a.heads) * a.width;
   S* target = static_cast<S*>(a.grad_value) + (b * a.cells * a.heads + m) * a.width;
   for (int level = 0; level < a.levels; ++level) {
-    for (int y = 0; y < a.height_of[level]; ++y) {
-      const T* source = plane + int64_t(layout.cell(level, y, 0)) * pitch;
-      for (int x = 0; x < a.width_of[level]; ++x, target += step, source += pitch) narrow_row(source, target, a.width);
-    }
+    const int width = a.width_of[level];
+    for (int y = 0; y < a.height_of[level]; ++y, target += width * step)
+      for (int h = 0; h < count; ++h) {
+        const T* source = planes + (h * layout.cells + layout.cell(level, y, 0)) * pitch;
+        S* row = target + int64_t(h) * a.width;
+        for (int x = 0; x < width; ++x, row += step, source += pitch) narrow_row(source, row, a.width);
+      }
   }
 }
 
@@ -383,94 +389,131 @@ void finish_block(const DeformAttn& a, int64_t b, int m, int64_t first, int coun
 // Memory of one thread.
 template <class T>
 struct Workspace {
-  Scratch<T> plane, grad_plane, grads;
+  Scratch<T> planes, grad_planes, grads;
   Samples<T> samples;
-  Workspace(int64_t cells, int pitch, int per_query, bool backward)
-      : plane(cells * pitch),
-        grad_plane(backward ? cells * pitch : 0),
+  Workspace(int64_t plane, int pitch, int per_query, bool backward)
+      : planes(plane),
+        grad_planes(backward ? plane : 0),
         grads(backward ? int64_t(kBlock) * pitch : 0),
         samples(per_query, backward) {}
 };
 
-template <class T>
-std::vector<std::unique_ptr<Workspace<T>>> workspaces(const DeformAttn& a, const Layout& layout, int pitch, int threads,
-                                                      bool backward) {
-  std::vector<std::unique_ptr<Workspace<T>>> all;
-  for (int i = 0; i < threads; ++i)
-    all.push_back(std::make_unique<Workspace<T>>(layout.cells, pitch, a.levels * a.points_per_level, backward));
-  return all;
-}
+// What all tasks of a call share.
+template <class T, class S, int N>
+struct Plan {
+  const DeformAttn& a;
+  Layout layout;
+  int pitch, samples, group;   // elements from cell to cell; samples per query; heads per task
+  int64_t groups, blocks;      // head groups per image; blocks of queries
+  std::vector<int64_t> below;  // per sample, elements from a cell to the one below
+  std::vector<std::unique_ptr<Workspace<T>>> spaces;
 
-template <int N>
-int padded(int width) {
-  return (width + N - 1) / N * N;
-}
+  Plan(const DeformAttn& problem, int threads)
+      : a(problem),
+        layout(problem),
+        pitch((problem.width + N - 1) / N * N),
+        samples(problem.levels * problem.points_per_level) {
+    // Heads that share cache lines of the weights go together, as long as their planes stay in the cache and no thread
+    // is left without work.
+    group = std::clamp(int(64 / sizeof(T)) / samples, 1, 4);
+    const int64_t enough = threads > 1 ? 2 * threads : 1;
+    while (group > 1 && (group * plane() * int64_t(sizeof(T)) > (int64_t(1) << 20) ||
+                         a.batch * ((a.heads + group - 1) / group) < enough))
+      group /= 2;
+    groups = (a.heads + group - 1) / group;
+    blocks = (a.queries + kBlock - 1) / kBlock;
+    for (int i = 0; i < samples; ++i) below.push_back(int64_t(layout.row[i / a.points_per_level]) * pitch);
+  }
+
+  int64_t plane() const { return layout.cells * pitch; }
+
+  void allocate(int threads, bool backward) {
+    for (int i = 0; i < threads; ++i)
+      spaces.push_back(std::make_unique<Workspace<T>>(group * plane(), pitch, samples, backward));
+  }
+
+  // The heads of a task: image, first head, number of heads.
+  struct Heads {
+    int64_t b;
+    int first, count;
+  };
+  Heads heads(int64_t task) const {
+    const int first = int(task % groups) * group;
+    return {task / groups, first, std::min(group, a.heads - first)};
+  }
+};
 
 template <class T, class S, class P, int N>
 void forward(const DeformAttn& a, int threads) {
-  const Layout layout(a);
-  const int pitch = padded<N>(a.width);
-  // With fewer heads than threads a head's queries are split; each part spreads the plane out for itself.
-  const int64_t blocks = (a.queries + kBlock - 1) / kBlock, heads = a.batch * a.heads;
-  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(blocks, threads / heads));
-  threads = int(std::min<int64_t>(threads, heads * parts));
-  const auto spaces = workspaces<T>(a, layout, pitch, threads, false);
-  std::vector<int64_t> below;
-  for (int i = 0; i < a.levels * a.points_per_level; ++i)
-    below.push_back(int64_t(layout.row[i / a.points_per_level]) * pitch);
+  Plan<T, S, N> plan(a, threads);
+  // With fewer tasks than threads the queries are split; each part spreads the planes out for itself.
+  const int64_t tasks = a.batch * plan.groups;
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(plan.blocks, threads / tasks));
+  threads = int(std::min<int64_t>(threads, tasks * parts));
+  plan.allocate(threads, false);
 
-  parallel_for(heads * parts, threads, [&](int64_t task, int slot) {
-    Workspace<T>& space = *spaces[slot];
-    const int64_t head = task / parts, part = task % parts, b = head / a.heads;
-    const int m = int(head % a.heads);
-    fill_plane<T, N, S>(a, layout, b, m, space.plane.data(), pitch);
-    const int64_t last = std::min(a.queries, blocks * (part + 1) / parts * kBlock);
-    for (int64_t first = blocks * part / parts * kBlock; first < last; first += kBlock) {
+  parallel_for(tasks * parts, threads, [&](int64_t task, int slot) {
+    Workspace<T>& space = *plan.spaces[slot];
+    const auto heads = plan.heads(task / parts);
+    const int64_t part = task % parts;
+    fill_planes<T, N, S>(a, plan.layout, heads.b, heads.first, heads.count, space.planes.data(), plan.pitch);
+    const int64_t last = std::min(a.queries, plan.blocks * (part + 1) / parts * kBlock);
+    for (int64_t first = plan.blocks * part / parts * kBlock; first < last; first += kBlock) {
       const int count = int(std::min<int64_t>(kBlock, last - first));
-      prepare<T, P>(a, layout, b, m, first, count, space.samples);
-      S* out = static_cast<S*>(a.out) + ((b * a.queries + first) * a.heads + m) * a.width;
-      Kernel<T, N>::template forward_block<S>(a, space.plane.data(), pitch, below.data(), space.samples, count, out);
+      for (int h = 0; h < heads.count; ++h) {
+        const int m = heads.first + h;
+        prepare<T, P>(a, plan.layout, heads.b, m, first, count, space.samples);
+        S* out = static_cast<S*>(a.out) + ((heads.b * a.queries + first) * a.heads + m) * a.width;
+        Kernel<T, N>::template forward_block<S>(a, space.planes.data() + h * plan.plane(), plan.pitch,
+                                                plan.below.data(), space.samples, count, out);
+      }
     }
   });
 }
 
 template <class T, class S, class P, int N>
 void backward(const DeformAttn& a, int threads) {
-  const Layout layout(a);
-  const int pitch = padded<N>(a.width), samples = a.levels * a.points_per_level;
-  threads = int(std::min<int64_t>(threads, a.batch * a.heads));
-  const auto spaces = workspaces<T>(a, layout, pitch, threads, true);
-  std::vector<int64_t> below;
-  for (int i = 0; i < samples; ++i) below.push_back(int64_t(layout.row[i / a.points_per_level]) * pitch);
+  Plan<T, S, N> plan(a, threads);
+  const int pitch = plan.pitch;
+  const int64_t tasks = a.batch * plan.groups;
+  threads = int(std::min<int64_t>(threads, tasks));
+  plan.allocate(threads, true);
 
-  parallel_for(a.batch * a.heads, threads, [&](int64_t head, int slot) {
-    Workspace<T>& space = *spaces[slot];
-    const int64_t b = head / a.heads;
-    const int m = int(head % a.heads);
-    T *plane = space.plane.data(), *grad_plane = space.grad_plane.data(), *grads = space.grads.data();
-    fill_plane<T, N, S>(a, layout, b, m, plane, pitch);
-    std::fill(grad_plane, grad_plane + layout.cells * pitch, T(0));
+  parallel_for(tasks, threads, [&](int64_t task, int slot) {
+    Workspace<T>& space = *plan.spaces[slot];
+    const auto heads = plan.heads(task);
+    T *planes = space.planes.data(), *grad_planes = space.grad_planes.data(), *grads = space.grads.data();
+    fill_planes<T, N, S>(a, plan.layout, heads.b, heads.first, heads.count, planes, pitch);
+    std::fill(grad_planes, grad_planes + heads.count * plan.plane(), T(0));
     std::fill(grads, grads + int64_t(kBlock) * pitch, T(0));
     for (int64_t first = 0; first < a.queries; first += kBlock) {
       const int count = int(std::min<int64_t>(kBlock, a.queries - first));
-      prepare<T, P>(a, layout, b, m, first, count, space.samples);
-      const S* grad_out = static_cast<const S*>(a.grad_out) + ((b * a.queries + first) * a.heads + m) * a.width;
-      for (int q = 0; q < count; ++q)
-        widen_row(grad_out + int64_t(q) * a.heads * a.width, grads + int64_t(q) * pitch, a.width);
-      const auto run = [&](auto vectors) {
-        Kernel<T, N>::template backward_block<decltype(vectors)::value>(plane, grad_plane, pitch, below.data(),
-                                                                        space.samples, samples, count, grads);
-      };
-      switch (pitch / N) {
-        case 1: run(std::integral_constant<int, 1>()); break;
-        case 2: run(std::integral_constant<int, 2>()); break;
-        case 3: run(std::integral_constant<int, 3>()); break;
-        case 4: run(std::integral_constant<int, 4>()); break;
-        default: run(std::integral_constant<int, 0>()); break;
+      for (int h = 0; h < heads.count; ++h) {
+        const int m = heads.first + h;
+        prepare<T, P>(a, plan.layout, heads.b, m, first, count, space.samples);
+        const int64_t step = int64_t(a.heads) * a.width;
+        const S* grad_out =
+            static_cast<const S*>(a.grad_out) + (heads.b * a.queries + first) * step + int64_t(m) * a.width;
+        for (int q = 0; q < count; ++q) {
+          prefetch(grad_out + (q + kBlock) * step, a.width);
+          widen_row(grad_out + q * step, grads + int64_t(q) * pitch, a.width);
+        }
+        const auto run = [&](auto vectors) {
+          Kernel<T, N>::template backward_block<decltype(vectors)::value>(
+              planes + h * plan.plane(), grad_planes + h * plan.plane(), pitch, plan.below.data(), space.samples,
+              plan.samples, count, grads);
+        };
+        switch (pitch / N) {
+          case 1: run(std::integral_constant<int, 1>()); break;
+          case 2: run(std::integral_constant<int, 2>()); break;
+          case 3: run(std::integral_constant<int, 3>()); break;
+          case 4: run(std::integral_constant<int, 4>()); break;
+          default: run(std::integral_constant<int, 0>()); break;
+        }
+        finish_block<T, P>(a, heads.b, m, first, count, space.samples);
       }
-      finish_block<T, P>(a, b, m, first, count, space.samples);
     }
-    store_plane<T, S>(a, layout, b, m, grad_plane, pitch);
+    store_planes<T, S>(a, plan.layout, heads.b, heads.first, heads.count, grad_planes, pitch);
   });
 }
 
