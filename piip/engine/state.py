@@ -67,7 +67,7 @@ class RunState:
     def start(self) -> None:
         """Begins a run: loads pretrained branches where the config names some. Raises CheckpointError."""
         with distributed.main_process_first():
-            for branch, settings in zip(self.model.backbone.branches, self.config.model.backbone.branches):  # type: ignore[arg-type]
+            for branch, settings in zip(self.model.backbone.branches, self.config.model.backbone.branches):
                 if settings.init is not None:
                     load_pretrained(branch, settings.init)
         self._average()
