@@ -45,7 +45,7 @@ class ScheduleConfig(Strict):
 class TrainConfig(Strict):
     seed: int = 0
     deterministic: bool = Field(
-        False, description="bitwise equal runs on a GPU too, at some cost; on a CPU they always are"
+        False, description="deterministic kernels on GPUs too, at some cost; torch warns of operators without one"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on GPUs that have it")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the exponential moving average of the weights")

@@ -16,7 +16,7 @@ from piip.engine.files import write_file
 
 _COLOURS = ("#3366cc", "#e07b39", "#2f9e6e", "#b8458b", "#8a6d3b", "#6b5fc7", "#3aa6b9", "#c44949")
 _INK, _GRID = "#2b2b33", "#e4e4ea"
-# Main lines stand out from the parts: at most this many metrics are drawn, the first ones a metric names.
+# More lines than this cannot be told apart.
 _METRICS = 6
 _SMOOTHING = 0.75
 
@@ -65,13 +65,15 @@ def _draw_rate(axes: Axes, steps: Sequence[dict[str, Any]]) -> None:
 def _draw_metrics(axes: Axes, evaluations: Sequence[dict[str, Any]]) -> None:
     _dress(axes, "validation")
     names = evaluations[-1]["metrics"] if evaluations else {}
-    for index, name in enumerate([name for name, value in names.items() if value not in (None, -1)][:_METRICS]):
+    known_names = [name for name, value in names.items() if value not in (None, -1)]
+    # The figures with the plainest names are the headlines: box_ap50 before box_ap_small.
+    for index, name in enumerate(sorted(known_names, key=lambda name: name.count("_"))[:_METRICS]):
         known = [record for record in evaluations if record["metrics"].get(name) is not None]
         x, y = [record["step"] for record in known], [record["metrics"][name] for record in known]
         width = 2.2 if index == 0 else 1.3
         axes.plot(x, y, color=_COLOURS[index], linewidth=width, marker="o", markersize=3.5, label=name)
     if evaluations:
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
     _legend(axes)
 

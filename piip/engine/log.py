@@ -146,7 +146,8 @@ class RunLog:
 
         self._lines = JsonLines(output / "metrics.jsonl", keep)
         self._stack.callback(self._lines.close)
-        purge = None if resumed_step is None else resumed_step + 1
+        # Hides what an earlier attempt wrote from there on.
+        purge = 0 if resumed_step is None else resumed_step + 1
         self._board = SummaryWriter(str(output / "tensorboard"), purge_step=purge)
         self._stack.callback(self._board.close)
 

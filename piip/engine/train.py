@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,8 @@ class Trainer:
             val_data = build_dataset(config.data.val, training=False)
         check_classes(config.model.head.num_classes, train_data)
         check_same_classes(train_data, val_data)
-        check_masks(train_data)
+        if config.model.head.type == "mask_rcnn":
+            check_masks(train_data)
         pin = device.type == "cuda"
         self.train_loader = build_loader(config, train_data, training=True, pin_memory=pin)
         self.val_loader = build_loader(config, val_data, training=False, pin_memory=pin)
@@ -104,6 +106,7 @@ class Trainer:
         _log.info("%d steps, %d an epoch, from step %d, in %s", self.total, self.epoch_length, state.step, self.output)
         # Killed between the checkpoint of an epoch and the end of its evaluation.
         if checkpoint is not None and not state.evaluated and self._due(self.config.train.eval_every):
+            state.save()
             self._evaluate(log)
         with Bar(self.console, "training", total=self.total, done=state.step) as bar:
             while state.step < self.total:
@@ -184,9 +187,14 @@ class Trainer:
 @contextmanager
 def _deterministic(config: Config) -> Iterator[None]:
     """Switches torch's deterministic algorithms on for the block if the config wants them."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(before or config.train.deterministic)
+    if not config.train.deterministic:
+        yield
+        return
+    mode = torch.get_deterministic_debug_mode()
+    # Read by cuBLAS when it is first used, which is later.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(mode)

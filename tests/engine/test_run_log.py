@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from piip.engine.log import JsonLines, RunLog, logging_to
+from piip.engine.log import Bar, JsonLines, RunLog, logging_to
 
 
 def train_record(step: int, loss: float = 1.0) -> dict[str, Any]:
@@ -99,6 +101,18 @@ def test_curves_are_drawn_from_the_records_also_when_there_are_none(tmp_path: Pa
     counts = [(np.asarray(image) == colour).all(axis=2).sum() for image in (empty, drawn)]
     assert counts[0] == 0
     assert counts[1] > 300
+
+
+def test_the_bar_is_shown_on_terminals_only() -> None:
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+        with Bar(console, "training", total=3, done=1) as bar:
+            bar.advance(note="loss 0.5")
+            with bar.paused(), Bar(console, "evaluating", total=1) as inner:
+                inner.advance()
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        assert ("2/3" in shown and "loss 0.5" in shown and "evaluating" in shown) == terminal
+        assert bool(shown) == terminal
 
 
 def test_messages_go_to_stderr_and_to_the_file_and_handlers_do_not_stay(

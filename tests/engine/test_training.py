@@ -171,13 +171,23 @@ def test_a_run_stopped_in_its_evaluation_repeats_it_and_continues(
 
 
 def start(config: Path, output: Path, resume: bool) -> subprocess.Popen[bytes]:
-    """Trains in a process group of its own, with loader processes."""
+    """Trains in a process group of its own, with loader processes, and slowly enough to be interrupted."""
     script = """
 import sys
+import time
 from pathlib import Path
 from piip.config import load_config
+from piip.engine import train as module
 from piip.engine.train import train
 from piip.errors import PiipError
+
+original = module.optimizer_step
+
+def slow_step(*args, **kwargs):
+    time.sleep(0.2)
+    return original(*args, **kwargs)
+
+module.optimizer_step = slow_step
 try:
     train(load_config(sys.argv[1]), output=Path(sys.argv[2]), resume="auto" if sys.argv[3] == "True" else None)
 except PiipError as error:
