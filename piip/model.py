@@ -19,18 +19,20 @@ from piip.branches import Branch, ConvNeXt, ViT
 from piip.config import (
     BackboneConfig,
     BranchConfig,
+    ChannelMapperConfig,
     ConvNeXtConfig,
-    FPNConfig,
+    DINOConfig,
+    HeadConfig,
     InteractionConfig,
-    MaskRCNNConfig,
     ModelConfig,
+    NeckConfig,
     TransformConfig,
     load_config,
 )
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads import Head, MaskRCNN
-from piip.necks import FPN, GivenPyramid, SimplePyramid
+from piip.heads import DINO, Head, MaskRCNN
+from piip.necks import FPN, ChannelMapper, GivenPyramid, SimplePyramid
 
 if TYPE_CHECKING:
     from piip.data.loader import Batch
@@ -59,11 +61,16 @@ class Model(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar losses by name; the training loss is their sum."""
-        return self.head.loss(self.features(batch.images), batch.image_sizes, batch.targets)
+        features = self.features(batch.images)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            return self.head.loss(features, batch.image_sizes, batch.targets)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W), normalised -> the neck's maps (B, C, H/s, W/s), finest first."""
-        return self.neck(self.backbone(images))
+        maps = self.backbone(images)
+        # As released: under autocast the backbone runs in bfloat16, neck and head in float32.
+        with torch.autocast(images.device.type, enabled=False):
+            return self.neck([x.float() for x in maps])
 
     @torch.inference_mode()
     def infer(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Any:
@@ -101,7 +108,9 @@ class Model(nn.Module):
     def _results(
         self, images: Tensor, image_sizes: Sequence[tuple[int, int]], output_sizes: Sequence[tuple[int, int]]
     ) -> Any:
-        raw = self.head.detect(self.features(images), list(image_sizes))
+        features = self.features(images)
+        with torch.autocast(images.device.type, enabled=False):
+            raw = self.head.detect(features, list(image_sizes))
         return self.head.restore(raw, list(image_sizes), list(output_sizes))
 
     def layer_ids(self) -> dict[str, int]:
@@ -145,13 +154,17 @@ def build_model(config: ModelConfig) -> Model:
     return Model(backbone=backbone, neck=neck, head=build_head(config.head, neck.specs), config=config)
 
 
-def build_neck(config: FPNConfig, specs: Sequence[FeatureSpec]) -> FPN:
+def build_neck(config: NeckConfig, specs: Sequence[FeatureSpec]) -> FPN | ChannelMapper:
     """The neck on a backbone's maps."""
+    if isinstance(config, ChannelMapperConfig):
+        return ChannelMapper(specs=specs, **config.model_dump(exclude={"type"}))
     return FPN(specs=specs, **config.model_dump(exclude={"type"}))
 
 
-def build_head(config: MaskRCNNConfig, specs: Sequence[FeatureSpec]) -> Head:
+def build_head(config: HeadConfig, specs: Sequence[FeatureSpec]) -> Head:
     """The head of a task on a neck's maps."""
+    if isinstance(config, DINOConfig):
+        return DINO(specs=specs, **config.model_dump(exclude={"type"}))
     return MaskRCNN(specs=specs, **config.model_dump(exclude={"type"}))
 
 

@@ -128,3 +128,19 @@ def test_importing_the_package_does_not_import_torch() -> None:
     code = "import piip, piip.config, sys, json; print(json.dumps([piip.__version__, 'torch' in sys.modules]))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert json.loads(output) == [piip.__version__, False]
+
+
+def test_under_autocast_only_the_backbone_leaves_float32(nano: Model) -> None:
+    dtypes: dict[str, set[torch.dtype]] = {"backbone": set(), "neck": set(), "head": set()}
+    hooks = [
+        module.register_forward_hook(lambda _, __, out, part=part: dtypes[part].add(out.dtype))
+        for part in dtypes
+        for module in getattr(nano, part).modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    ]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        nano.infer(torch.randn(1, 3, 64, 64), [(64, 64)])
+    for hook in hooks:
+        hook.remove()
+    assert torch.bfloat16 in dtypes["backbone"]
+    assert dtypes["neck"] == dtypes["head"] == {torch.float32}
