@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from piip.config import MaskRCNNConfig, ModelConfig
-from piip.heads import MaskRCNN
+from piip.config import HeadConfig, MaskRCNNConfig, ModelConfig
+from piip.heads import DINO, MaskRCNN
 from piip.model import Model, build_model
 from piip.paper_flops import Cost, Count, Part, backbone_from_letters, branch_names, paper_count
 
@@ -21,7 +21,7 @@ __all__ = ["Cost", "Count", "Part", "actual_count", "backbone_from_letters", "br
 _FREE = {
     *("arange", "as_strided", "cat", "clone", "constant_pad_nd", "copy_", "empty", "empty_like", "full", "full_like"),
     *("index", "linspace", "new_empty", "ones", "ones_like", "scalar_tensor", "stack", "zeros", "zeros_like"),
-    *("_to_copy", "_unsafe_index", "_unsafe_view"),
+    *("_to_copy", "_unsafe_index", "_unsafe_view", "cumsum", "gather", "new_full", "repeat", "topk"),
     *(
         "all",
         "amax",
@@ -46,7 +46,7 @@ def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
     at its limits: as many proposals and detections as the config allows.
     """
     with torch.device("meta"):
-        model = build_model(config).eval()
+        model = build_model(config).eval().requires_grad_(False)
         images = torch.empty(1, 3, *size)
     seen = _SeenOps()
     with torch.no_grad(), seen, FlopCounterMode(display=False) as counter:
@@ -86,7 +86,7 @@ def _below(name: str, flops: dict[str, int]) -> int:
 class _Inference(nn.Module):
     """Everything a model multiplies at inference; the module that names are relative to."""
 
-    def __init__(self, model: Model, head: MaskRCNNConfig) -> None:
+    def __init__(self, model: Model, head: HeadConfig) -> None:
         super().__init__()
         self.model = model
         self.head_config = head
@@ -94,9 +94,14 @@ class _Inference(nn.Module):
     def forward(self, images: Tensor) -> None:
         """Images (1, 3, H, W)."""
         features = self.model.neck(self.model.backbone(images))
-        if not isinstance(self.model.head, MaskRCNN):
-            raise TypeError(f"how to count a {type(self.model.head).__name__} is not written yet")
-        _run_mask_rcnn(self.model.head, features, self.head_config)
+        height, width = images.shape[2:]
+        head = self.model.head
+        if isinstance(head, DINO):
+            head.stages(features, [(height, width)])
+        elif isinstance(head, MaskRCNN) and isinstance(self.head_config, MaskRCNNConfig):
+            _run_mask_rcnn(head, features, self.head_config)
+        else:
+            raise TypeError(f"how to count a {type(head).__name__} is not written yet")
 
 
 def _run_mask_rcnn(head: MaskRCNN, features: list[Tensor], config: MaskRCNNConfig) -> None:

@@ -118,7 +118,7 @@ class ChannelMapper(nn.Module):
         super().__init__()
         if levels < len(specs):
             raise ConfigError(
-                f"a channel mapper on {len(specs)} feature maps needs neck.levels of at least {len(specs)}, got {levels}"
+                f"channel_mapper on {len(specs)} feature maps needs neck.levels of at least {len(specs)}; got {levels}"
             )
         widths = [specs[-1].channels] + [out_channels] * (levels - len(specs) - 1)
         self.convs = nn.ModuleList(_conv_norm(spec.channels, out_channels, 1, stride=1) for spec in specs)

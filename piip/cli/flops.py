@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from piip.cli.options import Json
 
 if TYPE_CHECKING:
-    from piip.paper_flops import Count
+    from piip.paper_flops import Cost, Count
 
 
 def flops(
@@ -35,8 +36,8 @@ def flops(
     sizes = _parse_resolutions(resolutions)
 
     from piip.cli.console import out, print_json
-    from piip.config import ModelConfig, load_config
-    from piip.paper_flops import backbone_from_letters, paper_count
+    from piip.config import MaskRCNNConfig, ModelConfig, load_config
+    from piip.paper_flops import backbone_from_letters, paper_cost
 
     if config is not None:
         loaded = load_config(config)
@@ -49,14 +50,14 @@ def flops(
     from piip.flops import actual_count  # imports torch, so that a mistyped name is answered without waiting for it
 
     side = model.backbone.resolutions[0]
-    paper, actual = paper_count(model.backbone), actual_count(model, (side, side))
+    paper, actual = paper_cost(model.backbone), actual_count(model, (side, side))
     if json:
         print_json(
             {
                 "config": name,
                 "input": [side, side],
-                "paper": _totals(paper),
-                "actual": _totals(actual),
+                "paper": asdict(paper) if paper else None,
+                "actual": asdict(actual.total),
                 "parts": _parts(actual),
                 "uncounted": list(actual.uncounted),
             }
@@ -66,10 +67,11 @@ def flops(
     console.print(f"{name}, input {side} x {side}\n")
     console.print(_part_table(actual))
     head = model.head
-    console.print(f"heads are counted at {head.rpn_proposals} proposals and {head.max_detections} detections")
+    if isinstance(head, MaskRCNNConfig):
+        console.print(f"heads are counted at {head.rpn_proposals} proposals and {head.max_detections} detections")
     if actual.uncounted:
         console.print(f"ops without a formula, not counted: {', '.join(actual.uncounted)}")
-    console.print(_summary(paper, actual))
+    console.print(_summary(paper, actual.total))
 
 
 def _parse_resolutions(text: str | None) -> tuple[int, ...] | None:
@@ -81,12 +83,8 @@ def _parse_resolutions(text: str | None) -> tuple[int, ...] | None:
         raise typer.BadParameter(f"--resolutions '{text}': give whole numbers, as in 1568,1120,672") from None
 
 
-def _totals(count: Count) -> dict[str, int]:
-    return {"params": count.total.params, "macs": count.total.macs}
-
-
 def _parts(count: Count) -> list[dict[str, Any]]:
-    return [{"name": part.name, "params": part.cost.params, "macs": part.cost.macs} for part in count.parts]
+    return [{"name": part.name, **asdict(part.cost)} for part in count.parts]
 
 
 def _part_table(count: Count) -> Any:
@@ -104,11 +102,9 @@ def _part_table(count: Count) -> Any:
     return table(("part", "M params", "GMACs", "share", ""), rows, align="lrrrl")
 
 
-def _summary(paper: Count, actual: Count) -> Any:
+def _summary(paper: Cost | None, actual: Cost) -> Any:
     from piip.cli.console import table
 
-    rows = [
-        (name, f"{count.total.params:,}", f"{count.total.macs:,}")
-        for name, count in (("as the paper counts", paper), ("as it runs", actual))
-    ]
+    totals = (("as the paper counts", paper), ("as it runs", actual))
+    rows = [(name, f"{cost.params:,}", f"{cost.macs:,}") for name, cost in totals if cost]
     return table(("total", "parameters", "multiply-accumulates"), rows)

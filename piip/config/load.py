@@ -16,6 +16,9 @@ from piip.errors import ConfigError
 
 # In an installed wheel the configs lie inside the package; in a checkout they lie beside it.
 _PACKAGE = Path(__file__).parents[1]
+# Names and published figures belong to one experiment and are not inherited.
+_OWN_KEYS = ("name", "official", "published", "alternative")
+
 _CONFIG_DIRS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
@@ -112,8 +115,7 @@ def _load_merged(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], di
         if not base_path.is_file():
             raise ConfigError(f"{path}: base file not found: {base}")
         base_data, base_origin = _load_merged(base_path, (*seen, path))
-        # Names and published figures belong to one experiment and are not inherited.
-        base_data = {key: value for key, value in base_data.items() if key not in ("name", "official", "published")}
+        base_data = {key: value for key, value in base_data.items() if key not in _OWN_KEYS}
         _merge(merged, base_data, origin, base_origin, "")
     _merge(merged, data, origin, None, "", file=str(path))
     return merged, origin
@@ -174,7 +176,7 @@ def _child(node: Any, part: str, where: str) -> Any:
 
 
 # What pydantic adds to the location of a mistake inside a discriminated union; no keys of a file.
-_TAGS = {"coco", "shapes", "vit", "convnext", "fpn", "mask_rcnn"}
+_TAGS = {"coco", "shapes", "vit", "convnext", "fpn", "channel_mapper", "mask_rcnn", "dino"}
 
 
 def _describe(error: Any, origin: dict[str, str], source: str) -> str:

@@ -1,6 +1,7 @@
 """Task heads: from a feature pyramid to losses and results."""
 
 from piip.heads.base import Head
+from piip.heads.dino import DINO
 from piip.heads.mask_rcnn import MaskRCNN
 
-__all__ = ["Head", "MaskRCNN"]
+__all__ = ["DINO", "Head", "MaskRCNN"]

@@ -1,0 +1,90 @@
+"""Which query answers for which object, and what the answers cost (Carion et al., 2020; Zhu et al., 2021)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss, sigmoid_focal_loss
+
+from piip.heads.dino.answers import Answers
+from piip.heads.dino.objects import Objects
+
+ALPHA, GAMMA = 0.25, 2.0  # of the focal loss
+CLS_COST, BOX_COST, IOU_COST = 2.0, 5.0, 2.0
+CLS_WEIGHT, BOX_WEIGHT, IOU_WEIGHT = 1.0, 5.0, 2.0
+# Stands for a cost that is not a number, so that the step fails with the loss that shows it and not in the matching.
+NO_COST = 1e8
+
+
+@torch.no_grad()
+def match(answers: Answers, objects: Objects) -> Tensor:
+    """The query that each object goes to at the least total cost: (K, B, N) int64, -1 where there is none.
+
+    answers: of K stages.
+    All costs go to the host together, which is the one time that a training step waits for them.
+    """
+    costs = [
+        _costs(answers.logits[:, image], answers.boxes[:, image], objects, image) for image in range(len(objects.held))
+    ]
+    stages = len(answers.logits)
+    matched = torch.full((stages, *objects.held.shape), -1)
+    per_image = torch.cat(costs, dim=2).cpu().split(objects.counts, dim=2)
+    for image, matrices in enumerate(per_image):
+        for stage, matrix in enumerate(matrices):
+            queries, found = linear_sum_assignment(matrix.numpy())
+            matched[stage, image, found] = torch.from_numpy(queries)
+    return matched.to(answers.logits.device, non_blocking=True)
+
+
+def _costs(logits: Tensor, boxes: Tensor, objects: Objects, image: int) -> Tensor:
+    """(K, Q, n) for the n objects of one image, from its logits (K, Q, classes) and boxes (K, Q, 4)."""
+    count = objects.counts[image]
+    labels, wanted = objects.labels[image, :count], objects.boxes[image, :count]
+    p = logits.sigmoid()
+    # Not F.logsigmoid: scores that round to 1 must cost what they cost in the released matcher.
+    background = -(1 - p + 1e-12).log() * (1 - ALPHA) * p**GAMMA
+    object_ = -(p + 1e-12).log() * ALPHA * (1 - p) ** GAMMA
+    cls_cost = (object_ - background)[:, :, labels]
+    box_cost = torch.cdist(boxes, wanted.expand(len(boxes), -1, -1), p=1)
+    corners, wanted_corners = (
+        box_convert(x, "cxcywh", "xyxy") * objects.pixels[image] for x in (boxes.flatten(0, 1), wanted)
+    )
+    iou_cost = -generalized_box_iou(corners, wanted_corners).view_as(cls_cost)
+    cost = CLS_COST * cls_cost + BOX_COST * box_cost + IOU_COST * iou_cost
+    return cost.nan_to_num(nan=NO_COST, posinf=NO_COST, neginf=-NO_COST)
+
+
+def losses(answers: Answers, matched: Tensor, objects: Objects, normaliser: Tensor) -> dict[str, Tensor]:
+    """Focal, L1 and GIoU losses of every stage, by name: (K,) each.
+
+    matched: (K or 1, B, N), the query of each object, negative for none; queries without an object are background.
+    normaliser: number of objects to divide by.
+    """
+    stages, _, queries, num_classes = answers.logits.shape
+    matched = matched.expand(stages, -1, -1)
+    held = objects.held & (matched >= 0)
+    # What is no object is written to a query that is one too many.
+    labels = torch.full((*answers.logits.shape[:2], queries + 1), num_classes, device=matched.device)
+    labels = labels.scatter(2, torch.where(held, matched, queries), objects.labels.expand_as(matched))
+    wanted = F.one_hot(labels[:, :, :queries], num_classes + 1)[..., :num_classes].to(answers.logits)
+    cls = sigmoid_focal_loss(answers.logits, wanted, alpha=ALPHA, gamma=GAMMA).sum((1, 2, 3))
+
+    found = answers.boxes.gather(2, matched.clamp(min=0)[..., None].expand(-1, -1, -1, 4))
+    distance = torch.where(held, (found - objects.boxes).abs().sum(-1), 0).sum((1, 2))
+    corners, wanted_corners = (
+        box_convert(x, "cxcywh", "xyxy") * objects.pixels for x in (found, objects.boxes.expand_as(found))
+    )
+    giou = torch.where(held, generalized_box_iou_loss(corners, wanted_corners), 0).sum((1, 2))
+    weighted = {"loss_cls": CLS_WEIGHT * cls, "loss_bbox": BOX_WEIGHT * distance, "loss_iou": IOU_WEIGHT * giou}
+    return {name: loss / normaliser for name, loss in weighted.items()}
+
+
+def average_over_processes(counts: list[int], device: torch.device) -> Tensor:
+    """Each of the counts as a mean over the training processes, and at least 1: they see unlike many objects."""
+    values = torch.tensor(counts, dtype=torch.float32).to(device, non_blocking=True)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+        values /= torch.distributed.get_world_size()
+    return values.clamp(min=1)

@@ -1,0 +1,48 @@
+"""The objects of a batch as DINO learns them: relative boxes, padded to the image with the most of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import box_convert
+
+
+class Objects(NamedTuple):
+    """N places for objects in each of B images.
+
+    boxes: (B, N, 4) xywh, centre first, in [0, 1] of the image. labels: (B, N). held: (B, N) bool, whether a place
+    holds an object; places of an image are filled from the first. pixels: (B, 1, 4), what makes boxes pixels.
+    counts: how many objects each image has, known to the host.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    held: Tensor
+    pixels: Tensor
+    counts: list[int]
+
+    @property
+    def places(self) -> int:
+        """N."""
+        return self.labels.shape[1]
+
+    def repeat(self, times: int) -> Objects:
+        """The same objects `times` times: N * times places, all of one repetition before the next."""
+        boxes, labels, held = self.boxes.repeat(1, times, 1), self.labels.repeat(1, times), self.held.repeat(1, times)
+        return Objects(boxes, labels, held, self.pixels, [count * times for count in self.counts])
+
+
+def gather_objects(targets: Sequence[dict[str, Tensor]], image_sizes: Sequence[tuple[int, int]]) -> Objects:
+    """targets: per image boxes (n, 4) xyxy in pixels and labels (n,); image_sizes: valid (h, w)."""
+    counts = [len(target["labels"]) for target in targets]
+    labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
+    boxes = pad_sequence([target["boxes"].float() for target in targets], batch_first=True)
+    device = boxes.device
+    pixels = torch.tensor([[(w, h, w, h)] for h, w in image_sizes], dtype=torch.float32).to(device, non_blocking=True)
+    number = torch.tensor(counts).to(device, non_blocking=True)
+    held = torch.arange(max(counts), device=device) < number[:, None]
+    return Objects(box_convert(boxes, "xyxy", "cxcywh") / pixels, labels, held, pixels, counts)
