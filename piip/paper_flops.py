@@ -127,6 +127,13 @@ def paper_count(backbone: BackboneConfig) -> Count:
     return Count(tuple(parts))
 
 
+def paper_cost(backbone: BackboneConfig) -> Cost | None:
+    """The total of `paper_count`, or None where the paper's convention does not reach."""
+    if all(isinstance(branch, ViTConfig) for branch in backbone.branches):
+        return paper_count(backbone).total
+    return None
+
+
 def _linear(tokens: int, inputs: int, outputs: int, *, bias: bool = True) -> Cost:
     return Cost(inputs * outputs + (outputs if bias else 0), tokens * inputs * outputs)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from piip.config import ModelConfig, load_config, shipped_configs
+from piip.config import BackboneConfig, ModelConfig, load_config, shipped_configs
 from piip.errors import ConfigError
 from piip.flops import Cost, actual_count, backbone_from_letters, branch_names, paper_count
+from piip.paper_flops import paper_cost
 
 # branches, resolutions, multiply-accumulates, parameters: printed by the official counting script (commit 7a8eceb) for
 # every released row whose branches are all of the DeiT type. Rounded, they are the paper's #FLOPs and #Param columns.
@@ -165,3 +166,11 @@ def test_an_op_without_a_formula_is_listed(monkeypatch):
     monkeypatch.setattr(FPN, "forward", resampled)
     model = ModelConfig.model_validate({"backbone": {"branches": [{"size": "T"}], "resolutions": [64]}})
     assert actual_count(model, (64, 64)).uncounted == ("aten.grid_sampler_2d",)
+
+
+def test_the_papers_count_is_left_out_where_its_convention_does_not_reach():
+    branches = [{"size": "T"}, {"type": "convnext", "model": "convnext_tiny"}]
+    backbone = BackboneConfig.model_validate({"branches": branches, "resolutions": [64, 32], "interactions": 3})
+    assert paper_cost(backbone) is None
+    with pytest.raises(ConfigError, match="plain ViT branches only"):
+        paper_count(backbone)

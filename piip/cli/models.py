@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from piip.cli.options import Json
@@ -11,12 +12,12 @@ def models(json: Json = False) -> None:
     """List the shipped configs with their published figures."""
     from piip.cli.console import out, print_json, table
     from piip.config import load_config, shipped_configs
-    from piip.paper_flops import paper_count
+    from piip.paper_flops import paper_cost
 
     rows: list[dict[str, Any]] = []
     for name in shipped_configs():
         config = load_config(name)
-        count = paper_count(config.model.backbone).total
+        cost = paper_cost(config.model.backbone)
         published = config.published.model_dump(exclude_none=True) if config.published else None
         rows.append(
             {
@@ -24,7 +25,7 @@ def models(json: Json = False) -> None:
                 "official": config.official,
                 "published": published,
                 "resolutions": list(config.model.backbone.resolutions),
-                "paper": {"params": count.params, "macs": count.macs},
+                "paper": asdict(cost) if cost else None,
             }
         )
     if json:
@@ -42,4 +43,5 @@ def _cells(row: dict[str, Any]) -> list[str | None]:
     published = row["published"] or {}
     scores = [f"{published[key]:.1f}" if key in published else None for key in ("box_ap", "mask_ap")]
     count = row["paper"]
-    return [row["name"], published.get("model"), f"{count['params'] / 1e6:.1f}M", f"{count['macs'] / 1e9:.1f}", *scores]
+    counted = [f"{count['params'] / 1e6:.1f}M", f"{count['macs'] / 1e9:.1f}"] if count else [None, None]
+    return [row["name"], published.get("model"), *counted, *scores]
