@@ -237,8 +237,11 @@ def group_ends(config: BackboneConfig, depths: Sequence[int]) -> list[tuple[int,
     """Per branch, one past the last block of each group of blocks, an interaction following every group.
 
     A number of interactions is spread evenly over every branch; a list names, per branch, the block each one follows.
-    Raises ConfigError when a branch is too shallow, or the list does not end with its last block.
+    A single branch has nothing to interact with and is one group, unless a list cuts it. Raises ConfigError when a
+    branch is too shallow, or the list does not end with its last block.
     """
+    if len(depths) == 1 and isinstance(config.interactions, int):
+        return [(depths[0],)]
     if isinstance(config.interactions, int):
         count = config.interactions
         if count < 1 or count > min(depths):

@@ -360,3 +360,23 @@ def test_backbone_may_be_a_single_branch():
 
 def test_experiment_needs_nothing_beyond_the_minimal_keys(write):
     assert isinstance(load_config(write(MINIMAL)), Config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: 3", "'base' must be a file name or a list of file names"),
+        ("base: null", "'base' must be a file name"),
+        ("base: [1]", "'base' must be a file name"),
+        ("model: &m\n  backbone: *m", "an anchor refers to itself"),
+    ],
+)
+def test_a_malformed_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "odd.yaml")
+
+
+def test_a_list_index_is_plain_decimal() -> None:
+    with pytest.raises(ConfigError, match=r"branches\.² does not exist|branches\.²"):
+        load_config("detection/mask_rcnn_piip_nano_shapes", ["model.backbone.branches.².depth=3"])

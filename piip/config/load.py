@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -98,6 +99,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping of keys, got {type(data).__name__}")
+    try:
+        json.dumps(data, default=str)
+    except ValueError:
+        raise ConfigError(f"{path}: an anchor refers to itself") from None
     return data
 
 
@@ -108,9 +113,12 @@ def _load_merged(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], di
         raise ConfigError(f"{path}: 'base' leads back to itself: {' -> '.join(p.name for p in (*seen, path))}")
     data = _read_yaml(path)
     bases = data.pop("base", [])
+    bases = bases if isinstance(bases, list) else [bases]
+    if not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: 'base' must be a file name or a list of file names")
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         base_path = path.parent / base
         if not base_path.is_file():
             raise ConfigError(f"{path}: base file not found: {base}")
@@ -169,7 +177,7 @@ def _child(node: Any, part: str, where: str) -> Any:
     if isinstance(node, dict):
         return node.setdefault(part, {})
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
+        if not part.isdecimal() or int(part) >= len(node):
             raise ConfigError(f"{where} does not exist; the list has items 0 to {len(node) - 1}")
         return node[int(part)]
     raise ConfigError(f"{where} does not exist")

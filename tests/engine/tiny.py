@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import piip
 from piip.config import Config, config_from_dict
 
@@ -17,9 +19,13 @@ HERE = Path(__file__).parent
 
 
 def environment() -> dict[str, str]:
-    """For a Python of its own that finds the package wherever this one found it, and computes on one thread."""
+    """For a Python of its own that finds the package where this one found it, and computes on as many threads."""
     found = str(Path(piip.__file__).parent.parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([found, str(HERE)]), "OMP_NUM_THREADS": "1"}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([found, str(HERE)]),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
 
 
 def run_python(arguments: Sequence[str | Path], *, timeout: float = 120) -> str:
