@@ -74,6 +74,9 @@ class Config(Strict):
         None, description="file stem of the official config this reproduces; accepted as an alias"
     )
     published: Published | None = None
+    alternative: str | None = Field(
+        None, description="config of another form of this network, for checkpoints that fit that form instead"
+    )
     model: ModelConfig
     data: DataConfig
     optim: OptimConfig = OptimConfig()

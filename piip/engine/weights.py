@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import piip
 from piip.errors import CheckpointError
-
-_PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -49,20 +46,13 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], LoadedWeights]:
 
     Raises CheckpointError when the file is missing, half-written or of another kind.
     """
+    # Imported here: the conversions build models, and most callers never need them.
+    from piip.convert.sources import read_state_dict
+
     if not file.is_file():
         raise CheckpointError(f"weights not found: {file}")
-    if file.suffix in _PICKLES:
-        # Imported here: the conversions build models, and most callers never need them.
-        from piip.convert.sources import read_state_dict
-
-        return read_state_dict(file)[0], LoadedWeights(file)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-            metadata = opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from None
-    return state, LoadedWeights(file, **_known(metadata))
+    state, beside = read_state_dict(file)
+    return state, LoadedWeights(file, **_known(beside))
 
 
 def load_file(model: nn.Module, file: Path) -> LoadedWeights:
@@ -97,12 +87,13 @@ def _hint(loaded: LoadedWeights, state: dict[str, Tensor]) -> str:
     return "give the config these weights were trained with"
 
 
-def _known(metadata: Mapping[str, str]) -> dict[str, Any]:
+def _known(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a header of ours says, as written by `write_weights` or by the conversion; any other is not believed."""
     known: dict[str, Any] = {}
     for key, kind in (("class_names", list), ("config", dict), ("step", int)):
+        text = metadata.get(key)
         try:
-            value = yaml.safe_load(metadata.get(key, ""))
+            value = yaml.safe_load(text) if isinstance(text, str) else None
         except yaml.YAMLError:
             continue
         if value and isinstance(value, kind):

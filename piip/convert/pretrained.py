@@ -1,0 +1,146 @@
+"""Pretrained single backbones, as their authors and timm publish them, loaded into a branch.
+
+Read are DeiT, DeiT III, MAE, DINOv2, BEiTv2, AugReg (`.npz` and `.pth`), Uni-Perceiver, InternViT-6B and ConvNeXt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from piip.convert.keys import branch_key
+from piip.convert.resample import resample_patches, resample_pos_embed, resample_position_bias
+from piip.convert.sources import read_state_dict
+from piip.errors import CheckpointError
+
+# Parts of a published network that a branch does not have: tokens, the final norm, classifiers, decoders.
+_UNUSED = re.compile(
+    r"(cls|dist|reg|register|mask)_tokens?$|(norm|fc_norm|norm_pre|layernorm|head|head_dist|pre_logits|classifier)\."
+    r"|(lm_head|clip_projector)\.|decoder_|.*relative_position_index$|convnext(_model)?\.layernorm\."
+)
+
+# Where the files come from that timm does not have.
+_PUBLISHED = {
+    "intern_vit_6b_224px.pth": "https://huggingface.co/OpenGVLab/InternVL",
+    "uni-perceiver": "https://github.com/OpenGVLab/PIIP (pretrained backbones)",
+}
+
+
+def load_pretrained(branch: nn.Module, source: str) -> None:
+    """Loads pretrained weights into a branch, in place.
+
+    source: a checkpoint file, or the name of a pretrained timm model, which timm downloads. Position embeddings, patch
+    projections and relative position biases are resampled to the branch's grid, patches and windows; layer scales
+    that the source lacks keep their initial value. Raises CheckpointError naming what to fetch, or what does not fit.
+    """
+    tensors = _read_file(Path(source)) if Path(source).suffix in _SUFFIXES else _from_timm(source)
+    expected = branch.state_dict()
+    state: dict[str, Tensor] = {}
+    for key, tensor in _unshared(tensors, expected).items():
+        name = key if key in expected else branch_key(key)
+        if name in expected:
+            state[name] = _fit(name, tensor, expected[name])
+        elif not _UNUSED.match(key):
+            state[key] = tensor
+    missing = [key for key in expected if key not in state and not re.search(r"\.ls\d\.", key)]
+    unknown = [key for key in state if key not in expected]
+    wrong = [key for key in state if key in expected and state[key].shape != expected[key].shape]
+    if missing or unknown or wrong:
+        found = "; ".join(
+            f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for what, keys in (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
+            if keys
+        )
+        raise CheckpointError(f"pretrained weights '{source}' do not fit the branch: {found}")
+    branch.load_state_dict(state, strict=False)
+
+
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".npz")
+
+
+def _fit(name: str, tensor: Tensor, target: Tensor) -> Tensor:
+    if name == "pos_embed":
+        return resample_pos_embed(tensor.view(1, *tensor.shape[-2:]), target.shape[1])
+    if name == "frame_embed":
+        return tensor.view(1, -1, tensor.shape[-1])[:, :1]
+    if name.endswith("position_bias.table"):
+        return resample_position_bias(tensor, target.shape[0])
+    if name == "patch_embed.proj.weight" and tensor.shape[2:] != target.shape[2:]:
+        return resample_patches(tensor, (target.shape[2], target.shape[3]))
+    return tensor
+
+
+def _unshared(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives every block its own copy of a position bias that the source shares between blocks, as BEiT does."""
+    tensors = dict(tensors)
+    shared = tensors.pop("rel_pos_bias.relative_position_bias_table", None)
+    if shared is not None:
+        tensors |= {key: shared for key in expected if key.endswith("position_bias.table")}
+    return tensors
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        origin = next((url for name, url in _PUBLISHED.items() if path.name.startswith(name)), "its publisher")
+        raise CheckpointError(f"checkpoint not found: {path}; fetch {path.name} from {origin} and put it there")
+    tensors = read_state_dict(path)[0]
+    return _from_jax(tensors) if path.suffix == ".npz" else tensors
+
+
+# AugReg's names inside one of its blocks, and timm's.
+_JAX_BLOCK = {
+    "LayerNorm_0": "norm1",
+    "LayerNorm_2": "norm2",
+    "MlpBlock_3/Dense_0": "mlp.fc1",
+    "MlpBlock_3/Dense_1": "mlp.fc2",
+}
+_JAX_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+
+
+def _from_jax(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """AugReg's arrays (Steiner et al., 2021) under timm's names: kernels are transposed, q, k and v are stacked.
+
+    Raises CheckpointError if the file is another one.
+    """
+    try:
+        state = {
+            "pos_embed": arrays["Transformer/posembed_input/pos_embedding"],
+            "patch_embed.proj.weight": arrays["embedding/kernel"].permute(3, 2, 0, 1),
+            "patch_embed.proj.bias": arrays["embedding/bias"],
+        }
+        depth = len({key.split("/")[1] for key in arrays if key.startswith("Transformer/encoderblock_")})
+        for block in range(depth):
+            theirs, ours = f"Transformer/encoderblock_{block}/", f"blocks.{block}."
+            for name, renamed in _JAX_BLOCK.items():
+                for leaf, last in _JAX_LEAVES.items():
+                    if f"{theirs}{name}/{leaf}" in arrays:
+                        state[f"{ours}{renamed}.{last}"] = arrays[f"{theirs}{name}/{leaf}"].T
+            attention = f"{theirs}MultiHeadDotProductAttention_1/"
+            kernels = [arrays[f"{attention}{part}/kernel"].flatten(1).T for part in ("query", "key", "value")]
+            biases = [arrays[f"{attention}{part}/bias"].flatten() for part in ("query", "key", "value")]
+            state[f"{ours}attn.qkv.weight"] = torch.cat(kernels)
+            state[f"{ours}attn.qkv.bias"] = torch.cat(biases)
+            state[f"{ours}attn.proj.weight"] = arrays[f"{attention}out/kernel"].flatten(0, 1).T
+            state[f"{ours}attn.proj.bias"] = arrays[f"{attention}out/bias"]
+    except KeyError as error:
+        raise CheckpointError(f"the file holds no vision transformer of AugReg: {error} is missing") from None
+    return state
+
+
+def _from_timm(name: str) -> dict[str, Tensor]:
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not timm.is_model(name):
+        raise CheckpointError(f"'{name}' is neither a file nor a timm model; a file needs a suffix, such as .pth")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError) as error:
+        where = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
+        raise CheckpointError(
+            f"cannot download the pretrained weights '{name}' ({type(error).__name__}); fetch {where} on a machine "
+            "with a network connection and set the branch's init to the file"
+        ) from None
