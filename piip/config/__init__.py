@@ -9,7 +9,7 @@ and list items addressed by number (`model.backbone.branches.0.drop_path=0.1`). 
 from __future__ import annotations
 
 from piip.config.base import Strict
-from piip.config.data import CocoData, DataConfig, DatasetConfig, ShapesData, TransformConfig
+from piip.config.data import CocoData, DataConfig, DatasetConfig, ShapesData, TransformConfig, ZoomConfig
 from piip.config.load import config_dir, config_from_dict, dump_config, find_config, load_config, shipped_configs
 from piip.config.network import (
     VIT_SIZES,
@@ -53,6 +53,7 @@ __all__ = [
     "TrainConfig",
     "TransformConfig",
     "ViTConfig",
+    "ZoomConfig",
     "config_dir",
     "config_from_dict",
     "dump_config",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from piip.config.base import Strict
 
@@ -37,14 +37,35 @@ class ShapesData(Strict):
 DatasetConfig = Annotated[CocoData | ShapesData, Field(discriminator="type")]
 
 
-class TransformConfig(Strict):
-    """What happens to an image on its way to the network."""
+class ZoomConfig(Strict):
+    """A part of the image takes its place: DETR's second augmentation policy (Carion et al., 2020, section 4)."""
 
+    probability: float = Field(0.5, ge=0, le=1)
+    resize: tuple[tuple[int, int], ...] = Field(
+        min_length=1,
+        description="(long, short) limits in pixels of the keep-ratio resize before the crop; one is picked",
+    )
+    crop: tuple[int, int] = Field(description="shortest and longest side in pixels of the part that is kept")
+
+    @model_validator(mode="after")
+    def _rising(self) -> ZoomConfig:
+        if not 0 < self.crop[0] <= self.crop[1]:
+            raise ValueError(f"crop: give the shortest side, then the longest, got {list(self.crop)}")
+        return self
+
+
+class TransformConfig(Strict):
+    """What happens to an image on its way to the network; in training in the order zoom, resize, crop, flip."""
+
+    zoom: ZoomConfig | None = Field(None, description="in training, before the resize")
     resize: tuple[tuple[int, int], ...] = Field(
         min_length=1,
         description="(long, short) limits in pixels of the keep-ratio resize; training picks one at random",
     )
     flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
+    crop: int | None = Field(
+        None, gt=0, description="training keeps a random part of at most this many pixels in height and in width"
+    )
     pad_divisor: int = Field(32, gt=0, description="the batch is padded with zeros to a multiple of this")
 
 
