@@ -1,4 +1,4 @@
-"""The released image recipe: keep-ratio resize, horizontal flip, normalise, pad. Pixels equal OpenCV's byte for byte.
+"""The released image recipes: zoom, keep-ratio resize, crop, flip, normalise, pad. Pixels equal OpenCV's, bit by bit.
 
 The official models were trained and measured on images resized by OpenCV's 8-bit bilinear interpolation, which works in
 fixed point (11 bits per weight) and truncates twice, so that it lies 0.13 grey levels below exact interpolation on
@@ -76,41 +76,95 @@ def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def transform(sample: Sample, config: TransformConfig, rng: np.random.Generator | None) -> Sample:
-    """Resizes and perhaps flips a sample.
+    """Zooms, resizes, crops and flips a sample as the config says.
 
     sample: `image` uint8 (3, H, W) and, for training, `target` with boxes, labels, masks and crowd_boxes in its pixels.
-    rng: draws the scale and the flip; without one the first scale is taken and nothing is flipped.
+    rng: draws all choices; without one the first scale is taken, and nothing is cropped or flipped.
     Returns the sample with image and target changed and `original_size` (H, W) added.
     """
     image: Tensor = sample["image"]
-    height, width = image.shape[-2:]
-    scale, flip = config.resize[0], False
-    if rng is not None:
-        scale = config.resize[int(rng.integers(len(config.resize)))]
-        flip = bool(rng.random() < config.flip)
-    size = resized_size(height, width, scale)
-    image = resize_image(image, size)
-    changed = sample | {"image": image.flip(-1) if flip else image, "original_size": (height, width)}
+    changed = sample | {"original_size": (image.shape[-2], image.shape[-1])}
+    if rng is None:
+        return _resize(changed, config.resize[0])
+    if config.zoom is not None and rng.random() < config.zoom.probability:
+        changed = _resize(changed, _draw(config.zoom.resize, rng))
+        changed = _crop(changed, config.zoom.crop, rng)
+    changed = _resize(changed, _draw(config.resize, rng))
+    if config.crop is not None:
+        changed = _crop(changed, (config.crop, config.crop), rng)
+    return _flip(changed) if rng.random() < config.flip else changed
+
+
+def _draw(scales: Sequence[tuple[int, int]], rng: np.random.Generator) -> tuple[int, int]:
+    return scales[int(rng.integers(len(scales)))]
+
+
+def _resize(sample: Sample, scale: tuple[int, int]) -> Sample:
+    """Resizes image and target to the largest size within the (long, short) limits of `scale`."""
+    old: tuple[int, int] = tuple(sample["image"].shape[-2:])
+    new = resized_size(*old, scale)
+    changed = sample | {"image": resize_image(sample["image"], new)}
     if "target" in sample:
-        changed["target"] = _transform_target(sample["target"], (height, width), size, flip)
+        factors = torch.tensor([new[1] / old[1], new[0] / old[0]] * 2, dtype=torch.float32)
+        target = {name: _clip(boxes * factors, new) for name, boxes in _boxes(sample["target"])}
+        if "masks" in sample["target"]:
+            target["masks"] = resize_masks(sample["target"]["masks"], new)
+        changed["target"] = sample["target"] | target
     return changed
 
 
-def _transform_target(
-    target: dict[str, Tensor], old: tuple[int, int], new: tuple[int, int], flip: bool
-) -> dict[str, Tensor]:
-    target = dict(target)
-    factors = torch.tensor([new[1] / old[1], new[0] / old[0]] * 2, dtype=torch.float32)
-    limits = torch.tensor([new[1], new[0]] * 2, dtype=torch.float32)
-    for name in ("boxes", "crowd_boxes"):
-        boxes = (target[name] * factors).clamp(min=torch.zeros(4), max=limits)
-        if flip:
-            boxes = torch.stack([new[1] - boxes[:, 2], boxes[:, 1], new[1] - boxes[:, 0], boxes[:, 3]], dim=1)
-        target[name] = boxes
-    if "masks" in target:
-        masks = resize_masks(target["masks"], new)
-        target["masks"] = masks.flip(-1) if flip else masks
-    return target
+def _crop(sample: Sample, sides: tuple[int, int], rng: np.random.Generator) -> Sample:
+    """Cuts out a random part; objects whose box lies outside are dropped, boxes and masks of the others are cut.
+
+    sides: least and greatest side of the part in pixels; each side is drawn by itself, and is at most the image's.
+    The part may hold no object at all, as in the released recipe.
+    """
+    height, width = sample["image"].shape[-2:]
+    (top, bottom), (left, right) = (_draw_span(length, sides, rng) for length in (height, width))
+    changed = sample | {"image": sample["image"][:, top:bottom, left:right]}
+    if "target" in sample:
+        target = dict(sample["target"])
+        shift = torch.tensor([left, top] * 2, dtype=torch.float32)
+        for name, boxes in _boxes(target):
+            boxes = _clip(boxes - shift, (bottom - top, right - left))
+            kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+            target[name] = boxes[kept]
+            if name == "boxes":
+                target |= {other: target[other][kept] for other in ("labels", "masks") if other in target}
+        if "masks" in target:
+            target["masks"] = target["masks"][:, top:bottom, left:right]
+        changed["target"] = target
+    return changed
+
+
+def _draw_span(length: int, sides: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    side = int(rng.integers(min(length, sides[0]), min(length, sides[1]) + 1))
+    start = int(rng.integers(length - side + 1))
+    return start, start + side
+
+
+def _flip(sample: Sample) -> Sample:
+    width = sample["image"].shape[-1]
+    changed = sample | {"image": sample["image"].flip(-1)}
+    if "target" in sample:
+        target = {
+            name: torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+            for name, boxes in _boxes(sample["target"])
+        }
+        if "masks" in sample["target"]:
+            target["masks"] = sample["target"]["masks"].flip(-1)
+        changed["target"] = sample["target"] | target
+    return changed
+
+
+def _boxes(target: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """The entries (n, 4) xyxy of a target."""
+    return [(name, target[name]) for name in ("boxes", "crowd_boxes")]
+
+
+def _clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    limits = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32)
+    return boxes.clamp(min=torch.zeros(4), max=limits)
 
 
 def normalise_and_pad(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float], divisor: int) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from piip.config import TransformConfig
+from piip.config import TransformConfig, ZoomConfig
 from piip.data.transforms import (
     generator,
     normalise_and_pad,
@@ -169,6 +169,68 @@ def test_multi_scale_training_draws_every_scale_and_about_the_given_share_of_fli
     assert sum(counts) == 300
     assert min(counts) > 70
     assert 50 < flips < 100
+
+
+def objects(height: int, width: int) -> dict:
+    """An image whose red channel numbers its rows and green its columns, and two objects that fill their boxes."""
+    i, j = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    boxes = torch.tensor([[10, 20, 40, 50], [60, 5, 90, 70]], dtype=torch.float32)
+    inside = [(i >= y1) & (i < y2) & (j >= x1) & (j < x2) for x1, y1, x2, y2 in boxes]
+    crowd = torch.tensor([[0.0, 0.0, 5.0, 5.0]])
+    return {
+        "image": torch.stack((i, j, i + j)).to(torch.uint8),
+        "target": {
+            "boxes": boxes, "labels": torch.tensor([3, 7]), "crowd_boxes": crowd,
+            "masks": torch.stack(inside).to(torch.uint8),
+        },
+    }  # fmt: skip
+
+
+def test_a_crop_is_a_part_of_the_image_with_the_objects_that_reach_into_it() -> None:
+    config = TransformConfig(resize=((100, 80),), crop=25)
+    seen = set()
+    for index in range(200):
+        result = transform(objects(80, 100), config, generator(5, index))
+        image, target = result["image"], result["target"]
+        height, width = image.shape[1:]
+        top, left = image[0, 0, 0].item(), image[1, 0, 0].item()
+        assert (height, width) == (25, 25)
+        assert torch.equal(image, objects(80, 100)["image"][:, top : top + height, left : left + width])
+        assert result["original_size"] == (80, 100)
+        kept = []
+        for box, label in zip(objects(80, 100)["target"]["boxes"].tolist(), (3, 7), strict=True):
+            x1, x2 = (min(max(x - left, 0), width) for x in box[::2])
+            y1, y2 = (min(max(y - top, 0), height) for y in box[1::2])
+            if x2 > x1 and y2 > y1:
+                kept.append((label, [x1, y1, x2, y2]))
+        assert list(zip(target["labels"].tolist(), target["boxes"].tolist(), strict=True)) == kept
+        assert target["masks"].shape == (len(kept), height, width)
+        for mask, (_, (x1, y1, x2, y2)) in zip(target["masks"], kept, strict=True):
+            assert mask.sum() == mask[int(y1) : int(y2), int(x1) : int(x2)].sum() == (x2 - x1) * (y2 - y1)
+        assert len(target["crowd_boxes"]) == (top < 5 and left < 5)
+        seen.add(len(kept))
+    assert seen == {0, 1, 2}  # as in the released recipe, a part without objects is allowed
+
+
+def test_a_crop_is_never_larger_than_the_image() -> None:
+    config = TransformConfig(resize=((100, 80),), crop=1024)
+    assert torch.equal(transform(objects(80, 100), config, generator(0))["image"], objects(80, 100)["image"])
+
+
+def test_a_zoom_cuts_before_it_resizes_in_the_given_share_of_cases() -> None:
+    zoom = ZoomConfig(probability=0.3, resize=((50, 40),), crop=(20, 20))
+    config = TransformConfig(zoom=zoom, resize=((100, 80),))
+    whole = transform(objects(80, 100), TransformConfig(resize=((100, 80),)), generator(0))["image"]
+    sizes = [tuple(transform(objects(80, 100), config, generator(1, index))["image"].shape[1:]) for index in range(300)]
+    assert set(sizes) == {(80, 100), (80, 80)}  # a square part of a wide image
+    assert 60 < sizes.count((80, 80)) < 120
+    assert torch.equal(transform(objects(80, 100), config, None)["image"], whole)
+    zoom = ZoomConfig(probability=1.0, resize=((100, 80),), crop=(20, 60))
+    config = TransformConfig(zoom=zoom, resize=((200, 200),))
+    sizes = [tuple(transform(objects(80, 100), config, generator(1, index))["image"].shape[1:]) for index in range(300)]
+    assert all(max(size) == 200 and min(size) >= 200 * 20 / 60 for size in sizes)  # height and width drawn apart
+    assert min(min(size) for size in sizes) < 90
+    assert len({size[0] > size[1] for size in sizes}) == 2
 
 
 def test_random_streams_depend_on_seed_and_key_alone() -> None:
