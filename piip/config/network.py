@@ -108,6 +108,9 @@ class InteractionConfig(Strict):
 class BackboneConfig(Strict):
     """N branches, finest resolution first, and the interactions between neighbours."""
 
+    every_branch: dict[str, Any] = Field(
+        {}, description="settings of every branch, which each may override; empty once they are filled in"
+    )
     branches: tuple[BranchConfig, ...] = Field(min_length=1)
     resolutions: tuple[Annotated[int, Field(gt=0)], ...] = Field(
         description="per branch the longer side of the image it sees, in pixels, as in the tables"
@@ -123,6 +126,16 @@ class BackboneConfig(Strict):
         "interaction, as in the rows with ConvNeXt; none: all levels are scaled from one map",
     )
     finest_level: bool = Field(True, description="false leaves out the pyramid's 4x upsampled level, as for DINO")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_branches(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(shared := data.get("every_branch"), dict) or not shared:
+            return data
+        branches = data.get("branches")
+        if not isinstance(branches, list | tuple) or not all(isinstance(branch, dict) for branch in branches):
+            return data
+        return data | {"branches": [shared | branch for branch in branches], "every_branch": {}}
 
     @model_validator(mode="after")
     def _finest_first(self) -> BackboneConfig:
