@@ -6,6 +6,7 @@ Three ways in: `Model.loss` for training, `Model.infer` for a prepared batch, `M
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -62,13 +63,13 @@ class Model(nn.Module):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar losses by name; the training loss is their sum."""
         features = self.features(batch.images)
-        with torch.autocast(batch.images.device.type, enabled=False):
+        with self._head_precision(batch.images.device):
             return self.head.loss(features, batch.image_sizes, batch.targets)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W), normalised -> the neck's maps (B, C, H/s, W/s), finest first."""
         maps = self.backbone(images)
-        # As released: under autocast the backbone runs in bfloat16, neck and head in float32.
+        # As released: under autocast the backbone runs in bfloat16, the neck in float32.
         with torch.autocast(images.device.type, enabled=False):
             return self.neck([x.float() for x in maps])
 
@@ -109,9 +110,13 @@ class Model(nn.Module):
         self, images: Tensor, image_sizes: Sequence[tuple[int, int]], output_sizes: Sequence[tuple[int, int]]
     ) -> Any:
         features = self.features(images)
-        with torch.autocast(images.device.type, enabled=False):
+        with self._head_precision(images.device):
             raw = self.head.detect(features, list(image_sizes))
         return self.head.restore(raw, list(image_sizes), list(output_sizes))
+
+    def _head_precision(self, device: torch.device) -> AbstractContextManager[object]:
+        """As released, heads run in float32 under autocast; but one that is costly may choose for itself."""
+        return nullcontext() if self.head.mixed_precision else torch.autocast(device.type, enabled=False)
 
     def layer_ids(self) -> dict[str, int]:
         """Layer of every parameter that layer-wise learning-rate decay scales; all others train at the full rate."""

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 class Head(nn.Module):
     """Turns the maps of a neck into losses and results; one a task."""
 
+    # Whether `loss` and `detect` stay under the caller's autocast and say themselves what must be float32.
+    mixed_precision = False
+
     @abstractmethod
     def loss(
         self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]

@@ -42,9 +42,12 @@ class DINO(Head):
     """Boxes and classes of objects: queries that start from the encoder's best cells and are refined by a decoder.
 
     specs: the pyramid, finest first, one width for all levels. The other settings are those of `DINOConfig`.
-    Matrix products may run in lower precision; boxes, scores, positions and losses are float32.
+    Under autocast the layers of encoder and decoder, a sixth of a released network's work, run in lower precision;
+    positions, boxes, scores, matching and losses stay float32.
     Raises ConfigError if the levels differ in width, or the width does not suit the heads.
     """
+
+    mixed_precision = True
 
     def __init__(
         self,
