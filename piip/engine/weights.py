@@ -39,6 +39,19 @@ def write_weights(
     known = {"config": config, "class_names": class_names, "step": step}
     metadata = {key: json.dumps(value) for key, value in known.items() if value is not None}
     save_file(tensors, path, metadata={"format": "pt", "piip": piip.__version__} | metadata)
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    # safetensors writes the metadata in a random order, and equal runs should write equal files.
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], LoadedWeights]:
