@@ -15,17 +15,27 @@ def convert(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The .safetensors file to write.")],
     config: Annotated[str, typer.Option("--config", metavar="CONFIG", help="The network the weights are for.")],
     strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Fail where a weight does not match.")] = True,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the file's averaged weights.")] = False,
+    to_official: Annotated[
+        bool, typer.Option("--to-official", help="The way back: SOURCE holds weights of ours, OUTPUT is a .pth file.")
+    ] = False,
 ) -> None:
     """Convert an official checkpoint; its file is read without executing anything in it."""
     from piip.cli.console import facts, out
     from piip.config import load_config
-    from piip.convert import convert_checkpoint
+    from piip.convert import convert_back, convert_checkpoint
 
-    report = convert_checkpoint(source, output, config=load_config(config), strict=strict)
-    console = out()
-    counts = [("written", str(output)), ("loaded", len(report.loaded))]
+    settings = load_config(config)
+    if to_official:
+        convert_back(source, output, config=settings)
+        out().print(facts([("written", str(output)), ("network", settings.name)]))
+        return
+    report = convert_checkpoint(source, output, config=settings, strict=strict, ema=ema)
+    other = f"  (the checkpoint does not have the form of {settings.name})" if report.config != settings.name else ""
+    rows = [("written", str(output)), ("network", f"{report.config}{other}"), ("loaded", len(report.loaded))]
     for name in ("resized", "unused", "unknown", "missing"):
         keys = getattr(report, name)
         shown = ", ".join(map(str, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")
-        counts.append((name, f"{len(keys)}  {shown}".rstrip()))
-    console.print(facts(counts))
+        rows.append((name, f"{len(keys)}  {shown}".rstrip()))
+    rows += [("unused as", reason) for reason in sorted(set(report.reasons.values()))]
+    out().print(facts(rows))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,86 +22,75 @@ from piip.data.loader import Batch
 from piip.engine.checkpoint import load_weights
 from piip.heads.mask_rcnn.roi import pool
 from piip.model import Model, build_model
-from tests.golden.rule import golden_image, golden_targets, golden_value, recorded_positions
+from tests.golden.cases import CASES, FOLDER, Case, backbone_errors, build
+from tests.golden.rule import golden_image, golden_targets, golden_value
 
-CASE = "tsb_1120_896_448"
-CONFIG = "detection/mask_rcnn_piip_tsb_1120_896_448"
-FOLDER = Path(__file__).parent
-INFO = json.loads((FOLDER / f"{CASE}.json").read_text())
-RECORDED = np.load(FOLDER / f"{CASE}.npz")
 TOLERANCE = 1e-4  # of a tensor's standard deviation
+DETECTORS = ("tsb_1120_896_448", "h6b_reduced_maskrcnn", "baseline_vit_b")
+FAST = ("h6b_reduced_speedup_bb", "beit_sbl_bb")
+BACKBONES = [
+    pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow])
+    for name in CASES
+    if name not in DETECTORS and (FOLDER / f"{name}.npz").is_file()
+]
 
 
 def official_weights(key: str, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.asarray(golden_value(key, tuple(shape))))
 
 
-def assert_recorded(name: str, value: Tensor) -> None:
-    flat = value.detach().contiguous().numpy().reshape(-1)
-    recorded, digest = RECORDED[name], INFO["digests"][name]
-    assert list(value.shape) == digest["shape"], name
-    error = np.abs(flat[recorded_positions(flat.size, len(recorded))] - recorded).max() / digest["std"]
-    assert error < TOLERANCE, f"{name}: {error:.2e} standard deviations off"
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_recorded_stage_of_a_backbone(name: str) -> None:
+    case = Case(name)
+    errors = dict(backbone_errors(case, build(case)))
+    assert errors.keys() == case.values.keys()
+    assert max(errors.values()) < TOLERANCE, errors
+
+
+@pytest.fixture(scope="module", params=DETECTORS)
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def model(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The network of an official checkpoint, converted and loaded as users do it."""
     folder = tmp_path_factory.mktemp("official")
-    state = {key: official_weights(key, shape) for key, shape in INFO["keys"]}
+    model = build_model(case.config.model)
+    state = case.official_state(model.state_dict().keys())
     torch.save({"meta": {}, "state_dict": state}, folder / "official.pth")
-    del state
-    config = load_config(CONFIG)
-    report = convert_checkpoint(folder / "official.pth", folder / "ours.safetensors", config=config)
-    assert len(report.loaded) == len(INFO["keys"])
-    model = build_model(config.model)
+    report = convert_checkpoint(folder / "official.pth", folder / "ours.safetensors", config=case.config)
+    assert len(report.loaded) == len(state)
     load_weights(model, folder / "ours.safetensors")
     return model.eval()
 
 
 @pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.from_numpy(golden_image(INFO["input"]["shape"], INFO["input"]["valid_hw"]))
-
-
-@pytest.fixture(scope="module")
-def sizes() -> list[tuple[int, int]]:
-    return [tuple(size) for size in INFO["input"]["valid_hw"]]
-
-
-@pytest.fixture(scope="module")
-def neck(model: Model, images: Tensor) -> list[Tensor]:
+def neck(case: Case, model: Model) -> list[Tensor]:
     """The neck's maps; backbone and neck are checked on the way."""
-    assert_recorded("input", images)
-    seen: dict[int, list[Tensor]] = {}
-    hooks = [
-        interaction.register_forward_hook(lambda _, __, maps, index=index: seen.update({index: maps}))
-        for index, interaction in enumerate(model.backbone.interactions)
-    ]
+    errors = dict(backbone_errors(case, model))
+    assert {"backbone/out3", "neck/out4"} <= errors.keys()
+    assert max(errors.values()) < TOLERANCE, errors
     with torch.inference_mode():
-        features = model.backbone(images)
-        maps = model.neck(features)
-    for hook in hooks:
-        hook.remove()
-    for index, branches in seen.items():
-        for branch, x in enumerate(reversed(branches)):  # recorded coarsest first
-            assert_recorded(f"mid/interactions.{index}/{branch}", x.flatten(1, 2))
-    for name, outputs in (("backbone", features), ("neck", maps)):
-        for level, x in enumerate(outputs):
-            assert_recorded(f"{name}/out{level}", x)
-    return maps
+        return model.features(case.images())
+
+
+def assert_recorded(case: Case, name: str, value: Tensor) -> None:
+    error = case.error(name, value)
+    assert error < TOLERANCE, f"{name}: {error:.2e} standard deviations off"
 
 
 @pytest.mark.slow
-def test_region_proposals_are_the_recorded_ones(model: Model, neck: list[Tensor], sizes: list[tuple[int, int]]) -> None:
+def test_region_proposals_are_the_recorded_ones(case: Case, model: Model, neck: list[Tensor]) -> None:
     with torch.inference_mode():
         outputs = model.head.rpn(neck)
-        proposals = model.head.rpn.propose(outputs, sizes, pre_nms=1000)
+        proposals = model.head.rpn.propose(outputs, case.sizes, pre_nms=1000)
     for level, x in enumerate(neck):
         grid = (len(x), *x.shape[2:])
-        assert_recorded(f"rpn/cls{level}", outputs.logits[level].view(*grid, 3).permute(0, 3, 1, 2))
-        assert_recorded(f"rpn/bbox{level}", outputs.deltas[level].reshape(*grid, 12).permute(0, 3, 1, 2))
+        assert_recorded(case, f"rpn/cls{level}", outputs.logits[level].view(*grid, 3).permute(0, 3, 1, 2))
+        assert_recorded(case, f"rpn/bbox{level}", outputs.deltas[level].reshape(*grid, 12).permute(0, 3, 1, 2))
     for image, (boxes, scores) in enumerate(proposals):
-        recorded = torch.from_numpy(RECORDED[f"proposals{image}/all"])
+        recorded = torch.from_numpy(case.values[f"proposals{image}/all"])
         torch.testing.assert_close(scores, recorded[:, 4], rtol=0, atol=1e-5)
         # Near ties change places, so each recorded box is looked up among ours.
         distance = torch.cdist(recorded[:, :4], boxes, p=torch.inf).amin(dim=1)
@@ -110,40 +98,39 @@ def test_region_proposals_are_the_recorded_ones(model: Model, neck: list[Tensor]
 
 
 @pytest.mark.slow
-def test_the_box_head_on_the_recorded_proposals(model: Model, neck: list[Tensor]) -> None:
-    proposals = [torch.from_numpy(RECORDED[f"proposals{image}/all"][:, :4]) for image in range(2)]
+def test_the_box_head_on_the_recorded_proposals(case: Case, model: Model, neck: list[Tensor]) -> None:
+    proposals = [torch.from_numpy(case.values[f"proposals{image}/all"][:, :4]) for image in range(len(case.sizes))]
     with torch.inference_mode():
         pooled = pool(neck[:4], model.head.strides[:4], proposals, 7)
         logits, deltas = model.head.box(pooled)
-    assert_recorded("roi/bbox_feats", pooled)
-    assert_recorded("roi/cls_score", logits)
-    assert_recorded("roi/bbox_pred", deltas.flatten(1))
+    assert_recorded(case, "roi/bbox_feats", pooled)
+    assert_recorded(case, "roi/cls_score", logits)
+    assert_recorded(case, "roi/bbox_pred", deltas.flatten(1))
 
 
 @pytest.mark.slow
-def test_detections_and_masks_are_the_recorded_ones(
-    model: Model, neck: list[Tensor], sizes: list[tuple[int, int]]
-) -> None:
+def test_detections_and_masks_are_the_recorded_ones(case: Case, model: Model, neck: list[Tensor]) -> None:
     with torch.inference_mode():
-        stages = model.head.stages(neck, sizes)
-        final = model.head.restore(model.head.detect(neck, sizes), sizes, [(480, 640), (480, 640)])
+        stages = model.head.stages(neck, case.sizes)
+        final = model.head.restore(model.head.detect(neck, case.sizes), case.sizes, [(480, 640)] * len(case.sizes))
     counts = [len(image["boxes"]) for image in stages.detections]
-    assert counts == [INFO["n_det0"], INFO["n_det1"]]
+    assert counts == [case.info[f"n_det{image}"] for image in range(len(counts))]
     first20 = [logits[:20] for logits in stages.mask_logits.split(counts)]
-    assert_recorded("mask/logits_top20", torch.cat(first20))
+    assert_recorded(case, "mask/logits_top20", torch.cat(first20))
     for image, (found, result) in enumerate(zip(stages.detections, final, strict=True)):
         for name, boxes, scores in (
             (f"det{image}/bboxes50", found["boxes"], found["scores"]),
             (f"final{image}/bboxes50_rescaled", result["boxes"], result["scores"]),
         ):
-            recorded = torch.from_numpy(RECORDED[name])
+            recorded = torch.from_numpy(case.values[name])
             torch.testing.assert_close(boxes[:50], recorded[:, :4], rtol=0, atol=0.01)  # pixels
             torch.testing.assert_close(scores[:50], recorded[:, 4], rtol=0, atol=1e-5)
-        assert found["labels"][:50].tolist() == RECORDED[f"det{image}/labels50"].tolist()
-        areas = torch.from_numpy(RECORDED[f"final{image}/mask_areas_in_det_order"])
+        assert found["labels"][:50].tolist() == case.values[f"det{image}/labels50"].tolist()
+        areas = torch.from_numpy(case.values[f"final{image}/mask_areas_in_det_order"])
         assert (result["masks"].sum(dim=(1, 2)) - areas).abs().max() <= 2  # pixels at exactly one half
 
 
+CASE = DETECTORS[0]
 TRAINING = json.loads((FOLDER / f"{CASE}_train.json").read_text())
 
 
@@ -151,7 +138,7 @@ TRAINING = json.loads((FOLDER / f"{CASE}_train.json").read_text())
 def test_training_losses_and_gradients_are_the_recorded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four interactions instead of twelve, samplers that take the first candidates, no drop path."""
     monkeypatch.setattr(torch, "randperm", lambda count, device=None: torch.arange(count, device=device))
-    config = load_config(CONFIG).model_dump()
+    config = load_config(CASES[CASE][0]).model_dump()
     backbone = config["model"]["backbone"]
     backbone["interactions"] = TRAINING["interactions"]
     backbone["interaction"]["drop_path"] = 0.0
