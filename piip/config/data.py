@@ -21,6 +21,7 @@ class CocoData(Strict):
         False, description="train on images without annotations too, as the released recipe does not"
     )
     min_side: int = Field(32, gt=0, description="training leaves out images with a side shorter than this, in pixels")
+    masks: bool = Field(True, description="false reads boxes only, which is all that DINO learns")
 
 
 class ShapesData(Strict):

@@ -30,6 +30,7 @@ class CocoDataset(Dataset[dict[str, Any]]):
     training: leave out what the released recipe does not train on: images without annotations (unless keep_empty) and
     images with a side below min_side pixels. Evaluation keeps every image.
     max_image_pixels: larger images are refused from their header.
+    masks: whether to read masks, where the file has any.
 
     class_names: name per label. category_ids: id in the file per label. has_masks: whether targets have masks.
     report: what was dropped or clipped, by the rules of piip/data/annotations.py; one line of it is logged.
@@ -45,12 +46,13 @@ class CocoDataset(Dataset[dict[str, Any]]):
         keep_empty: bool = False,
         min_side: int = 32,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
+        masks: bool = True,
     ) -> None:
         file = read_annotations(annotations)
         self.folder, self.source = images, annotations
         self.max_image_pixels = max_image_pixels
         self.class_names, self.category_ids = file.class_names, file.category_ids
-        self.has_masks, self.report = file.has_masks, file.report
+        self.has_masks, self.report = file.has_masks and masks, file.report
         check_image_files(images, [record.file_name for record in file.images], annotations)
         notable = bool(self.report.counts)
         kept = [record for record in file.images if not training or self._trains_on(record, keep_empty, min_side)]

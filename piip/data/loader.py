@@ -74,6 +74,7 @@ def build_dataset(config: DatasetConfig, *, training: bool) -> CocoDataset:
             keep_empty=config.keep_empty,
             min_side=config.min_side,
             max_image_pixels=config.max_image_pixels,
+            masks=config.masks,
         )
     images, annotations = write_shapes(config)
     return CocoDataset(images=images, annotations=annotations, training=training)

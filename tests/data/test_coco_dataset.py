@@ -12,7 +12,9 @@ from conftest import Coco
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from piip.config import CocoData
 from piip.data.coco import CocoDataset, check_classes, check_masks, check_same_classes, self_test
+from piip.data.loader import build_dataset
 from piip.errors import CheckError, ConfigError, DataError
 
 Find = Callable[[CocoDataset, int], int]
@@ -209,3 +211,22 @@ def test_the_self_test_refuses_a_set_without_objects(coco: Coco) -> None:
     coco.data["annotations"].clear()
     with pytest.raises(CheckError, match="no objects to evaluate"):
         self_test(coco.load(training=False))
+
+
+def test_without_masks_a_set_gives_boxes_and_is_scored_by_them(coco: Coco, index_of: Find) -> None:
+    coco.write()
+    config = CocoData(images=coco.images, annotations=coco.file, min_side=1, masks=False)
+    dataset, whole = build_dataset(config, training=False), coco.load(training=False)
+    for index in range(len(whole)):
+        expected = whole.target(index)
+        assert {name: value.tolist() for name, value in dataset.target(index).items()} == {
+            name: value.tolist() for name, value in expected.items() if name != "masks"
+        }
+    assert "masks" in whole.target(index_of(whole, 7))
+    metric, ids = dataset.metric(), [dataset.record(index).id for index in range(len(dataset))]
+    metric.update([whole.objects(index) for index in range(len(whole))], ids)
+    figures = metric.compute()
+    assert figures["box_ap"] == 1
+    assert not any(name.startswith("mask") for name in figures)
+    sizes = [[entry["area"] for entry in data.ground_truth()["annotations"]] for data in (dataset, whole)]
+    assert sizes[0] == sizes[1]
