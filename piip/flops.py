@@ -2,54 +2,66 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from piip.config import HeadConfig, MaskRCNNConfig, ModelConfig
+from piip.costs import Cost, Count, Part
 from piip.heads import DINO, MaskRCNN
 from piip.model import Model, build_model
-from piip.paper_flops import Cost, Count, Part, backbone_from_letters, branch_names, paper_count
+from piip.paper_flops import backbone_from_letters, branch_names, paper_count
 
 __all__ = ["Cost", "Count", "Part", "actual_count", "backbone_from_letters", "branch_names", "paper_count"]
 
 # Besides views and pointwise ops, what counts as free by convention, having no formula in torch's registry: allocation
-# and copies, norms, softmax and other reductions, pooling, and the resampling of maps and position embeddings.
+# and copies, norms, softmax and other reductions, and pooling.
 _FREE = {
     *("arange", "as_strided", "cat", "clone", "constant_pad_nd", "copy_", "empty", "empty_like", "full", "full_like"),
     *("index", "linspace", "new_empty", "ones", "ones_like", "scalar_tensor", "stack", "zeros", "zeros_like"),
     *("_to_copy", "_unsafe_index", "_unsafe_view", "cumsum", "gather", "new_full", "repeat", "topk"),
-    *(
-        "all",
-        "amax",
-        "amin",
-        "any",
-        "mean",
-        "sum",
-        "_safe_softmax",
-        "_softmax",
-        "native_group_norm",
-        "native_layer_norm",
-    ),
-    *("max_pool2d_with_indices", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d"),
+    *("all", "amax", "amin", "any", "mean", "sum", "_safe_softmax", "_softmax"),
+    *("native_group_norm", "native_layer_norm", "max_pool2d_with_indices", "upsample_nearest2d"),
 }
+
+
+def _taps(count: int) -> Callable[..., int]:
+    """The FLOPs of resampling that reads `count` cells for every cell it writes."""
+
+    def flops(*_: Any, out_shape: Any, **__: Any) -> int:
+        shapes = out_shape if isinstance(out_shape[0], torch.Size) else [out_shape]
+        return 2 * count * sum(math.prod(shape) for shape in shapes)
+
+    return flops
+
+
+_RESAMPLING = {
+    torch.ops.aten.upsample_bilinear2d: _taps(4),
+    torch.ops.aten.upsample_bicubic2d: _taps(16),
+    torch.ops.piip.pyramid_resize: _taps(4),
+}
+_FILLING = {Tensor.add_, Tensor.clamp_, Tensor.erfinv_, Tensor.fill_, Tensor.mul_}
+_FILLING |= {Tensor.normal_, Tensor.uniform_, Tensor.zero_}
 
 
 def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
     """What the inference of one image of `size` (h, w) pixels costs, by part.
 
-    Counts the multiply-accumulates of matrix products, convolutions, attention and the project's own ops; attention
-    windows with the padding they really have. The work of a detection head grows with what it finds, so it is counted
-    at its limits: as many proposals and detections as the config allows.
+    Counts the multiply-accumulates of matrix products, convolutions, attention, resampling and the project's own ops;
+    attention windows with the padding they really have. The work of a detection head grows with what it finds, so it
+    is counted at its limits, as many proposals and detections as the config allows, and without RoIAlign and NMS.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         model = build_model(config).eval().requires_grad_(False)
         images = torch.empty(1, 3, *size)
     seen = _SeenOps()
-    with torch.no_grad(), seen, FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), seen, FlopCounterMode(display=False, custom_mapping=_RESAMPLING) as counter:
         _Inference(model, config.head)(images)
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     parts = [
@@ -113,6 +125,13 @@ def _run_mask_rcnn(head: MaskRCNN, features: list[Tensor], config: MaskRCNNConfi
     head.mask(features[0].new_empty(config.max_detections, channels, masks.POOLED, masks.POOLED))
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Skips what fills a tensor in place: on the meta device nothing is lost by it but a third of the time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in _FILLING else func(*args, **(kwargs or {}))
+
+
 class _SeenOps(TorchDispatchMode):
     """Notes the ops that do arithmetic but have no formula."""
 
@@ -124,6 +143,6 @@ class _SeenOps(TorchDispatchMode):
         packet = func.overloadpacket
         by_convention = func.namespace == "aten" and packet.__name__ in _FREE
         free = by_convention or func.is_view or torch.Tag.pointwise in func.tags
-        if not free and packet not in flop_registry:
+        if not free and packet not in flop_registry and packet not in _RESAMPLING:
             self.uncounted.add(f"{func.namespace}.{packet.__name__}")
         return func(*args, **(kwargs or {}))

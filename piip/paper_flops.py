@@ -1,21 +1,37 @@
-"""Parameters and multiply-accumulates as the paper's tables count them, by formula from a config.
+"""Parameters and multiply-accumulates as the papers' tables count them, by formula from a config.
 
-The tables' convention is not what a network costs (see `piip.flops.actual_count` for that); it is kept so that a number
-can be held against the published ones.
+The official repository counts with two scripts. `classification/get_flops.py` gave the columns of all tables but one;
+`mmdetection/get_flops_det.py` gave those of the ConvNeXt table. Neither is what a network costs (see
+`piip.flops.actual_count` for that); they are kept so that a number can be held against the published ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
+from typing import Literal
 
 from pydantic import ValidationError
 
-from piip.config import VIT_SIZES, BackboneConfig, BranchConfig, ConvNeXtConfig, InteractionConfig, ViTConfig
+from piip.config import VIT_SIZES, BackboneConfig, BranchConfig, ConvNeXtConfig, ViTConfig
+from piip.costs import Cost, Count, Part, linear, norm
 from piip.errors import ConfigError
+from piip.paper_parts import (
+    CONVNEXT_SIZES,
+    Map,
+    after_groups,
+    branch_norm,
+    conv_merge,
+    convnext,
+    convnext_size,
+    interactions,
+    is_deit,
+    is_plain,
+    pretrain_sides,
+    pyramid,
+    vit,
+)
 
-# The classifier that the official script puts on every backbone before it counts.
-_PAPER_CLASSES = 1000
+# The classifier that the classification script puts on every backbone before it counts.
+_CLASSES = 1000
 
 # What `--branches` means when no resolutions are given: the largest released rows, and 1024 for a single branch.
 DEFAULT_RESOLUTIONS = {
@@ -26,40 +42,6 @@ DEFAULT_RESOLUTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Trainable parameters and multiply-accumulates."""
-
-    params: int = 0
-    macs: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.params + other.params, self.macs + other.macs)
-
-    def __rmul__(self, times: int) -> Cost:
-        return Cost(times * self.params, times * self.macs)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A named share of a network's cost."""
-
-    name: str
-    cost: Cost
-
-
-@dataclass(frozen=True)
-class Count:
-    """The parts of a network, and the ops that were run but have no formula."""
-
-    parts: tuple[Part, ...]
-    uncounted: tuple[str, ...] = ()
-
-    @property
-    def total(self) -> Cost:
-        return sum((part.cost for part in self.parts), Cost())
-
-
 def backbone_from_letters(letters: str, resolutions: tuple[int, ...] | None = None) -> BackboneConfig:
     """DeiT branches by letter ('tsb'), finest resolution first, with the attention windows of the released rows.
 
@@ -67,7 +49,7 @@ def backbone_from_letters(letters: str, resolutions: tuple[int, ...] | None = No
     Raises ConfigError for an unknown letter or resolutions that do not fit.
     """
     letters = letters.lower()
-    unknown = sorted(set(letters) - {size.lower() for size in VIT_SIZES})
+    unknown = sorted(set(letters) - set("tsbl"))
     if unknown or not letters:
         raise ConfigError(f"branches '{letters}': use the letters t, s, b and l, one per branch, as in 'tsb'")
     if resolutions is None:
@@ -96,99 +78,96 @@ def _label(branch: BranchConfig) -> str:
     return branch.model if isinstance(branch, ConvNeXtConfig) else str(branch.size or branch.embed_dim)
 
 
-def paper_count(backbone: BackboneConfig) -> Count:
-    """What the official script (`classification/get_flops.py`) prints, as exact integers, for plain ViT branches.
+def paper_script(backbone: BackboneConfig) -> Literal["classification", "detection"] | None:
+    """The script a table would have counted this backbone with: the first where it can, else the second.
 
-    It counts a classification network: every image square, each branch at its own resolution with a position
-    embedding of that size, branches merged by group norms and linear layers instead of convolutions, no feature
-    pyramid, and a norm and a 1000-way classifier on top. Attention products are added by formula over unpadded
-    tokens, deformable attention as 5 * queries * points * width. A convolution's bias counts one operation per
-    output, a linear layer's none; norms count two per element; activations, softmax and residual sums count nothing.
+    None for a ConvNeXt of no published size, whose layers are not known here.
     """
-    branches = [branch for branch in backbone.branches if isinstance(branch, ViTConfig)]
-    if len(branches) < len(backbone.branches):
-        raise ConfigError("the paper's count is defined for plain ViT branches only")
-    interaction = backbone.interaction
-    tokens = [(size // branch.patch_size) ** 2 for branch, size in zip(branches, backbone.resolutions, strict=True)]
-    parts = [
-        Part(name, _paper_branch(branch, count))
-        for name, branch, count in zip(branch_names(backbone), branches, tokens, strict=True)
-    ]
-    width = branches[-1].embed_dim
-    if len(branches) > 1:
-        grids = list(zip((branch.embed_dim for branch in branches), tokens, strict=True))
-        units = (_paper_unit(fine, coarse, interaction) for fine, coarse in pairwise(grids))
-        times = backbone.interactions if isinstance(backbone.interactions, int) else len(backbone.interactions[0])
-        merges = (_norm(n, dim) + _linear(n, dim, width) + _norm(n, width) for dim, n in grids[:-1])
-        weights = Cost(params=len(branches))
-        parts.append(Part("interactions", times * sum(units, Cost())))
-        parts.append(Part("merge", sum(merges, _norm(tokens[-1], width) + weights)))
-    parts.append(Part("classifier", _norm(tokens[0], width) + _linear(1, width, _PAPER_CLASSES)))
-    return Count(tuple(parts))
+    if any(isinstance(b, ConvNeXtConfig) and convnext_size(b) is None for b in backbone.branches):
+        return None
+    return "classification" if all(is_plain(branch) for branch in backbone.branches) else "detection"
+
+
+def paper_count(backbone: BackboneConfig) -> Count:
+    """The count as the paper's tables have it, by `paper_script`. Raises ConfigError where neither script reaches."""
+    script = paper_script(backbone)
+    if script is None:
+        raise ConfigError(f"the paper's count is defined for ViTs and for {', '.join(CONVNEXT_SIZES)}")
+    return classification_count(backbone) if script == "classification" else detection_count(backbone)
 
 
 def paper_cost(backbone: BackboneConfig) -> Cost | None:
-    """The total of `paper_count`, or None where the paper's convention does not reach."""
-    if all(isinstance(branch, ViTConfig) for branch in backbone.branches):
-        return paper_count(backbone).total
-    return None
+    """The total of `paper_count`, or None where the paper's conventions do not reach."""
+    return paper_count(backbone).total if paper_script(backbone) else None
 
 
-def _linear(tokens: int, inputs: int, outputs: int, *, bias: bool = True) -> Cost:
-    return Cost(inputs * outputs + (outputs if bias else 0), tokens * inputs * outputs)
+def classification_count(backbone: BackboneConfig, *, class_tokens: bool = False) -> Count:
+    """What `classification/get_flops.py` prints, as exact integers, for plain ViT branches.
 
-
-def _norm(tokens: int, width: int) -> Cost:
-    return Cost(2 * width, 2 * tokens * width)
-
-
-def _conv(positions: int, kernel: int, inputs: int, outputs: int) -> Cost:
-    weights = kernel * kernel * inputs * outputs + outputs
-    return Cost(weights, positions * weights)
-
-
-def _paper_branch(branch: ViTConfig, tokens: int) -> Cost:
-    width, hidden = branch.embed_dim, int(branch.embed_dim * branch.mlp_ratio)
-    linears = _linear(tokens, width, 3 * width) + _linear(tokens, width, width)
-    linears += _linear(tokens, width, hidden) + _linear(tokens, hidden, width)
-    gains = Cost(params=0 if branch.layer_scale is None else 2 * width)
-    position_embedding = Cost(params=tokens * width)
-    keys = [
-        branch.window_size**2 if branch.window_size and block not in branch.global_blocks else tokens
-        for block in range(branch.depth)
-    ]
-    attention = Cost(macs=2 * tokens * sum(keys) * width)
-    blocks = branch.depth * (linears + 2 * _norm(tokens, width) + gains)
-    return _conv(tokens, branch.patch_size, 3, width) + position_embedding + blocks + attention
-
-
-def _paper_unit(fine: tuple[int, int], coarse: tuple[int, int], interaction: InteractionConfig) -> Cost:
-    """Both directions of one interaction between neighbours, each given as (width, tokens)."""
-    cost = Cost()
-    for (width, queries), (other_width, keys) in ((fine, coarse), (coarse, fine)):
-        if interaction.projection:
-            cost += _linear(keys, other_width, width)
-            other_width = width
-        cost += _paper_injector(width, queries, other_width, keys, interaction)
-    return cost
-
-
-def _paper_injector(width: int, queries: int, key_width: int, keys: int, interaction: InteractionConfig) -> Cost:
-    cost = Cost(params=width)  # the gain of the attention
-    normed = interaction.norm == "layer"
-    if normed:
-        cost += _norm(queries, width) + _norm(keys, key_width)
-    if interaction.attention == "deformable":
-        samples, inner = interaction.num_heads * interaction.points, int(width * interaction.value_ratio)
-        cost += _linear(keys, key_width, inner) + _linear(queries, inner, width)
-        cost += _linear(queries, width, 2 * samples) + _linear(queries, width, samples)
-        cost += Cost(macs=5 * queries * interaction.points * width)
+    Every image is square, each branch has a position embedding of its own resolution, branches are merged by group
+    norms and linear layers instead of convolutions, there is no feature pyramid, and a norm and a 1000-way classifier
+    stand on top. Attention products are added by formula over unpadded tokens.
+    class_tokens: as in the classification rows, a class token and a classifier on every branch, and no merge.
+    """
+    maps, parts = [], []
+    for name, branch, size in zip(branch_names(backbone), backbone.branches, backbone.resolutions, strict=True):
+        if not isinstance(branch, ViTConfig) or not is_plain(branch):
+            raise ConfigError("the classification script counts plain ViT branches only")
+        side = size // branch.patch_size
+        # Its ViT for DeiT pads windows behind the qkv layer, its other ViT before.
+        cost = vit(branch, side, position_side=side, pad_before_qkv=not is_deit(branch), class_token=class_tokens)
+        if class_tokens:
+            cost += branch_norm(branch, side**2) + linear(1, branch.embed_dim, _CLASSES)
+        maps.append([Map(branch.embed_dim, side)] * branch.depth)
+        parts.append(Part(name, cost))
+    groups = after_groups(backbone, maps)
+    last = backbone.branches[-1]
+    width, cells = groups[-1][-1].width, groups[-1][0].cells
+    if len(backbone.branches) > 1:
+        parts.append(Part("interactions", interactions(groups, backbone.interaction)))
+    if class_tokens:
+        return Count(tuple(parts))
+    if len(backbone.branches) > 1:
+        merges = (norm(x.cells, x.width) + linear(x.cells, x.width, width) for x in groups[-1][:-1])
+        norms = (norm(x.cells, width) for x in groups[-1])
+        parts.append(Part("merge", sum((*merges, *norms), Cost(params=len(backbone.branches)))))
+        top = norm(cells, width)
     else:
-        cost += _linear(queries, width, width, bias=False) + 2 * _linear(keys, key_width, width, bias=False)
-        cost += _linear(queries, width, width) + Cost(macs=2 * queries * keys * width)
-    if interaction.ffn_ratio:
-        hidden = int(width * interaction.ffn_ratio)
-        depthwise = _conv(queries, 3, 1, hidden)
-        cost += _linear(queries, width, hidden) + depthwise + _linear(queries, hidden, width) + Cost(params=width)
-        cost += _norm(queries, width) if normed else Cost()
-    return cost
+        assert isinstance(last, ViTConfig)
+        top = branch_norm(last, cells)
+    parts.append(Part("classifier", top + linear(1, width, _CLASSES)))
+    return Count(tuple(parts))
+
+
+def detection_count(backbone: BackboneConfig) -> Count:
+    """What `mmdetection/get_flops_det.py` prints, as exact integers, for the backbone of a detector.
+
+    The finest image is square. Windows are padded before the qkv layer, merges are 3 x 3 convolutions; the pyramid's
+    parameters count, its operations only on a single branch. Attention products are added by formula over unpadded
+    tokens. What the script does not see is left out here too: RMS norms, the norms of ConvNeXt, the qkv layer of BEiT.
+    """
+    maps, parts = [], []
+    for name, branch, size in zip(branch_names(backbone), backbone.branches, backbone.resolutions, strict=True):
+        if isinstance(branch, ConvNeXtConfig):
+            cost, after_blocks = convnext(branch, size)
+        else:
+            side, learned = size // branch.patch_size, branch.pretrain_size // branch.patch_size
+            cost = vit(branch, side, position_side=learned, pad_before_qkv=True)
+            after_blocks = [Map(branch.embed_dim, side)] * branch.depth
+        maps.append(after_blocks)
+        parts.append(Part(name, cost))
+    groups = after_groups(backbone, maps)
+    outputs = [groups[group] for group in (*backbone.outputs, len(groups) - 1)]
+    several = len(backbone.branches) > 1
+    if several:
+        # For two and four branches the script takes the queries of its formula at the pretraining resolution.
+        sides = None if len(backbone.branches) == 3 else pretrain_sides(backbone)
+        parts.append(Part("interactions", interactions(groups, backbone.interaction, formula_sides=sides)))
+        light = bool(backbone.outputs)
+        parts.append(Part("merge", sum((conv_merge(maps, light=light) for maps in outputs), Cost())))
+    if isinstance(backbone.branches[0], ViTConfig):
+        # Only the released three-branch network owns the finest level where DINO does not ask for it.
+        finest = backbone.finest_level or len(backbone.branches) == 3
+        levels = pyramid(outputs[0], outputs[min(1, len(outputs) - 1)], finest=finest, single=not several)
+        parts.append(Part("pyramid", levels.weights if several else levels))
+    return Count(tuple(parts))

@@ -10,7 +10,7 @@ import typer
 from piip.cli.options import Json
 
 if TYPE_CHECKING:
-    from piip.paper_flops import Cost, Count
+    from piip.costs import Cost, Count
 
 
 def flops(
