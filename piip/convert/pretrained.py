@@ -27,7 +27,7 @@ _UNUSED = re.compile(
 # Where the files come from that timm does not have.
 _PUBLISHED = {
     "intern_vit_6b_224px.pth": "https://huggingface.co/OpenGVLab/InternVL",
-    "uni-perceiver": "https://github.com/OpenGVLab/PIIP (pretrained backbones)",
+    "uni-perceiver": "https://github.com/czczup/ViT-Adapter/releases/tag/v0.3.1",
 }
 
 
@@ -118,8 +118,8 @@ def _from_jax(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
             theirs, ours = f"Transformer/encoderblock_{block}/", f"blocks.{block}."
             for name, renamed in _JAX_BLOCK.items():
                 for leaf, last in _JAX_LEAVES.items():
-                    if f"{theirs}{name}/{leaf}" in arrays:
-                        state[f"{ours}{renamed}.{last}"] = arrays[f"{theirs}{name}/{leaf}"].T
+                    if (array := arrays.get(f"{theirs}{name}/{leaf}")) is not None:
+                        state[f"{ours}{renamed}.{last}"] = array.T if array.dim() == 2 else array
             attention = f"{theirs}MultiHeadDotProductAttention_1/"
             kernels = [arrays[f"{attention}{part}/kernel"].flatten(1).T for part in ("query", "key", "value")]
             biases = [arrays[f"{attention}{part}/bias"].flatten() for part in ("query", "key", "value")]

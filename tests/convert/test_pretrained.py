@@ -1,16 +1,23 @@
-"""Pretrained vision transformers in a branch, against timm's own network."""
+"""Pretrained networks in a branch, against timm's own."""
 
 from __future__ import annotations
 
+import argparse
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
+from scipy import interpolate
 
-from piip.branches import ViT
+from piip.branches import Branch, ConvNeXt, ViT
 from piip.convert import load_pretrained
+from piip.convert.keys import KeyTable
+from piip.convert.resample import resample_position_bias
 from piip.errors import CheckpointError
 
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 4}
@@ -74,3 +81,128 @@ def test_a_name_that_is_neither_file_nor_model_is_an_error() -> None:
         load_pretrained(ViT(**SMALL), "deit_tinny")
     with pytest.raises(CheckpointError, match=r"checkpoint not found: gone.pth"):
         load_pretrained(ViT(**SMALL), "gone.pth")
+
+
+def tokens(branch: Branch, images: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return branch.run_blocks(branch.embed(images), 0, branch.depth)
+
+
+def randomised(model: torch.nn.Module) -> torch.nn.Module:
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def test_mae_and_dinov2_files_are_understood_whatever_else_they_hold(tmp_path: Path) -> None:
+    source = timm_vit(class_token=True, init_values=1.0)
+    extra = {
+        name: torch.zeros(1, 4, 64) for name in ("mask_token", "register_tokens", "decoder_embed.weight", "norm.bias")
+    }
+    torch.save({"model": source.state_dict() | extra, "args": argparse.Namespace(lr=1.0)}, tmp_path / "mae.pth")
+    branch = ViT(**SMALL, pretrain_size=64).eval()
+    load_pretrained(branch, str(tmp_path / "mae.pth"))
+    assert branch.blocks[1].ls1.gamma.equal(source.blocks[1].ls1.gamma)
+    assert branch.pos_embed.equal(source.pos_embed[:, 1:])
+
+
+def test_a_beit_of_timm_gives_the_same_tokens_in_a_branch_with_its_own_window(tmp_path: Path) -> None:
+    source = randomised(
+        timm.create_model("beitv2_base_patch16_224", img_size=64, num_classes=0, init_values=0.1, **SMALL)
+    )
+    torch.save({"model": source.state_dict()}, tmp_path / "beit.pth")
+    branch = ViT(**SMALL, position="relative", qkv_bias="qv", window_size=4).eval()
+    load_pretrained(branch, str(tmp_path / "beit.pth"))
+    images = torch.randn(1, 3, 64, 64)
+    # Without the class token, which the branch does not have: its column takes no part in the softmax.
+    x = source.patch_embed(images)
+    bias = source.blocks[0].attn._get_rel_pos_bias()
+    for block in source.blocks:
+        attn, y = block.attn, block.norm1(x)
+        qkv = F.linear(y, attn.qkv.weight, torch.cat((attn.q_bias, attn.k_bias, attn.v_bias)))
+        q, k, v = qkv.view(1, 16, 3, 4, 16).permute(2, 0, 3, 1, 4)
+        bias = attn._get_rel_pos_bias()[..., 1:, 1:]
+        y = ((q @ k.transpose(-2, -1)) / 4 + bias).softmax(-1) @ v
+        x = x + block.gamma_1 * attn.proj(y.transpose(1, 2).flatten(2))
+        x = x + block.gamma_2 * block.mlp(block.norm2(x))
+    torch.testing.assert_close(tokens(branch, images), x.view(1, 4, 4, 64), rtol=1e-4, atol=1e-4)
+
+
+def test_a_position_bias_grows_to_a_larger_window_as_in_beit() -> None:
+    """Three offsets 1, q, q^2 apart reach as far as four of the larger window: 1 + q + q^2 = 4."""
+    table = torch.randn(7 * 7 + 3, 4)
+    assert torch.equal(resample_position_bias(table, 7 * 7), table[:49])
+    grown = resample_position_bias(table, 9 * 9).view(9, 9, 4)
+    ratio = (math.sqrt(13) - 1) / 2
+    old = np.array([-4, -1 - ratio, -1, 0, 1, 1 + ratio, 4])
+    new = np.stack(np.meshgrid(np.arange(-4, 5), np.arange(-4, 5), indexing="ij"), axis=-1)
+    spline = interpolate.RegularGridInterpolator((old, old), table[:49, 2].view(7, 7).double().numpy(), method="cubic")
+    assert np.abs(grown[..., 2].numpy() - spline(new)).max() < 1e-4
+
+
+def test_augreg_arrays_give_timms_tokens(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"embedding/kernel": (16, 16, 3, 64), "embedding/bias": (64,), "cls": (1, 1, 64), "head/bias": (10,),
+              "head/kernel": (64, 10), "Transformer/posembed_input/pos_embedding": (1, 17, 64),
+              "Transformer/encoder_norm/scale": (64,), "Transformer/encoder_norm/bias": (64,)}  # fmt: skip
+    for block in range(2):
+        prefix = f"Transformer/encoderblock_{block}/"
+        attention = prefix + "MultiHeadDotProductAttention_1/"
+        for part in ("query", "key", "value"):
+            arrays |= {f"{attention}{part}/kernel": (64, 4, 16), f"{attention}{part}/bias": (4, 16)}
+        arrays |= {f"{attention}out/kernel": (4, 16, 64), f"{attention}out/bias": (64,)}
+        arrays |= {f"{prefix}LayerNorm_{i}/{leaf}": (64,) for i in (0, 2) for leaf in ("scale", "bias")}
+        dense = f"{prefix}MlpBlock_3/Dense_"
+        arrays |= {f"{dense}0/kernel": (64, 256), f"{dense}0/bias": (256,), f"{dense}1/kernel": (256, 64)}
+        arrays[f"{dense}1/bias"] = (64,)
+    values = {key: rng.normal(size=shape, scale=0.1).astype(np.float32) for key, shape in arrays.items()}
+    np.savez(tmp_path / "augreg.npz", **values)
+    source = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, **SMALL).eval()
+    source.load_pretrained(str(tmp_path / "augreg.npz"))
+    branch = ViT(**SMALL, pretrain_size=64, layer_scale=None).eval()
+    load_pretrained(branch, str(tmp_path / "augreg.npz"))
+    images = torch.randn(1, 3, 64, 64)
+    x = source.patch_embed(images) + source.pos_embed[:, 1:]
+    torch.testing.assert_close(tokens(branch, images), source.blocks(x).view(1, 4, 4, 64), rtol=1e-4, atol=1e-5)
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    with pytest.raises(CheckpointError, match="no vision transformer of AugReg"):
+        load_pretrained(branch, str(tmp_path / "other.npz"))
+
+
+def test_internvit_of_the_hub_is_understood(tmp_path: Path) -> None:
+    branch = ViT(**SMALL, pretrain_size=64, norm="rms", qk_norm=True, qkv_bias="none", layer_scale=0.1)
+    names = {"patch_embed.proj.": "embeddings.patch_embedding.", "pos_embed": "embeddings.position_embedding",
+             "blocks.": "encoder.layers."}  # fmt: skip
+    state = {key: torch.randn_like(value) for key, value in branch.state_dict().items()}
+    theirs = {}
+    for key, value in state.items():
+        start = next(start for start in names if key.startswith(start))
+        theirs[(names[start] + key.removeprefix(start)).removesuffix(".gamma")] = value
+    save_file(theirs, tmp_path / "model.safetensors")
+    load_pretrained(branch, str(tmp_path / "model.safetensors"))
+    for key, value in branch.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize("hub", [False, True])
+def test_a_convnext_gives_timms_features_under_timms_and_the_hubs_names(hub: bool, tmp_path: Path) -> None:
+    source = randomised(timm.create_model("convnext_atto", num_classes=0))
+    branch = ConvNeXt(model="convnext_atto").eval()
+    state = source.state_dict()
+    if hub:
+        table = KeyTable(1, ["convnext"])
+        local = {key: table.to_official(f"backbone.branches.0.{key}") for key in branch.state_dict()}
+        state = {str(name).replace("backbone.convnext_model.", "convnext."): state[key] for key, name in local.items()}
+        state |= {"convnext.layernorm.weight": torch.ones(320), "classifier.bias": torch.zeros(10)}
+    torch.save(state, tmp_path / "convnext.pth")
+    load_pretrained(branch, str(tmp_path / "convnext.pth"))
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        expected = source.stages(source.stem(images)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(tokens(branch, images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_missing_file_is_named_with_where_to_fetch_it() -> None:
+    with pytest.raises(CheckpointError, match=r"pretrained/intern_vit_6b_224px.pth; fetch .* from https://hugging"):
+        load_pretrained(ViT(**SMALL), "pretrained/intern_vit_6b_224px.pth")

@@ -1,0 +1,144 @@
+"""Every shipped Mask R-CNN config against the official one, resolved: network, images, optimizer and schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from piip.config import BranchConfig, Config, ConvNeXtConfig, load_config
+from tests.convert.official import official_recipes
+
+MASK_RCNN = sorted(stem for stem in official_recipes() if stem.startswith("mask_rcnn_"))
+
+
+def official_branches(backbone: dict[str, Any]) -> list[dict[str, Any]]:
+    """Finest first."""
+    if "branch1" not in backbone:
+        return [backbone]
+    return [backbone[f"branch{number}"] for number in range(4, 0, -1) if f"branch{number}" in backbone]
+
+
+def windows(branch: dict[str, Any]) -> list[int]:
+    depth = branch["depth"]
+    used, sizes = (branch.get(key, False) for key in ("window_attn", "window_size"))
+    used = used if isinstance(used, list) else [used] * depth
+    sizes = sizes if isinstance(sizes, list) else [sizes] * depth
+    return [size if use else 0 for use, size in zip(used, sizes, strict=True)]
+
+
+def check_branch(ours: BranchConfig, official: dict[str, Any]) -> None:
+    if isinstance(ours, ConvNeXtConfig):
+        size = ours.model.removeprefix("convnext_")
+        assert official["pretrained"] == f"facebook/convnext-{size}-224"
+        assert ours.drop_path == (official.get("drop_path_rate") or 0.0)
+        return
+    for name in ("embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size"):
+        assert getattr(ours, name) == official[name], name
+    file = official["pretrained"].rsplit("/", 1)[-1]
+    assert ours.drop_path == official["drop_path_rate"]
+    assert ours.drop_path_schedule == ("constant" if "deit" in file else "linear")  # the class goes by the file's name
+    assert ours.pretrain_size == official["pretrain_img_size"]
+    assert [0 if i in ours.global_blocks else ours.window_size for i in range(ours.depth)] == windows(official)
+    assert ours.checkpoint_activations == official.get("with_cp", False)
+    assert ours.norm == ("rms" if official.get("norm_layer_type") == "RMSNorm" else "layer")
+    assert ours.qk_norm == official.get("qk_normalization", False)
+    assert (ours.qkv_bias == "none") == (not official.get("qkv_bias", True))
+    assert (ours.activation == "gelu_tanh") == ("fused_mlp" in (official.get("mlp_type"), official.get("Mlp_block")))
+    assert ours.layer_scale == (0.0 if "perceiver" in file else official.get("init_values", official.get("init_scale")))
+    assert (ours.position == "relative", ours.qkv_bias == "qv") == ("beit" in file,) * 2
+    assert (ours.embed_norm, ours.frame_embed, ours.norm_eps == 1e-5) == ("perceiver" in file,) * 3
+
+
+@pytest.mark.parametrize("stem", MASK_RCNN)
+def test_the_network_is_the_official_one(stem: str) -> None:
+    official = official_recipes()[stem]["model"]["backbone"]
+    backbone = load_config(stem).model.backbone
+    branches = official_branches(official)
+    assert len(backbone.branches) == len(branches)
+    for ours, theirs in zip(backbone.branches, branches, strict=True):
+        check_branch(ours, theirs)
+    if len(branches) > 1:
+        sizes = [branch["real_size"] for branch in branches]
+        assert list(backbone.resolutions) == sizes
+        ends = [[group[-1] for group in branch["interaction_indexes"]] for branch in branches]
+        if isinstance(backbone.interactions, int):
+            count = backbone.interactions
+            depths = [branch["depth"] for branch in branches]
+            assert ends == [[(i + 1) * depth // count - 1 for i in range(count)] for depth in depths]
+        else:
+            assert [list(blocks) for blocks in backbone.interactions] == ends
+        interaction = backbone.interaction
+        assert interaction.num_heads == official["deform_num_heads"]
+        assert interaction.points == official["n_points"]
+        assert interaction.ffn_ratio == official["cffn_ratio"]
+        assert interaction.value_ratio == official["deform_ratio"]
+        assert interaction.drop_path == official["interaction_drop_path_rate"]
+        assert interaction.projection == official.get("interaction_proj", True)
+        assert (interaction.norm == "none") == (official.get("norm_layer") == "none")
+        assert list(backbone.outputs) == official.get("out_interaction_indexes", [])
+
+
+def steps(pipeline: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [step for step in pipeline if step["type"] == kind]
+
+
+def scales(step: dict[str, Any]) -> list[tuple[int, int]]:
+    listed = step["img_scale"] if isinstance(step["img_scale"][0], list) else [step["img_scale"]]
+    return [(max(scale), min(scale)) for scale in listed]
+
+
+def check_images(config: Config, data: dict[str, Any]) -> None:
+    train, transforms = data["train"]["pipeline"], config.data.train_transforms
+    (test,) = steps(data["val"]["pipeline"], "MultiScaleFlipAug")
+    assert list(config.data.val_transforms.resize) == scales(test)
+    assert config.data.val_transforms.pad_divisor == steps(test["transforms"], "Pad")[0]["size_divisor"]
+    assert transforms.pad_divisor == steps(train, "Pad")[0]["size_divisor"]
+    assert transforms.flip == steps(train, "RandomFlip")[0]["flip_ratio"]
+    normalise = steps(train, "Normalize")[0]
+    assert list(config.model.mean) == normalise["mean"]
+    assert list(config.model.std) == normalise["std"]
+    if steps(train, "AutoAugment"):
+        plain, zoomed = steps(train, "AutoAugment")[0]["policies"]
+        assert transforms.zoom is not None
+        assert transforms.zoom.probability == 0.5
+        assert list(transforms.resize) == scales(plain[0]) == scales(zoomed[2])
+        assert list(transforms.zoom.resize) == scales(zoomed[0])
+        assert list(transforms.zoom.crop) == zoomed[1]["crop_size"]
+        assert [transforms.crop] * 2 == steps(train, "RandomCrop")[0]["crop_size"]
+    else:
+        assert list(transforms.resize) == scales(steps(train, "Resize")[0])
+        assert (transforms.zoom, transforms.crop) == (None, None)
+
+
+@pytest.mark.parametrize("stem", MASK_RCNN)
+def test_images_optimizer_and_schedule_are_the_official_ones(stem: str) -> None:
+    official, config = official_recipes()[stem], load_config(stem)
+    check_images(config, official["data"])
+    optimizer = official["optimizer"]
+    assert (config.optim.lr, config.optim.weight_decay) == (optimizer["lr"], optimizer["weight_decay"])
+    assert list(config.optim.betas) == optimizer["betas"]
+    decay = optimizer.get("paramwise_cfg", {})
+    assert config.optim.layer_decay == decay.get("layer_decay_rate", 1.0)
+    assert config.optim.clip_grad_norm is None
+    assert config.data.batch_size == (32 if "bs32" in stem else 16)
+    assert config.schedule.epochs == official["runner"]["max_epochs"]
+    schedule = official["lr_config"]
+    assert list(config.schedule.milestones) == schedule["step"]
+    assert config.schedule.warmup_iterations == schedule["warmup_iters"]
+    assert config.schedule.warmup_ratio == schedule["warmup_ratio"]
+
+
+@pytest.mark.parametrize("stem", MASK_RCNN)
+def test_layer_decay_has_the_released_strides(stem: str) -> None:
+    """Blocks of a shallower ViT branch are spread over the decay's layers as `skip_stride` says."""
+    decay = official_recipes()[stem]["optimizer"].get("paramwise_cfg")
+    branches = load_config(stem).model.backbone.branches
+    depths = [branch.depth for branch in branches if not isinstance(branch, ConvNeXtConfig)]
+    if decay is None or not depths:
+        return
+    assert max(depths) == decay["num_layers"]
+    strides = [*reversed(decay.get("skip_stride", [])), 1]
+    for branch, stride in zip(branches, strides, strict=True):
+        if not isinstance(branch, ConvNeXtConfig):
+            assert max(depths) / branch.depth == stride
