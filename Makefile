@@ -39,6 +39,8 @@ demo: $(INSTALLED)
 	@echo "curves    $(RUN)/curves.png"
 	@echo "numbers   $(RUN)/metrics.jsonl and $(RUN)/eval"
 
+# As the command line does for itself: waiting threads sleep, so that the tests take no longer beside other work.
+test: export OMP_WAIT_POLICY ?= passive
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -9,6 +10,10 @@ import typer
 from piip import __version__
 from piip.cli import convert, doctor, evaluate, flops, models, predict, train
 from piip.cli.errors import Debug, command
+
+# OpenMP reads this when torch is loaded. Its threads then sleep while they wait for one another; when they spin and the
+# machine has other work too, a training step on a CPU takes up to twenty times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 app = typer.Typer(
     name="piip",
