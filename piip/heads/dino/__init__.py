@@ -133,11 +133,10 @@ class DINO(Head):
         found = losses(answers, match(answers, objects), objects, normalisers[0])
         positives = denoising.positives.expand(1, len(objects.held), -1)
         known = losses(Answers(logits[:, :, :count], boxes[:, :, :count]), positives, copies, normalisers[1])
-        *early, last = [f"d{layer}." for layer in range(len(logits) - 1)] + [""]
-        named: dict[str, Tensor] = {}
-        for name, values in found.items():
-            named[f"interm_{name}"] = values[-1]
-        for layer, prefix in [(len(early), last), *enumerate(early)]:
+        named = {f"interm_{name}": values[-1] for name, values in found.items()}
+        last = len(logits) - 1
+        for layer in (last, *range(last)):
+            prefix = "" if layer == last else f"d{layer}."
             named |= {f"{prefix}{name}": values[layer] for name, values in found.items()}
             named |= {f"{prefix}dn_{name}": values[layer] for name, values in known.items()}
         return named
