@@ -20,8 +20,8 @@ class Head(nn.Module):
     ) -> dict[str, Tensor]:
         """Scalar losses by name, whose sum is trained on.
 
-        features: maps (B, C, H/s, W/s), finest first; image_sizes: valid (h, w) of each image in the batch; targets: one
-        a image, in batch pixels.
+        features: maps (B, C, H/s, W/s), finest first; image_sizes: valid (h, w) of each image in the batch; targets:
+        one an image, in batch pixels.
         """
 
     @abstractmethod
