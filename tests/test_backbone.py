@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import nn
 
 from piip.backbone import PIIP
+from piip.branches import ConvNeXt
 from piip.branches.vit import Attention, ViT, resize_pos_embed
 from piip.config import BackboneConfig, InteractionConfig
 from piip.errors import ConfigError
@@ -159,3 +162,150 @@ def test_interaction_defaults_are_the_released_ones() -> None:
         "attention": "deformable", "num_heads": 16, "points": 4, "value_ratio": 0.5, "ffn_ratio": 0.25,
         "projection": True, "norm": "layer", "drop_path": 0.4,
     }  # fmt: skip
+
+
+def test_queries_and_keys_are_normalised_over_all_heads_together() -> None:
+    torch.manual_seed(0)
+    attention = Attention(dim=16, num_heads=4, window_size=0, qkv_bias="none", make_qk_norm=nn.RMSNorm)
+    for norm in (attention.q_norm, attention.k_norm):
+        nn.init.normal_(norm.weight)
+    x = torch.randn(2, 3, 5, 16)
+    q, k, v = attention.qkv(x.flatten(1, 2)).chunk(3, dim=-1)
+    q, k = (
+        y / (y.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt() * norm.weight
+        for y, norm in ((q, attention.q_norm), (k, attention.k_norm))
+    )
+    heads = [
+        (q[..., part] @ k[..., part].transpose(1, 2) / 2).softmax(-1) @ v[..., part]
+        for part in (slice(start, start + 4) for start in range(0, 16, 4))
+    ]
+    torch.testing.assert_close(attention(x), attention.proj(torch.cat(heads, -1)).view(x.shape), atol=1e-5, rtol=1e-4)
+    assert attention.qkv.bias is None
+
+
+def test_a_relative_position_bias_depends_on_the_offset_alone() -> None:
+    attention = Attention(dim=8, num_heads=2, window_size=3, qkv_bias="qv", relative_position=True)
+    assert attention.qkv.bias is None
+    bias_of = attention.position_bias
+    nn.init.normal_(bias_of.table)
+    bias = bias_of().view(2, 3, 3, 3, 3)
+    seen = {}
+    for y in range(3):
+        for x in range(3):
+            for v in range(3):
+                for u in range(3):
+                    seen.setdefault((y - v, x - u), []).append(bias[:, y, x, v, u])
+    assert len(seen) == 25
+    assert all(torch.equal(value, values[0]) for values in seen.values() for value in values)
+    assert len({tuple(values[0].tolist()) for values in seen.values()}) == 25
+    assert torch.equal(bias_of.table[0], seen[(-2, -2)][0])
+    assert not [name for name in attention.state_dict() if "index" in name]
+
+
+def test_uni_perceivers_embedding_adds_a_frames_vector_and_is_normalised() -> None:
+    branch = ViT(embed_dim=16, depth=1, num_heads=2, pretrain_size=32, embed_norm=True, frame_embed=True, norm_eps=1e-5)
+    nn.init.normal_(branch.frame_embed)
+    images = torch.randn(1, 3, 48, 32)
+    patches = branch.patch_embed(images) + resize_pos_embed(branch.pos_embed, 2, (3, 2)) + branch.frame_embed[:, None]
+    mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, unbiased=False, keepdim=True)
+    torch.testing.assert_close(branch.embed(images), (patches - mean) / (variance + 1e-5).sqrt(), atol=1e-5, rtol=1e-4)
+
+
+def hybrid_config(finest: dict, coarsest: dict, **settings: object) -> BackboneConfig:
+    """Four groups of blocks; convnext_atto has 2 + 3 + 7 + 3 of them, at strides 4 to 32 and 40 to 320 channels."""
+    ends = {"convnext": [1, 4, 11, 14], "vit": [0, 1, 2, 3]}
+    return BackboneConfig.model_validate(
+        {
+            "branches": [finest, coarsest],
+            "resolutions": [128, 64],
+            "interactions": [ends[branch.get("type", "vit")] for branch in (finest, coarsest)],
+            "interaction": {"num_heads": 2},
+            "outputs": [0, 1, 2],
+        }
+        | settings
+    )
+
+
+VIT = {"embed_dim": 64, "depth": 4, "num_heads": 2, "pretrain_size": 64}
+CONVNEXT = {"type": "convnext", "model": "convnext_atto"}
+
+
+def test_a_convnext_branch_has_a_block_for_every_layer_between_two_maps() -> None:
+    branch = ConvNeXt(model="convnext_atto").eval()
+    assert branch.depth == 2 + 3 + 7 + 3
+    assert [tuple(spec) for spec in branch.specs] == [(40, 4)] * 2 + [(80, 8)] * 3 + [(160, 16)] * 7 + [(320, 32)] * 3
+    x = branch.embed(torch.randn(1, 3, 70, 96))
+    for index, spec in enumerate(branch.specs):
+        x = branch.run_blocks(x, index, index + 1)
+        assert x.shape == (1, 70 // 4 // (spec.stride // 4), 96 // spec.stride, spec.channels)
+    with pytest.raises(ConfigError, match="'resnet50' is no ConvNeXt of timm"):
+        ConvNeXt(model="resnet50")
+
+
+@pytest.mark.parametrize(
+    ("finest", "coarsest", "channels", "strides"),
+    [
+        (CONVNEXT, VIT, [64, 64, 64, 64], [4, 8, 16, 32]),  # a regular pyramid as it comes
+        (VIT, {**VIT, "embed_dim": 32}, [32, 32, 32, 32], [4, 8, 16, 32]),  # scaled from maps of stride 16
+    ],
+)
+def test_a_pyramid_of_intermediate_merges(finest: dict, coarsest: dict, channels: list, strides: list) -> None:
+    backbone = build_backbone(hybrid_config(finest, coarsest))
+    assert [tuple(spec) for spec in backbone.specs] == list(zip(channels, strides, strict=True))
+    maps = backbone(torch.randn(1, 3, 128, 64))
+    assert [tuple(x.shape) for x in maps] == [(1, c, 128 // s, 64 // s) for c, s in backbone.specs]
+    sum(x.square().mean() for x in maps).backward()
+    assert not [name for name, parameter in backbone.named_parameters() if parameter.grad is None]
+
+
+def test_only_plain_vits_take_part_in_layer_decay() -> None:
+    backbone = build_backbone(hybrid_config(CONVNEXT, VIT))
+    assert backbone.depth == 4
+    layers = backbone.layer_ids()
+    assert {name.split(".")[1] for name in layers} == {"1"}
+    assert layers["branches.1.blocks.3.norm1.weight"] == 4
+
+
+def test_a_single_convnext_gives_its_own_stages() -> None:
+    config = {"branches": [CONVNEXT], "resolutions": [64], "interactions": [[1, 4, 11, 14]], "outputs": [0, 1, 2]}
+    backbone = build_backbone(BackboneConfig.model_validate(config)).eval()
+    assert [tuple(spec) for spec in backbone.specs] == [(40, 4), (80, 8), (160, 16), (320, 32)]
+    network = timm.create_model("convnext_atto", features_only=True).eval()
+    ours = backbone.branches[0].state_dict()
+    names = {key: key.replace("stem_", "stem.").replace("stages_", "stages.") for key in network.state_dict()}
+    network.load_state_dict({key: ours[name] for key, name in names.items()})
+    images = torch.randn(1, 3, 64, 96)
+    for x, expected in zip(backbone(images), network(images), strict=True):
+        torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"outputs": [0, 1, 3]}, "name interactions before the last, 0 to 2"),
+        ({"interactions": [[0, 1, 11, 14], [0, 1, 2, 3]]}, r"has strides \[4, 4, 16, 32\] there; they must double"),
+    ],
+)
+def test_outputs_that_are_no_pyramid_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_backbone(hybrid_config(CONVNEXT, VIT, **settings))
+
+
+def test_settings_of_every_branch_are_filled_in_and_may_be_overridden() -> None:
+    config = BackboneConfig.model_validate(
+        {
+            "every_branch": {"window_size": 7, "drop_path": 0.1},
+            "branches": [{"size": "T"}, {"size": "S", "drop_path": 0.2}],
+            "resolutions": [64, 32],
+        }
+    )
+    assert [(branch.window_size, branch.drop_path) for branch in config.branches] == [(7, 0.1), (7, 0.2)]
+    assert BackboneConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"position": "relative"}, {"position": "relative", "window_size": 7, "global_blocks": [1]}]
+)
+def test_a_relative_position_bias_needs_windows(wrong: dict) -> None:
+    with pytest.raises(ValidationError, match="needs attention windows"):
+        BackboneConfig.model_validate({"branches": [{"size": "T", **wrong}], "resolutions": [64]})
