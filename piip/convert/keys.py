@@ -145,6 +145,7 @@ UNUSED = {
     "backbone.branch{b}.blocks.{i}.attn.relative_position_index": "computed from the window size",
     "backbone.branch{b}.convnext_model.layernorm.{rest}": "the classifier's norm, which no forward pass runs",
     "backbone.convnext_model.layernorm.{rest}": "the classifier's norm, which no forward pass runs",
+    "ema_{rest}": "the second copy that mmcv keeps while it averages weights",
     "backbone.fpn1.{rest}": "made, but left out of the pyramid that DINO works on",
 }
 

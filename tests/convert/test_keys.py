@@ -112,4 +112,6 @@ def test_branch_numbers_run_the_other_way(branches: int, official: str, name: st
 
 def test_an_unknown_key_has_no_name() -> None:
     assert KeyTable(3).to_ours("optimizer.step") is None
+    assert KeyTable(3).why_unused("optimizer.step") is None
+    assert KeyTable(3).why_unused("ema_backbone_w1") is not None
     assert KeyTable(3).to_official("backbone.interactions.0.units.0.sideways.gamma") is None
