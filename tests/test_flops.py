@@ -10,10 +10,10 @@ from piip.errors import ConfigError
 from piip.flops import actual_count, backbone_from_letters, branch_names, paper_count
 from piip.paper_flops import classification_count, detection_count, paper_cost, paper_script
 from piip.paper_parts import Map, pyramid
+from piip.recorded_counts import recorded_count
 
 # Multiply-accumulates and parameters as the official scripts (commit 7a8eceb) print them; to the nearest digit or the
-# next, they are the papers' #FLOPs and #Param columns. First the script of the row's table, then the second one on every
-# row.
+# next, they are the papers' #FLOPs and #Param columns. First the script of the row's table, then the second one on all.
 PAPER = {
     "mask_rcnn_deit_vit_b_fpn_1x_coco_bs16": (463_413_688_320, 89_579_752),
     "mask_rcnn_deit_tsb_1120_896_448_fpn_1x_coco_bs16": (243_132_125_952, 146_441_707),
@@ -303,3 +303,20 @@ def test_the_papers_count_is_left_out_where_its_conventions_do_not_reach():
         paper_count(backbone)
     with pytest.raises(ConfigError, match="plain ViT branches only"):
         classification_count(backbone)
+
+
+# --- recorded --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["detection/mask_rcnn_piip_nano_shapes", "detection/dino_piip_nano_shapes", "detection/mask_rcnn_vit_b"]
+)
+def test_the_recorded_count_is_the_actual_one(name):
+    model = load_config(name).model
+    side = model.backbone.resolutions[0]
+    assert recorded_count(name, model) == actual_count(model, (side, side)).total
+
+
+def test_a_changed_network_has_no_recorded_count():
+    name = "detection/mask_rcnn_vit_b"
+    assert recorded_count(name, load_config(name, ["model.backbone.branches.0.window_size=7"]).model) is None

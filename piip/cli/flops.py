@@ -37,7 +37,7 @@ def flops(
 
     from piip.cli.console import out, print_json
     from piip.config import MaskRCNNConfig, ModelConfig, load_config
-    from piip.paper_flops import backbone_from_letters, paper_cost
+    from piip.paper_flops import backbone_from_letters, paper_cost, paper_script
 
     if config is not None:
         loaded = load_config(config)
@@ -50,7 +50,8 @@ def flops(
     from piip.flops import actual_count  # imports torch, so that a mistyped name is answered without waiting for it
 
     side = model.backbone.resolutions[0]
-    paper, actual = paper_cost(model.backbone), actual_count(model, (side, side))
+    actual = actual_count(model, (side, side))
+    paper = paper_cost(model.backbone)
     if json:
         print_json(
             {
@@ -68,10 +69,13 @@ def flops(
     console.print(_part_table(actual))
     head = model.head
     if isinstance(head, MaskRCNNConfig):
-        console.print(f"heads are counted at {head.rpn_proposals} proposals and {head.max_detections} detections")
+        console.print(
+            f"heads: {head.rpn_proposals} proposals and {head.max_detections} detections; RoIAlign not counted"
+        )
     if actual.uncounted:
         console.print(f"ops without a formula, not counted: {', '.join(actual.uncounted)}")
     console.print(_summary(paper, actual.total))
+    console.print(_explanation(paper_script(model.backbone)))
 
 
 def _parse_resolutions(text: str | None) -> tuple[int, ...] | None:
@@ -108,3 +112,12 @@ def _summary(paper: Cost | None, actual: Cost) -> Any:
     totals = (("as the paper counts", paper), ("as it runs", actual))
     rows = [(name, f"{cost.params:,}", f"{cost.macs:,}") for name, cost in totals if cost]
     return table(("total", "parameters", "multiply-accumulates"), rows)
+
+
+def _explanation(script: str | None) -> str:
+    network = {
+        "classification": "backbone and classifier, without pyramid, neck and head",
+        "detection": "detection backbone, without neck and head",
+        None: "not defined for this backbone",
+    }[script]
+    return f"as the paper counts: {network}\nas it runs: the whole network, with padding of windows and resizing"

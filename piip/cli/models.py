@@ -7,41 +7,74 @@ from typing import Any
 
 from piip.cli.options import Json
 
+# Rows of the published tables whose weights were not released; the files of all others bear the official name.
+_NOT_RELEASED = {
+    "mask_rcnn_augreg_sbl_1568_1120_672_fpn_1x_coco_bs16_speedup",
+    "mask_rcnn_convnext-base_1024_regular-fpn",
+    "mask_rcnn_convnext-t_convnext-s_vit-b_1024_672_448_regular-fpn",
+    "mask_rcnn_convnext-t_vit-s_convnext-b_1024_672_448_regular-fpn",
+    "mask_rcnn_convnext-t_vit-s_vit-b_1024_672_448_regular-fpn",
+    "mask_rcnn_internvit_h6b_1024_512_fpn_1x_coco_bs16_ms_speedup",
+    "mask_rcnn_internvit_lh6b_1536_1024_512_fpn_1x_coco_bs32_ms",
+    "dino_4scale_internvit_lh6b_1536_1024_512_fpn_2x_coco_bs32_ms",
+    "mask_rcnn_vit-t_convnext-s_convnext-b_1024_672_448_regular-fpn",
+    "mask_rcnn_vit-t_convnext-s_vit-b_1024_672_448_regular-fpn",
+    "mask_rcnn_vit-t_vit-s_convnext-b_1024_672_448_regular-fpn",
+}
+
 
 def models(json: Json = False) -> None:
-    """List the shipped configs with their published figures."""
+    """List the shipped configs with their published figures, costs and released checkpoints."""
     from piip.cli.console import out, print_json, table
     from piip.config import load_config, shipped_configs
-    from piip.paper_flops import paper_cost
 
-    rows: list[dict[str, Any]] = []
-    for name in shipped_configs():
-        config = load_config(name)
-        cost = paper_cost(config.model.backbone)
-        published = config.published.model_dump(exclude_none=True) if config.published else None
-        rows.append(
-            {
-                "name": name,
-                "official": config.official,
-                "published": published,
-                "resolutions": list(config.model.backbone.resolutions),
-                "paper": asdict(cost) if cost else None,
-            }
-        )
+    rows = [_row(name, load_config(name)) for name in shipped_configs()]
     if json:
         print_json(rows)
         return
     console = out()
-    columns = ("config", "model", "params", "GMACs", "box AP", "mask AP")
-    console.print(table(columns, (_cells(row) for row in rows), align="llrrrr"))
-    aliases = [(row["name"], row["official"]) for row in rows if row["official"]]
-    console.print(table(("config", "official name, accepted as an alias"), aliases, align="ll"))
-    console.print("params and GMACs as the paper counts them (see `piip flops`), AP as published on COCO val2017")
+    numbered = [(str(number), row) for number, row in enumerate(rows, 1)]
+    figures = ((number, *_figures(row)) for number, row in numbered)
+    console.print(table(("", "config", "params", "paper", "runs", "box/mask"), figures, align="rlrrrr"))
+    names = ((number, *_names(row)) for number, row in numbered if row["official"])
+    console.print(table(("", "official name, accepted as an alias", "released checkpoint"), names, align="rll"))
+    console.print(
+        "params: of the whole network. paper, runs: GMACs for a square image of the highest resolution, as\n"
+        "the published tables count and as the network multiplies, with neck and head (see `piip flops`).\n"
+        "box/mask: AP on COCO val2017, as published."
+    )
 
 
-def _cells(row: dict[str, Any]) -> list[str | None]:
-    published = row["published"] or {}
-    scores = [f"{published[key]:.1f}" if key in published else None for key in ("box_ap", "mask_ap")]
-    count = row["paper"]
-    counted = [f"{count['params'] / 1e6:.1f}M", f"{count['macs'] / 1e9:.1f}"] if count else [None, None]
-    return [row["name"], published.get("model"), *counted, *scores]
+def _row(name: str, config: Any) -> dict[str, Any]:
+    from piip.paper_flops import paper_cost
+    from piip.recorded_counts import recorded_count
+
+    paper, actual = paper_cost(config.model.backbone), recorded_count(name, config.model)
+    official = config.official
+    return {
+        "name": name,
+        "official": official,
+        "checkpoint": f"{official}.pth" if official and official not in _NOT_RELEASED else None,
+        "published": config.published.model_dump(exclude_none=True) if config.published else None,
+        "resolutions": list(config.model.backbone.resolutions),
+        "paper": asdict(paper) if paper else None,
+        "actual": asdict(actual) if actual else None,
+    }
+
+
+def _figures(row: dict[str, Any]) -> list[str | None]:
+    published, paper, actual = row["published"] or {}, row["paper"], row["actual"]
+    scores = [f"{published[key]:.1f}" for key in ("box_ap", "mask_ap") if key in published]
+    params = f"{actual['params'] / 1e6:.0f}M" if actual else None
+    return [row["name"], params, _giga(paper), _giga(actual), "/".join(scores) or None]
+
+
+def _giga(cost: dict[str, int] | None) -> str | None:
+    if cost is None:
+        return None
+    giga = cost["macs"] / 1e9
+    return f"{giga:.0f}" if giga >= 10 else f"{giga:.1f}"
+
+
+def _names(row: dict[str, Any]) -> list[str]:
+    return [row["official"], "that name + .pth" if row["checkpoint"] else "none"]

@@ -236,8 +236,24 @@ def test_models_lists_every_shipped_config_with_its_published_figures():
     assert row["official"] == "mask_rcnn_deit_tsb_1568_1120_672_fpn_1x_coco_bs16"
     assert (row["published"]["box_ap"], row["published"]["mask_ap"]) == (46.5, 41.3)
     assert row["paper"] == {"params": 148_774_891, "macs": 453_253_935_360}
+    assert row["actual"]["params"] > row["paper"]["params"]
+    assert row["checkpoint"] == "mask_rcnn_deit_tsb_1568_1120_672_fpn_1x_coco_bs16.pth"
     text = run("models").stdout
     assert all(name in text for name in shipped_configs())
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
+
+
+def test_models_states_what_every_shipped_network_costs():
+    """A config that is new or changed is missing here until `python -m piip.recorded_counts` has counted it."""
+    document = json.loads(run("models", "--json").stdout)
+    assert [row["name"] for row in document if row["actual"] is None] == []
+
+
+def test_models_names_a_checkpoint_only_where_one_was_released():
+    document = json.loads(run("models", "--json").stdout)
+    missing = {row["name"].split("/")[1] for row in document if row["official"] and not row["checkpoint"]}
+    assert {"mask_rcnn_convnext_b", "mask_rcnn_piip_h6b_1024_512_speedup"} < missing
+    assert not missing & {"mask_rcnn_vit_b", "mask_rcnn_piip_ct_cs_cb_1024_672_448", "dino_piip_h6b_1024_768"}
 
 
 def test_doctor_finds_nothing_wrong_here():
