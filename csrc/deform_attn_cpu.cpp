@@ -260,11 +260,14 @@ template <class T, int N>
 struct Kernel {
   using V = Vector<T, N>;
 
-  // out[lane] = sum over samples of weight * cell, for C vectors of the head from `plane` on.
-  template <int C>
-  static PIIP_INLINE void gather(const T* plane, int pitch, const int64_t* below, const Samples<T>& s, int samples,
-                                 int q, V* acc) {
+  // out[lane] = sum over samples of weight * cell, for C vectors of the head from `plane` on. kSamples, kPitch: known
+  // numbers of samples and elements from cell to cell, or 0.
+  template <int C, int kSamples, int kPitch>
+  static PIIP_INLINE void gather(const T* plane, int any_pitch, const int64_t* below, const Samples<T>& s,
+                                 int any_samples, int q, V* acc) {
+    const int pitch = kPitch ? kPitch : any_pitch, samples = kSamples ? kSamples : any_samples;
     for (int c = 0; c < C; ++c) acc[c] = V{};
+#pragma GCC unroll 4
     for (int i = 0; i < samples; ++i) {
       const int k = i * kBlock + q;
       const T* upper = plane + int64_t(s.cell[k]) * pitch;
@@ -279,15 +282,15 @@ struct Kernel {
     }
   }
 
-  template <class S, int C>
-  static PIIP_INLINE void forward_columns(const DeformAttn& a, const T* plane, int pitch, const int64_t* below,
+  template <class S, int C, int kSamples, int kPitch>
+  static PIIP_INLINE void forward_queries(const DeformAttn& a, const T* plane, int pitch, const int64_t* below,
                                           const Samples<T>& s, int count, int first, S* out) {
     const int samples = a.levels * a.points_per_level;
     const int64_t step = int64_t(a.heads) * a.width;
     const int columns = std::min(C * N, a.width - first);
     for (int q = 0; q < count; ++q) {
       V acc[C];
-      gather<C>(plane + first, pitch, below, s, samples, q, acc);
+      gather<C, kSamples, kPitch>(plane + first, pitch, below, s, samples, q, acc);
       S* row = out + q * step + first;
       if constexpr (sizeof(S) == sizeof(T)) {
         for (int c = 0; c < C - 1; ++c) store<T, N>(reinterpret_cast<T*>(row) + c * N, acc[c]);
@@ -299,6 +302,18 @@ struct Kernel {
         for (int c = 0; c < C; ++c) store<T, N>(lanes + c * N, acc[c]);
         narrow_row(lanes, row, columns);
       }
+    }
+  }
+
+  template <class S, int C>
+  static PIIP_INLINE void forward_columns(const DeformAttn& a, const T* plane, int pitch, const int64_t* below,
+                                          const Samples<T>& s, int count, int first, S* out) {
+    if (pitch == C * N && a.levels * a.points_per_level == 4) {
+      forward_queries<S, C, 4, C * N>(a, plane, pitch, below, s, count, first, out);
+    } else if (pitch == C * N) {
+      forward_queries<S, C, 0, C * N>(a, plane, pitch, below, s, count, first, out);
+    } else {
+      forward_queries<S, C, 0, 0>(a, plane, pitch, below, s, count, first, out);
     }
   }
 

@@ -47,7 +47,7 @@ PIIP_HD Axis<T> make_axis(int in, int out, double factor, Filter filter, bool an
 
 template <class T>
 PIIP_HD bool is_copy(const Axis<T>& axis) {
-  return axis.in == axis.out && !axis.antialias && (axis.filter == Filter::bilinear || axis.step == T(1));
+  return axis.in == axis.out && (axis.step == T(1) || (axis.filter == Filter::bilinear && !axis.antialias));
 }
 
 // Keys' cubic kernel.
@@ -103,7 +103,7 @@ PIIP_HD Taps<T> find_taps(const Axis<T>& axis, int i) {
 
 template <class T>
 PIIP_HD T tap_weight(const Axis<T>& axis, const Taps<T>& taps, int k) {
-  if (taps.count == 1 && !axis.antialias) return T(1);
+  if (is_copy(axis)) return T(1);
   if (axis.antialias) return antialias_weight(axis, T(taps.first + k) - taps.position + T(0.5)) / taps.total;
   if (axis.filter == Filter::bicubic) return cubic(taps.position - T(k - 1), T(-0.75));
   return k ? taps.position : T(1) - taps.position;

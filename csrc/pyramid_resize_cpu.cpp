@@ -19,6 +19,7 @@ namespace {
 template <class T>
 struct Table {
   int count = 1;
+  int lanes = 0;  // 16 or 8 where that many neighbouring outputs always take from fewer than 32 inputs
   std::vector<int> first;
   std::vector<T> weights;  // [tap][output]
 
@@ -35,6 +36,11 @@ struct Table {
         const int index = clamp_index(taps[i].first + k, axis.in) - first[i];
         weights[size_t(index) * axis.out + i] += tap_weight(axis, taps[i], k);
       }
+    }
+    for (const int n : {8, 16}) {
+      bool close = true;
+      for (int i = 0; i + n <= axis.out; ++i) close &= first[i + n - 1] + count - first[i] <= 32;
+      if (close) lanes = n;
     }
   }
 };
@@ -116,6 +122,7 @@ class Rows {
   void begin(int64_t b, int c) {
     b_ = b, c_ = c;
     std::fill(held_.begin(), held_.end(), -1);
+    ready_first_ = ready_last_ = 0;
     valid_height_ = a_.has_valid ? int(std::min<int64_t>(a_.valid[2 * b], a_.height)) : a_.height;
     valid_width_ = a_.has_valid ? int(std::min<int64_t>(a_.valid[2 * b + 1], a_.width)) : a_.width;
   }
@@ -129,7 +136,13 @@ class Rows {
     std::fill(target + count, target + a_.width, T(0));
   }
 
+  // Rows [first, last) of this channel already lie one after the other.
+  void use(const T* rows, int first, int last) { ready_ = rows, ready_first_ = first, ready_last_ = last; }
+
+  std::vector<const T*>& sources() { return sources_; }
+
   const T* row(int y) {
+    if (y >= ready_first_ && y < ready_last_) return ready_ + int64_t(y - ready_first_) * a_.width;
     const int slot = y % slots_;
     T* target = memory_.data() + size_t(slot) * a_.width;
     if (held_[slot] != y) {
@@ -147,14 +160,46 @@ class Rows {
   std::vector<int> held_;
   int64_t b_ = 0;
   int c_ = 0, valid_height_ = 0, valid_width_ = 0;
+  std::vector<const T*> sources_;
+  const T* ready_ = nullptr;
+  int ready_first_ = 0, ready_last_ = 0;
 };
+
+constexpr int kOverread = 32;  // items that may be read behind a row of columns
+
+// Outputs from `x` on as far as whole vectors of them go; gives where it stopped.
+template <class T, int K>
+int blend_neighbours(const Table<T>& table, const T* source, T* target, int out) {
+  int x = 0;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    // Two registers hold all the inputs that 8 or 16 neighbouring outputs take from; a gather would fetch each alone.
+    const int count = K ? K : table.count, lanes = table.lanes;
+    const __mmask16 used = __mmask16((1u << lanes) - 1);
+    for (; lanes && x + lanes <= out; x += lanes) {
+      const int first = table.first[x];
+      const __m512 low = _mm512_loadu_ps(source + first), high = _mm512_loadu_ps(source + first + 16);
+      __m512i index = _mm512_maskz_loadu_epi32(used, table.first.data() + x);
+      index = _mm512_sub_epi32(index, _mm512_set1_epi32(first));
+      __m512 sum = _mm512_setzero_ps();
+      for (int k = 0; k < count; ++k) {
+        const __m512 weight = _mm512_maskz_loadu_ps(used, table.weights.data() + size_t(k) * out + x);
+        sum = _mm512_fmadd_ps(weight, _mm512_permutex2var_ps(low, index, high), sum);
+        index = _mm512_add_epi32(index, _mm512_set1_epi32(1));
+      }
+      _mm512_mask_storeu_ps(target + x, used, sum);
+    }
+  }
+#endif
+  return x;
+}
 
 template <class T, int K>
 void blend_columns(const Table<T>& table, const T* __restrict source, T* __restrict target, int out) {
   const int count = K ? K : table.count;
   const int* __restrict first = table.first.data();
   const T* __restrict weights = table.weights.data();
-  for (int x = 0; x < out; ++x) {
+  for (int x = blend_neighbours<T, K>(table, source, target, out); x < out; ++x) {
     T sum = 0;
     for (int k = 0; k < count; ++k) sum += weights[size_t(k) * out + x] * source[first[x] + k];
     target[x] = sum;
@@ -171,12 +216,24 @@ void blend_rows(const Table<T>& table, int out, int y, Rows<T>& rows, T* __restr
     for (int x = 0; x < width; ++x) target[x] = w0 * upper[x] + w1 * lower[x];
     return;
   }
-  std::fill(target, target + width, T(0));
-  for (int k = 0; k < table.count; ++k) {
-    const T* __restrict source = rows.row(first + k);
-    const T w = weight(k);
-    if (w != T(0))
-      for (int x = 0; x < width; ++x) target[x] += w * source[x];
+  constexpr int L = kVectorBytes / int(sizeof(T));
+  std::vector<const T*>& sources = rows.sources();
+  sources.clear();
+  for (int k = 0; k < table.count; ++k) sources.push_back(rows.row(first + k));
+  int x = 0;
+  for (; x + 2 * L <= width; x += 2 * L) {
+    Vector<T, L> sum0{}, sum1{};
+    for (int k = 0; k < table.count; ++k) {
+      sum0 += weight(k) * load<T, L>(sources[k] + x);
+      sum1 += weight(k) * load<T, L>(sources[k] + x + L);
+    }
+    store<T, L>(target + x, sum0);
+    store<T, L>(target + x + L, sum1);
+  }
+  for (; x < width; ++x) {
+    T sum = 0;
+    for (int k = 0; k < table.count; ++k) sum += weight(k) * sources[k][x];
+    target[x] = sum;
   }
 }
 
@@ -191,7 +248,8 @@ template <class T>
 struct ForwardSpace {
   Rows<T> rows;
   Scratch<T> blended, finished;
-  ForwardSpace(const PyramidResize& a, int slots, int widest) : rows(a, slots), blended(a.width), finished(widest) {}
+  ForwardSpace(const PyramidResize& a, int slots, int widest)
+      : rows(a, slots), blended(a.width + kOverread), finished(widest) {}
 };
 
 template <class T>
@@ -204,9 +262,8 @@ void forward(const PyramidResize& a, int threads) {
     slots = std::max(slots, tables[i].y.count);
     widest = std::max(widest, a.levels[i].width);
   }
-  // Strips of at least 64 rows, so that the rows two strips share stay few.
-  const int64_t strips =
-      std::max<int64_t>(1, std::min<int64_t>(a.height / 64, (4 * int64_t(threads) + a.batch - 1) / a.batch));
+  // Strips of about 64 rows: the rows two strips share stay few, and one channel of a strip stays in the cache.
+  const int64_t strips = std::max(1, a.height / 64);
   threads = int(std::min<int64_t>(threads, a.batch * strips));
   std::vector<std::unique_ptr<ForwardSpace<T>>> spaces;
   for (int i = 0; i < threads; ++i) spaces.push_back(std::make_unique<ForwardSpace<T>>(a, slots, widest));
@@ -218,8 +275,8 @@ void forward(const PyramidResize& a, int threads) {
       space.rows.begin(b, c);
       for (int i = 0; i < a.level_count; ++i) {
         const PyramidLevel& level = a.levels[i];
-        const int last = int(level.height * (strip + 1) / strips);
-        for (int y = int(level.height * strip / strips); y < last; ++y) {
+        const int first = int(level.height * strip / strips), last = int(level.height * (strip + 1) / strips);
+        for (int y = first; y < last; ++y) {
           const int64_t offset = ((b * a.channels + c) * level.height + y) * level.width;
           T* finished = direct ? static_cast<T*>(level.data) + offset : space.finished.data();
           if (tables[i].copy) {
@@ -233,6 +290,10 @@ void forward(const PyramidResize& a, int threads) {
           }
           if (!direct) write(finished, level.data, offset, level.width);
         }
+        // The other levels take their rows from here, ready as they are.
+        if (direct && tables[i].copy)
+          space.rows.use(static_cast<T*>(level.data) + ((b * a.channels + c) * level.height + first) * level.width,
+                         first, last);
       }
     }
   });

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from piip.ops import reference
 from piip.ops._checks import MAX_LEVELS, check_device, check_shape, host_shapes
@@ -24,6 +23,7 @@ from piip.ops._extension import (
     refuse_double_backward,
     refuse_vmap,
 )
+from piip.ops._flops import register_flops
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -342,7 +342,6 @@ for _name in ("deform_attn", "ms_deform_attn"):
         _register_autocast(_name, _device)
 
 
-@register_flop_formula([torch.ops.piip.deform_attn, torch.ops.piip.ms_deform_attn])
 def _flops(value: Sequence[int], shapes: Any, *others: Any, out_shape: Any = None, **_: Any) -> int:
     """Five multiply-adds per channel of a sample, four cells and the weight: ten FLOPs, the published count.
 
@@ -352,7 +351,6 @@ def _flops(value: Sequence[int], shapes: Any, *others: Any, out_shape: Any = Non
     return 10 * batch * queries * heads * points * value[3]
 
 
-@register_flop_formula([torch.ops.piip.deform_attn_backward, torch.ops.piip.ms_deform_attn_backward])
 def _backward_flops(grad: Any, value: Sequence[int], shapes: Any, *others: Any, out_shape: Any = None, **_: Any) -> int:
     batch, queries, heads, points = _sample_shape(others)
     return 20 * batch * queries * heads * points * value[3]
@@ -361,3 +359,7 @@ def _backward_flops(grad: Any, value: Sequence[int], shapes: Any, *others: Any, 
 def _sample_shape(shapes: tuple[Any, ...]) -> tuple[int, int, int, int]:
     batch, queries, heads, levels, points, _ = shapes[-2]
     return batch, queries, heads, levels * points
+
+
+register_flops([torch.ops.piip.deform_attn, torch.ops.piip.ms_deform_attn], _flops)
+register_flops([torch.ops.piip.deform_attn_backward, torch.ops.piip.ms_deform_attn_backward], _backward_flops)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from piip.ops import reference
 from piip.ops._checks import FLOATS, MAX_LEVELS, host_shapes
@@ -21,6 +20,7 @@ from piip.ops._extension import (
     refuse_double_backward,
     refuse_vmap,
 )
+from piip.ops._flops import register_flops
 
 MODES = {"bilinear": 0, "bicubic": 1}  # enum Filter in csrc/pyramid_resize.h
 MAX_CHANNELS = 16  # kMaxChannels in csrc/pyramid_resize.h
@@ -293,7 +293,6 @@ refuse_double_backward("pyramid_resize_backward")
 refuse_vmap("pyramid_resize")
 
 
-@register_flop_formula(torch.ops.piip.pyramid_resize)
 def _flops(
     images: Sequence[int], channels_last: bool, sizes: Sequence[int], *_: Any, out_shape: Any = None, **__: Any
 ) -> int:
@@ -301,6 +300,9 @@ def _flops(
     return 0
 
 
-@register_flop_formula(torch.ops.piip.pyramid_resize_backward)
 def _backward_flops(*_: Any, out_shape: Any = None, **__: Any) -> int:
     return 0
+
+
+register_flops(torch.ops.piip.pyramid_resize, _flops)
+register_flops(torch.ops.piip.pyramid_resize_backward, _backward_flops)
