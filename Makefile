@@ -11,7 +11,7 @@ SMOKE ?= runs/smoke
 SMALL := data.train.root=$(SMOKE)/shapes data.train.images=64 data.val.root=$(SMOKE)/shapes data.val.images=16 \
 	schedule.epochs=2 schedule.warmup_iterations=4
 
-.PHONY: help install demo test lint format smoke bench clean
+.PHONY: help install demo test lint format smoke bench sanitize gpu clean
 
 help:
 	@echo "make demo   train, evaluate and predict with a small network on generated images"
@@ -19,7 +19,9 @@ help:
 	@echo "make lint   check style, types and formatting"
 	@echo "make format rewrite the sources in the project's style"
 	@echo "make smoke  two minutes of the main job through the command line"
-	@echo "make bench  measure the ops"
+	@echo "make bench  measure the ops; the table goes to benchmarks/results"
+	@echo "make sanitize  run the CPU kernels under AddressSanitizer and UBSan"
+	@echo "make gpu    build, test and measure the ops on a GPU machine"
 	@echo "make clean  remove what was built; runs/, data/ and $(VENV) stay"
 
 install: $(INSTALLED)
@@ -64,6 +66,13 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/ops.py
+
+CASES ?= 20000
+sanitize: $(INSTALLED)
+	$(BIN)/python tests/ops/sanitize.py --cases $(CASES) $(SANITIZE)
+
+gpu:
+	PYTHON=$(PYTHON) bash benchmarks/gpu.sh
 
 clean:
 	rm -rf build dist *.egg-info piip/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis $(INSTALLED)

@@ -1,6 +1,8 @@
 """Measures the ops against what one would use instead, on this machine's CPU or GPU.
 
-    python benchmarks/ops.py [--device cpu|cuda] [--threads N] [--repeats N] [--output FILE.json]
+    python benchmarks/ops.py [--device cpu|cuda] [--threads N] [--repeats N] [--output FOLDER]
+
+The table is printed and written to FOLDER (benchmarks/results) as <machine>.md and <machine>.json.
 
 Ours and a rival are timed in turn within one run. On the CPU the process's CPU time counts, so that other load on the
 machine matters little; it adds up over threads. Every entry gives minimum, median and maximum in ms, the ratio of the
@@ -13,8 +15,8 @@ import argparse
 import importlib.util
 import json
 import platform
+import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -246,14 +248,28 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+COLUMNS = ("op", "case", "batch", "dtype", "what", "ours ms", "rival", "rival ms", "ratio", "error")
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown lines; times are minimum, median and maximum."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS)]
     for row in rows:
-        ours, rival = ("/".join(f"{t:.2f}" for t in row[key]) for key in ("ours_ms", "rival_ms"))
-        print(
-            f"{row['op']:14} {row['case']:32} B {row['batch']} {row['dtype']:8} {row['what']:18} "
-            f"{ours:>24} ms, {row['rival']:30} {rival:>26} ms  {row['ratio']:6.1f}x  error {row['error']:.1e}"
-        )
-    sys.stdout.flush()
+        ours, rival = (" / ".join(f"{t:.2f}" for t in row[key]) for key in ("ours_ms", "rival_ms"))
+        numbers = (f"{row['ratio']:.1f}x", f"{row['error']:.1e}")
+        cells = (row["op"], row["case"], row["batch"], row["dtype"], row["what"], ours, row["rival"], rival, *numbers)
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    return lines
+
+
+def save(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    name = about["device"] if about["device"] != "cpu" else f"{about['cpu']} {about['threads']} threads"
+    stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = [f"- {key}: {value}" for key, value in about.items()]
+    text = [f"# Ops on {name}", "", *facts, "", "Times in ms: minimum / median / maximum.", "", *table(rows)]
+    (folder / f"{stem}.md").write_text("\n".join(text) + "\n")
+    (folder / f"{stem}.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -263,7 +279,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", choices=["deform_attn", "pyramid_resize"])
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
@@ -276,9 +292,8 @@ def main() -> None:
         rows += bench_attention(clock, arguments.batches, dtypes)
     if arguments.only != "deform_attn":
         rows += bench_resize(clock)
-    show(rows)
-    if arguments.output:
-        arguments.output.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    print("\n".join(table(rows)))
+    save(arguments.output, about, rows)
 
 
 if __name__ == "__main__":
