@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from piip import __version__
-from piip.cli import convert, doctor, evaluate, flops, models, predict, train
+from piip.cli import convert, convert_config, doctor, evaluate, flops, models, predict, train
 from piip.cli.errors import Debug, command
 
 # OpenMP reads this when torch is loaded. Its threads then sleep while they wait for one another; when they spin and the
@@ -46,5 +46,6 @@ app.command("eval")(command(evaluate.evaluate))
 app.command("predict")(command(predict.predict))
 app.command("flops")(command(flops.flops))
 app.command("convert-ckpt")(command(convert.convert))
+app.command("convert-config")(command(convert_config.convert_config))
 app.command("models")(command(models.models))
 app.command("doctor")(command(doctor.doctor))

@@ -16,7 +16,7 @@ from piip.cli.main import app
 from piip.errors import CheckError, ConfigError, PiipError, Stopped
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["train", "eval", "predict", "flops", "convert-ckpt", "models", "doctor"]
+COMMANDS = ["train", "eval", "predict", "flops", "convert-ckpt", "convert-config", "models", "doctor"]
 TSB = "detection/mask_rcnn_piip_tsb_1568_1120_672"
 
 
