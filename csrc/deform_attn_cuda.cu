@@ -287,6 +287,7 @@ void launch_vectors(const DeformAttn& a, bool is_backward, cudaStream_t stream) 
 }
 
 void run(const DeformAttn& a, bool is_backward, int device, uintptr_t stream) {
+  if (a.cells > 0x7fffffff) throw std::runtime_error("piip: deform_attn takes maps of fewer than 2^31 cells");
   const DeviceGuard guard(device);
   const auto handle = reinterpret_cast<cudaStream_t>(stream);
   switch (a.value_dtype) {

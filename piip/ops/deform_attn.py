@@ -207,7 +207,10 @@ class _Problem:
         if value.device.type == "cpu":
             grad_value = torch.empty_like(value)
         elif torch.are_deterministic_algorithms_enabled():
-            unit = _fixed_point_unit(grad, self.points.numel() // 2)
+            # Weights after a softmax are at most 1; given ones can be anything.
+            unit = _fixed_point_unit(
+                grad, self.points.numel() // 2, None if self.reference is not None else self.weights
+            )
             grad_value = torch.zeros_like(value, dtype=torch.int64)
         else:
             grad_value = torch.zeros_like(value, dtype=reference.compute_dtype(value.dtype))
@@ -218,13 +221,17 @@ class _Problem:
         return grad_value.to(value.dtype), grad_points, grad_weights
 
 
-def _fixed_point_unit(grad: Tensor, samples: int) -> Tensor:
-    """Steps per one of a 63-bit sum that no cell can overflow: each sample adds at most the largest gradient to it.
+def _fixed_point_unit(grad: Tensor, samples: int, weights: Tensor | None) -> Tensor:
+    """Steps per one of a 63-bit sum that no cell can overflow: each sample adds at most the largest gradient to it,
+    times the largest weight where weights are given.
 
     A power of two, computed where the gradient lies. Gradients that are not finite make it NaN, and with it the result.
     """
     bits = 62 - max(samples, 1).bit_length()
-    largest = grad.abs().amax().double().clamp_min(torch.finfo(torch.float64).tiny)
+    largest = grad.abs().amax().double()
+    if weights is not None:
+        largest = largest * weights.abs().amax().double()
+    largest = largest.clamp_min(torch.finfo(torch.float64).tiny)
     exponent = (bits - largest.log2().ceil()).clamp_max(1000)
     return torch.exp2(exponent) + 0 * largest
 
