@@ -143,6 +143,7 @@ class NinjaBuild(build_ext):
             link.append("-fopenmp")
         if os.environ.get("PIIP_SANITIZE"):
             sanitize = [
+                "-O1",  # at -O3 the instrumented kernels take minutes to compile
                 f"-fsanitize={os.environ['PIIP_SANITIZE']}",
                 "-fno-omit-frame-pointer",
                 "-g",
@@ -229,7 +230,7 @@ setup(
     # The experiments are part of the package: piip.configs in a wheel, configs/ beside it in a checkout.
     packages=[*find_packages(include=["piip", "piip.*"]), "piip.configs"],
     package_dir={"piip.configs": "configs"},
-    package_data={"piip": ["py.typed", "counts.json"], "piip.configs": ["**/*.yaml"]},
+    package_data={"piip": ["py.typed", "flops/recorded.json"], "piip.configs": ["**/*.yaml"]},
     # Optional: without a compiler nothing is built, and setuptools must not miss it.
     ext_modules=[Extension("piip._C", [], optional=True)],
     cmdclass={"build_ext": NinjaBuild},

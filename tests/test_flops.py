@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from piip.config import BackboneConfig, ModelConfig, load_config, shipped_configs
-from piip.costs import Cost
 from piip.errors import ConfigError
-from piip.flops import actual_count, backbone_from_letters, branch_names, paper_count
-from piip.paper_flops import classification_count, detection_count, paper_cost, paper_script
-from piip.paper_parts import Map, pyramid
-from piip.recorded_counts import recorded_count
+from piip.flops.actual import actual_count, backbone_from_letters, branch_names, paper_count
+from piip.flops.costs import Cost
+from piip.flops.paper import classification_count, detection_count, paper_cost, paper_script
+from piip.flops.paper_parts import Map, pyramid
+from piip.flops.recorded import recorded_count
 
 # Multiply-accumulates and parameters as the official scripts (commit 7a8eceb) print them; to the nearest digit or the
 # next, they are the papers' #FLOPs and #Param columns. First the script of the row's table, then the second one on all.

@@ -10,7 +10,7 @@ import typer
 from piip.cli.options import Json
 
 if TYPE_CHECKING:
-    from piip.costs import Cost, Count
+    from piip.flops.costs import Cost, Count
 
 
 def flops(
@@ -37,7 +37,7 @@ def flops(
 
     from piip.cli.console import out, print_json
     from piip.config import MaskRCNNConfig, ModelConfig, load_config
-    from piip.paper_flops import backbone_from_letters, paper_cost, paper_script
+    from piip.flops.paper import backbone_from_letters, paper_cost, paper_script
 
     if config is not None:
         loaded = load_config(config)
@@ -47,7 +47,9 @@ def flops(
         name = f"{(branches or '').lower()} {'/'.join(map(str, backbone.resolutions))}"
         model = ModelConfig.model_validate({"backbone": backbone})
 
-    from piip.flops import actual_count  # imports torch, so that a mistyped name is answered without waiting for it
+    from piip.flops.actual import (
+        actual_count,  # imports torch, so that a mistyped name is answered without waiting for it
+    )
 
     side = model.backbone.resolutions[0]
     actual = actual_count(model, (side, side))

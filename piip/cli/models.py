@@ -46,8 +46,8 @@ def models(json: Json = False) -> None:
 
 
 def _row(name: str, config: Any) -> dict[str, Any]:
-    from piip.paper_flops import paper_cost
-    from piip.recorded_counts import recorded_count
+    from piip.flops.paper import paper_cost
+    from piip.flops.recorded import recorded_count
 
     paper, actual = paper_cost(config.model.backbone), recorded_count(name, config.model)
     official = config.official

@@ -244,7 +244,7 @@ def test_models_lists_every_shipped_config_with_its_published_figures():
 
 
 def test_models_states_what_every_shipped_network_costs():
-    """A config that is new or changed is missing here until `python -m piip.recorded_counts` has counted it."""
+    """A config that is new or changed is missing here until `python -m piip.flops.recorded` has counted it."""
     document = json.loads(run("models", "--json").stdout)
     assert [row["name"] for row in document if row["actual"] is None] == []
 

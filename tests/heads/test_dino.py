@@ -9,7 +9,7 @@ from torch import Tensor
 from piip.config import ModelConfig
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.flops import actual_count
+from piip.flops.actual import actual_count
 from piip.heads import DINO
 from piip.heads.dino.denoising import disturb, draw_noise
 from piip.heads.dino.objects import gather_objects

@@ -12,9 +12,9 @@ from typing import Literal
 from pydantic import ValidationError
 
 from piip.config import VIT_SIZES, BackboneConfig, BranchConfig, ConvNeXtConfig, ViTConfig
-from piip.costs import Cost, Count, Part, linear, norm
 from piip.errors import ConfigError
-from piip.paper_parts import (
+from piip.flops.costs import Cost, Count, Part, linear, norm
+from piip.flops.paper_parts import (
     CONVNEXT_SIZES,
     Map,
     after_groups,

@@ -1,6 +1,6 @@
 """What the shipped configs cost as they run, recorded: counting them all takes minutes, and listing them must not.
 
-`python -m piip.recorded_counts` counts what is new or changed and rewrites the record; without a record, everything. An
+`python -m piip.flops.recorded` counts what is new or changed and rewrites the record; without a record, everything. An
 entry carries the digest of the network that was counted, so that one left behind by a change of its config is not used.
 """
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from piip.config import ModelConfig, load_config, shipped_configs
-from piip.costs import Cost
 from piip.engine.files import write_file
+from piip.flops.costs import Cost
 
-_FILE = Path(__file__).with_name("counts.json")
+_FILE = Path(__file__).with_suffix(".json")
 
 
 def recorded_count(name: str, model: ModelConfig) -> Cost | None:
@@ -39,7 +39,7 @@ def _record() -> dict[str, dict[str, Any]]:
 
 
 def _rewrite() -> None:
-    from piip.flops import actual_count
+    from piip.flops.actual import actual_count
 
     lines = []
     for name in shipped_configs():

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from piip.config import HeadConfig, MaskRCNNConfig, ModelConfig
-from piip.costs import Cost, Count, Part
+from piip.flops.costs import Cost, Count, Part
+from piip.flops.paper import backbone_from_letters, branch_names, paper_count
 from piip.heads import DINO, MaskRCNN
 from piip.model import Model, build_model
-from piip.paper_flops import backbone_from_letters, branch_names, paper_count
 
 __all__ = ["Cost", "Count", "Part", "actual_count", "backbone_from_letters", "branch_names", "paper_count"]
 

@@ -1,4 +1,4 @@
-"""The parts of a backbone as the official scripts count them (see `piip.paper_flops`), each from its config."""
+"""The parts of a backbone as the official scripts count them (see `piip.flops.paper`), each from its config."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from piip.config import BackboneConfig, BranchConfig, ConvNeXtConfig, InteractionConfig, ViTConfig
-from piip.costs import Cost, conv, dense_attention, linear, norm, relu, upsample
 from piip.errors import ConfigError
+from piip.flops.costs import Cost, conv, dense_attention, linear, norm, relu, upsample
 
 # Widths of the stages and blocks in them (Liu et al., 2022, section 2.1 and appendix A.1).
 CONVNEXT_SIZES = {
