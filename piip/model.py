@@ -235,7 +235,7 @@ def build_branch(config: BranchConfig) -> Branch:
     """A branch of the type its config names."""
     if isinstance(config, ConvNeXtConfig):
         return ConvNeXt(**config.model_dump(exclude={"type", "init"}))
-    return ViT(**config.model_dump(exclude={"type", "size", "init"}))
+    return ViT(**config.model_dump(exclude={"type", "size", "model", "init"}))
 
 
 def group_ends(config: BackboneConfig, depths: Sequence[int]) -> list[tuple[int, ...]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from piip.config.base import Strict
+from piip.config.timm_vit import vit_settings
 
 # Widths of the DeiT family (Touvron et al., 2021 and 2022), of ViT-H and of InternViT-6B, by their letters in rows.
 VIT_SIZES = {
@@ -20,13 +21,16 @@ VIT_SIZES = {
 
 
 class ViTConfig(Strict):
-    """One plain vision transformer branch. `size` fills embed_dim, depth and num_heads; each may be overridden.
+    """One plain vision transformer branch.
+
+    `size` fills embed_dim, depth and num_heads, and `model` all that the architecture says; each may be overridden.
 
     The defaults are DeiT III's; the options below mlp_ratio turn it into its relatives.
     """
 
     type: Literal["vit"] = "vit"
     size: Literal["T", "S", "B", "L", "H", "6B"] | None = None
+    model: str | None = Field(None, description="timm's name of a plain ViT, whose architecture fills the settings")
     embed_dim: int = Field(gt=0)
     depth: int = Field(gt=0)
     num_heads: int = Field(gt=0)
@@ -58,8 +62,13 @@ class ViTConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_size(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("size") in VIT_SIZES:
-            return VIT_SIZES[data["size"]] | data
+        if not isinstance(data, dict):
+            return data
+        if data.get("size") in VIT_SIZES:
+            data = VIT_SIZES[data["size"]] | data
+        # A resolved config has the sizes written out, and is read without timm.
+        if isinstance(data.get("model"), str) and not VIT_SIZES["T"].keys() <= data.keys():
+            data = vit_settings(data["model"]) | data
         return data
 
     @model_validator(mode="after")
