@@ -71,8 +71,6 @@ class Trainer:
             val_data = build_dataset(config.data.val, training=False)
         check_classes(config.model.head.num_classes, train_data)
         check_same_classes(train_data, val_data)
-        if config.model.head.type == "mask_rcnn":
-            check_masks(train_data)
         pin = device.type == "cuda"
         self.train_loader = build_loader(config, train_data, training=True, pin_memory=pin)
         self.val_loader = build_loader(config, val_data, training=False, pin_memory=pin)
@@ -85,6 +83,8 @@ class Trainer:
             class_names=train_data.class_names,
             epoch_length=self.epoch_length,
         )
+        if self.state.model.head.needs_masks:
+            check_masks(train_data)
         self.wrapped: nn.Module = self.state.model
         self.log: RunLog | None = None
 

@@ -13,6 +13,8 @@ class Head(nn.Module):
 
     # Whether `loss` and `detect` stay under the caller's autocast and say themselves what must be float32.
     mixed_precision = False
+    # Whether `loss` needs the masks of objects.
+    needs_masks = False
 
     @abstractmethod
     def loss(

@@ -47,6 +47,8 @@ class MaskRCNN(Head):
     Raises ConfigError if the levels differ in width.
     """
 
+    needs_masks = True
+
     def __init__(
         self,
         *,
