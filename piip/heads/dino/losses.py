@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
@@ -25,6 +24,9 @@ def match(answers: Answers, objects: Objects) -> Tensor:
     answers: of K stages.
     All costs go to the host together, which is the one time that a training step waits for them.
     """
+    # Imported here: only training needs it, and it is a fifth of a second.
+    from scipy.optimize import linear_sum_assignment
+
     costs = [
         _costs(answers.logits[:, image], answers.boxes[:, image], objects, image) for image in range(len(objects.held))
     ]
