@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 
 class Head(nn.Module):
@@ -33,3 +35,9 @@ class Head(nn.Module):
     @abstractmethod
     def restore(self, outputs: Any, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]) -> Any:
         """The results of `detect`, brought from each image's valid (h, w) in the batch to its original (h, w)."""
+
+
+def restore_boxes(boxes: Tensor, image_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
+    """Boxes (n, 4) xyxy, in pixels of an image resized to image_size (h, w), in those of its original_size (h, w)."""
+    scale = torch.tensor([image_size[1] / original_size[1], image_size[0] / original_size[0]] * 2)
+    return clip_boxes_to_image(boxes / scale.to(boxes.device, non_blocking=True), original_size)

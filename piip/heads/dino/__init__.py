@@ -11,7 +11,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads.base import Head
+from piip.heads.base import Head, restore_boxes
 from piip.heads.dino.answers import Answers, Proposer, full_precision
 from piip.heads.dino.decoder import Decoder, DecoderLayer
 from piip.heads.dino.denoising import Denoising, Noise, disturb, draw_noise, hidden_queries, number_of_groups
@@ -189,12 +189,10 @@ class DINO(Head):
 
         image_sizes, original_sizes: (h, w) of each image in the batch and as it was read.
         """
-        results = []
-        for image, (height, width), original in zip(outputs, image_sizes, original_sizes, strict=True):
-            boxes = image["boxes"]
-            scale = torch.tensor([width / original[1], height / original[0]] * 2).to(boxes.device, non_blocking=True)
-            results.append(image | {"boxes": clip_boxes_to_image(boxes / scale, original)})
-        return results
+        return [
+            image | {"boxes": restore_boxes(image["boxes"], size, original)}
+            for image, size, original in zip(outputs, image_sizes, original_sizes, strict=True)
+        ]
 
 
 def _initialise(part: nn.Module) -> None:

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
 
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads.base import Head
+from piip.heads.base import Head, restore_boxes
 from piip.heads.mask_rcnn import masks, roi
 from piip.heads.mask_rcnn.masks import MaskHead, mask_targets, paste_masks
 from piip.heads.mask_rcnn.roi import BoxHead, pool
@@ -168,10 +167,8 @@ class MaskRCNN(Head):
         Returns per image boxes (n, 4), scores (n,), labels (n,) and masks (n, h, w) bool at its original size.
         """
         results = []
-        for image, (height, width), original in zip(outputs, image_sizes, original_sizes, strict=True):
-            boxes = image["boxes"]
-            scale = torch.tensor([width / original[1], height / original[0]] * 2).to(boxes.device, non_blocking=True)
-            boxes = clip_boxes_to_image(boxes / scale, original)
+        for image, size, original in zip(outputs, image_sizes, original_sizes, strict=True):
+            boxes = restore_boxes(image["boxes"], size, original)
             pasted = paste_masks(image["mask_probabilities"], boxes, original)
             results.append({"boxes": boxes, "scores": image["scores"], "labels": image["labels"], "masks": pasted})
         return results
