@@ -9,7 +9,7 @@ DEMO := detection/mask_rcnn_piip_nano_shapes
 RUN ?= runs/demo
 SMOKE ?= runs/smoke
 SMALL := data.train.root=$(SMOKE)/shapes data.train.images=64 data.val.root=$(SMOKE)/shapes data.val.images=16 \
-	schedule.epochs=2 schedule.warmup_iterations=4
+	schedule.iterations=32 schedule.warmup_iterations=4
 
 .PHONY: help install demo test lint format smoke bench sanitize gpu clean
 

@@ -38,7 +38,7 @@ class ScheduleConfig(Strict):
     @model_validator(mode="after")
     def _one_length(self) -> ScheduleConfig:
         if (self.epochs is None) == (self.iterations is None):
-            raise ValueError("give exactly one of epochs and iterations")
+            raise ValueError("give exactly one of epochs and iterations, and null for the other")
         return self
 
 
