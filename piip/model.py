@@ -5,7 +5,7 @@ Three ways in: `Model.loss` for training, `Model.infer` for a prepared batch, `M
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from os import PathLike
@@ -20,9 +20,7 @@ from piip.branches import Branch, ConvNeXt, ViT
 from piip.config import (
     BackboneConfig,
     BranchConfig,
-    ChannelMapperConfig,
     ConvNeXtConfig,
-    DINOConfig,
     HeadConfig,
     InteractionConfig,
     ModelConfig,
@@ -80,14 +78,14 @@ class Model(nn.Module):
         images: (B, 3, H, W), normalised and zero-padded at the bottom and right; image_sizes: each image's valid (h,
         w).
         Returns the head's results: for detection a dict per image with boxes (n, 4) xyxy, scores (n,), labels (n,) and
-        masks (n, h, w) bool.
+        masks (n, h, w) bool; for segmentation logits (B, classes, H, W), for classification logits (B, classes).
         """
-        return self._results(images, image_sizes, image_sizes)
+        return self.head.in_batch(self._view(images, image_sizes), list(image_sizes))
 
     @torch.inference_mode()
     def infer_batch(self, batch: Batch) -> Any:
-        """Results of a batch in each image's original pixels."""
-        return self._results(batch.images, batch.image_sizes, batch.original_sizes)
+        """Results of a batch in each image's original pixels, one an image."""
+        return self._restored(batch.images, batch.image_sizes, batch.original_sizes)
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Tensor | str | PathLike[str]]) -> Any:
@@ -104,15 +102,20 @@ class Model(nn.Module):
         batch, image_sizes = prepare(pixels, self.transforms, self.config.mean, self.config.std)
         device = next(self.parameters()).device
         original_sizes = [(image.shape[1], image.shape[2]) for image in pixels]
-        return self._results(batch.to(device), image_sizes, original_sizes)
+        return self._restored(batch.to(device), image_sizes, original_sizes)
 
-    def _results(
-        self, images: Tensor, image_sizes: Sequence[tuple[int, int]], output_sizes: Sequence[tuple[int, int]]
+    def _restored(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]], original_sizes: Sequence[tuple[int, int]]
     ) -> Any:
+        return self.head.restore(self._view(images, image_sizes), list(image_sizes), list(original_sizes))
+
+    def _view(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Any:
+        return self.head.view(self._detect, images, list(image_sizes))
+
+    def _detect(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Any:
         features = self.features(images)
         with self._head_precision(images.device):
-            raw = self.head.detect(features, list(image_sizes))
-        return self.head.restore(raw, list(image_sizes), list(output_sizes))
+            return self.head.detect(features, image_sizes)
 
     def _head_precision(self, device: torch.device) -> AbstractContextManager[object]:
         """As released, heads run in float32 under autocast; but one that is costly may choose for itself."""
@@ -159,18 +162,18 @@ def build_model(config: ModelConfig) -> Model:
     return Model(backbone=backbone, neck=neck, head=build_head(config.head, neck.specs), config=config)
 
 
-def build_neck(config: NeckConfig, specs: Sequence[FeatureSpec]) -> FPN | ChannelMapper:
+_NECKS = {"fpn": FPN, "channel_mapper": ChannelMapper, "none": GivenPyramid}
+_HEADS: dict[str, Callable[..., Head]] = {"mask_rcnn": MaskRCNN, "dino": DINO}
+
+
+def build_neck(config: NeckConfig, specs: Sequence[FeatureSpec]) -> FPN | ChannelMapper | GivenPyramid:
     """The neck on a backbone's maps."""
-    if isinstance(config, ChannelMapperConfig):
-        return ChannelMapper(specs=specs, **config.model_dump(exclude={"type"}))
-    return FPN(specs=specs, **config.model_dump(exclude={"type"}))
+    return _NECKS[config.type](specs=specs, **config.model_dump(exclude={"type"}))
 
 
 def build_head(config: HeadConfig, specs: Sequence[FeatureSpec]) -> Head:
     """The head of a task on a neck's maps."""
-    if isinstance(config, DINOConfig):
-        return DINO(specs=specs, **config.model_dump(exclude={"type"}))
-    return MaskRCNN(specs=specs, **config.model_dump(exclude={"type"}))
+    return _HEADS[config.type](specs=specs, **config.model_dump(exclude={"type"}))
 
 
 def build_backbone(config: BackboneConfig) -> PIIP:
@@ -179,6 +182,9 @@ def build_backbone(config: BackboneConfig) -> PIIP:
     ends = group_ends(config, [branch.depth for branch in branches])
     groups = [[b.specs[stop - 1] for b, stop in zip(branches, stops, strict=True)] for stops in zip(*ends, strict=True)]
     several = len(branches) > 1
+    interactions = [_interaction(specs, config.interaction) for specs in groups] if several else []
+    if not config.merge:
+        return PIIP(branches=branches, resolutions=config.resolutions, ends=ends, interactions=interactions)
     if config.outputs and config.outputs[-1] >= len(groups) - 1:
         raise ConfigError(f"model.backbone.outputs: name interactions before the last, 0 to {len(groups) - 2}")
     merges = [
@@ -189,7 +195,7 @@ def build_backbone(config: BackboneConfig) -> PIIP:
         branches=branches,
         resolutions=config.resolutions,
         ends=ends,
-        interactions=[_interaction(specs, config.interaction) for specs in groups] if several else [],
+        interactions=interactions,
         intermediate=dict(zip(config.outputs, merges, strict=False)),
         merge=merges[-1],
         pyramid=_pyramid([groups[group] for group in (*config.outputs, len(groups) - 1)], config),

@@ -56,9 +56,9 @@ class SimplePyramid(nn.Module):
 
 
 class GivenPyramid(nn.Module):
-    """The maps as they come: those of a convolutional network are a pyramid already.
+    """The maps as they come: those of a convolutional network are a pyramid already, and some heads need no neck.
 
-    specs: the maps that come in; each has twice the stride of the one before.
+    specs: the maps that come in.
     """
 
     def __init__(self, *, specs: Sequence[FeatureSpec]) -> None:

@@ -109,7 +109,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     saving.load_state_dict(plain.state_dict())
     images = torch.randn(1, 3, 48, 32)
     for branch in (plain, saving):
-        branch.run_blocks(branch.embed(images), 0, 2).square().sum().backward()
+        branch.run_blocks(branch.embed(images), 0, 2).map.square().sum().backward()
     for (name, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, msg=name)
 
@@ -208,7 +208,9 @@ def test_uni_perceivers_embedding_adds_a_frames_vector_and_is_normalised() -> No
     images = torch.randn(1, 3, 48, 32)
     patches = branch.patch_embed(images) + resize_pos_embed(branch.pos_embed, 2, (3, 2)) + branch.frame_embed[:, None]
     mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, unbiased=False, keepdim=True)
-    torch.testing.assert_close(branch.embed(images), (patches - mean) / (variance + 1e-5).sqrt(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        branch.embed(images).map, (patches - mean) / (variance + 1e-5).sqrt(), atol=1e-5, rtol=1e-4
+    )
 
 
 def hybrid_config(finest: dict, coarsest: dict, **settings: object) -> BackboneConfig:
@@ -237,7 +239,7 @@ def test_a_convnext_branch_has_a_block_for_every_layer_between_two_maps() -> Non
     x = branch.embed(torch.randn(1, 3, 70, 96))
     for index, spec in enumerate(branch.specs):
         x = branch.run_blocks(x, index, index + 1)
-        assert x.shape == (1, 70 // 4 // (spec.stride // 4), 96 // spec.stride, spec.channels)
+        assert x.map.shape == (1, 70 // 4 // (spec.stride // 4), 96 // spec.stride, spec.channels)
     with pytest.raises(ConfigError, match="'resnet50' is no ConvNeXt of timm"):
         ConvNeXt(model="resnet50")
 

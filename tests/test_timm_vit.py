@@ -26,7 +26,7 @@ def test_a_branch_named_after_a_timm_model_computes_what_it_computes(tmp_path: P
     images = torch.randn(1, 3, 64, 64)
     x = source.patch_embed(images) + source.pos_embed
     expected = source.blocks(x).view(1, 4, 4, 384)
-    torch.testing.assert_close(branch.run_blocks(branch.embed(images), 0, 12), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(branch.run_blocks(branch.embed(images), 0, 12).map, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

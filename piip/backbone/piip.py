@@ -19,7 +19,8 @@ class PIIP(nn.Module):
     resolutions: longer side of the image each branch sees, in pixels; only their ratios matter.
     ends: per branch and group, one past the last block of the group; an interaction follows every group.
     interactions: one per group; empty for a single branch, which is then the plain baseline.
-    merge: all branches' maps (B, H, W, C) -> (B, C, H, W) on the finest grid.
+    merge: all branches' maps (B, H, W, C) -> (B, C, H, W) on the finest grid; None, with no pyramid either, leaves the
+    branches' own maps.
     intermediate: the same after earlier groups, by the group's index; empty where one merged map is enough.
     pyramid: the merged maps, in the order they were taken -> a list of maps, finest first, described by its `specs`.
     """
@@ -31,8 +32,8 @@ class PIIP(nn.Module):
         resolutions: tuple[int, ...],
         ends: list[tuple[int, ...]],
         interactions: list[Interaction],
-        merge: nn.Module,
-        pyramid: nn.Module,
+        merge: nn.Module | None = None,
+        pyramid: nn.Module | None = None,
         intermediate: dict[int, nn.Module] | None = None,
     ) -> None:
         super().__init__()
@@ -47,24 +48,37 @@ class PIIP(nn.Module):
     @property
     def specs(self) -> list[FeatureSpec]:
         """Channels and stride, in pixels of the finest image, of the returned maps."""
-        return cast("list[FeatureSpec]", self.pyramid.specs)
+        if self.pyramid is not None:
+            return cast("list[FeatureSpec]", self.pyramid.specs)
+        last = [branch.specs[-1] for branch in self.branches]
+        scales = [self.resolutions[0] / resolution for resolution in self.resolutions]
+        return [FeatureSpec(spec.channels, round(spec.stride * scale)) for spec, scale in zip(last, scales)]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W), normalised, as the finest branch sees them -> maps (B, C, H/s, W/s), finest first."""
+        """Images (B, 3, H, W), normalised, as the finest branch sees them -> maps (B, C, H/s, W/s), finest first.
+
+        Without a merge, the maps of the branches are followed by the class tokens (B, C, 1, 1) of those that have one.
+        """
         factors = [resolution / self.resolutions[0] for resolution in self.resolutions]
         # The official code rescales by factor, not to a size; at odd products the two differ in their sampling step.
         levels = pyramid_resize(images, scale_factors=factors)
-        maps = [branch.embed(level) for branch, level in zip(self.branches, levels, strict=True)]
+        tokens = [branch.embed(level) for branch, level in zip(self.branches, levels, strict=True)]
+        maps = [x.map for x in tokens]
         starts: tuple[int, ...] = (0,) * len(maps)
         merged: list[Tensor] = []
         for group, stops in enumerate(zip(*self.ends, strict=True)):
-            spans = zip(self.branches, maps, starts, stops, strict=True)
-            maps = [branch.run_blocks(x, start, stop) for branch, x, start, stop in spans]
+            spans = zip(self.branches, tokens, starts, stops, strict=True)
+            tokens = [branch.run_blocks(x, start, stop) for branch, x, start, stop in spans]
+            maps = [x.map for x in tokens]
             if self.interactions:
                 maps = self.interactions[group](maps)
+                tokens = [x._replace(map=exchanged) for x, exchanged in zip(tokens, maps, strict=True)]
             if str(group) in self.intermediate:
                 merged.append(self.intermediate[str(group)](maps))
             starts = stops
+        if self.merge is None or self.pyramid is None:
+            class_tokens = [x.class_token[:, :, None, None] for x in tokens if x.class_token is not None]
+            return [*(x.permute(0, 3, 1, 2) for x in maps), *class_tokens]
         return self.pyramid([*merged, self.merge(maps)])
 
     def layer_ids(self) -> dict[str, int]:

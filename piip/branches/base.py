@@ -8,14 +8,22 @@ in a file of its own, give it a config in `piip.config`, and name it in `piip.mo
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from piip.features import FeatureSpec
 
 
+class Tokens(NamedTuple):
+    """The state of a branch between blocks: a feature map (B, H, W, C), with a class token (B, C) where it has one."""
+
+    map: Tensor
+    class_token: Tensor | None = None
+
+
 class Branch(nn.Module):
-    """A backbone cut into blocks; between blocks its state is one feature map (B, H, W, C)."""
+    """A backbone cut into blocks; between blocks its state is one feature map, perhaps with a class token beside it."""
 
     specs: list[FeatureSpec]  # channels and stride of the map after each block
 
@@ -25,11 +33,11 @@ class Branch(nn.Module):
         return len(self.specs)
 
     @abstractmethod
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tokens:
         """Images (B, 3, H, W), normalised, to the first feature map (B, H/s, W/s, C)."""
 
     @abstractmethod
-    def run_blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
+    def run_blocks(self, x: Tokens, start: int, stop: int) -> Tokens:
         """Applies blocks start to stop - 1 to a feature map (B, H, W, C) -> (B, H', W', C'), see `specs`."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ from timm.models.convnext import ConvNeXtStage
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from piip.branches.base import Branch
+from piip.branches.base import Branch, Tokens
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 
@@ -35,20 +35,20 @@ class ConvNeXt(Branch):
         for info, blocks in zip(network.feature_info, self._blocks(), strict=True):
             self.specs += [FeatureSpec(info["num_chs"], info["reduction"])] * len(blocks)
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tokens:
         """Images (B, 3, H, W) -> (B, H/4, W/4, C) of the first stage."""
-        return self.stem(images).permute(0, 2, 3, 1)
+        return Tokens(self.stem(images).permute(0, 2, 3, 1))
 
-    def run_blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
+    def run_blocks(self, x: Tokens, start: int, stop: int) -> Tokens:
         """Applies blocks start to stop - 1 to a feature map (B, H, W, C) -> (B, H', W', C'), see `specs`."""
-        x = x.permute(0, 3, 1, 2)
+        y = x.map.permute(0, 3, 1, 2)
         blocks = [block for stage in self._blocks() for block in stage]
         for block in blocks[start:stop]:
-            if self.checkpoint_activations and x.requires_grad:
-                x = checkpoint(block, x, use_reentrant=False)
+            if self.checkpoint_activations and y.requires_grad:
+                y = checkpoint(block, y, use_reentrant=False)
             else:
-                x = block(x)
-        return x.permute(0, 2, 3, 1)
+                y = block(y)
+        return Tokens(y.permute(0, 2, 3, 1))
 
     def layer_of(self, parameter: str) -> int | None:
         """None: all layers train at the full rate, as released."""

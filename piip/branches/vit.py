@@ -16,7 +16,7 @@ from timm.layers import DropPath, LayerScale, Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from piip.branches.base import Branch
+from piip.branches.base import Branch, Tokens
 from piip.features import FeatureSpec
 
 MakeNorm = Callable[[int], nn.Module]
@@ -163,7 +163,7 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(Branch):
-    """A vision transformer without class token and final norm; parameter names are timm's.
+    """A vision transformer without final norm; parameter names are timm's.
 
     The settings are those of `piip.config.ViTConfig`.
     """
@@ -188,6 +188,7 @@ class ViT(Branch):
         position: str = "absolute",
         embed_norm: bool = False,
         frame_embed: bool = False,
+        class_token: bool = False,
         drop_path: float = 0.0,
         drop_path_schedule: str = "constant",
         checkpoint_activations: bool = False,
@@ -199,6 +200,7 @@ class ViT(Branch):
         absolute = position == "absolute"
         self.pos_embed = nn.Parameter(torch.zeros(1, self.pretrain_grid**2, embed_dim)) if absolute else None
         self.frame_embed = nn.Parameter(torch.zeros(1, 1, embed_dim)) if frame_embed else None
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         self.embed_norm = make_norm(embed_dim) if embed_norm else nn.Identity()
         linear = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
         rates = linear if drop_path_schedule == "linear" else [drop_path] * depth
@@ -226,7 +228,7 @@ class ViT(Branch):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        for embedding in (self.pos_embed, self.frame_embed):
+        for embedding in (self.pos_embed, self.frame_embed, self.cls_token):
             if embedding is not None:
                 trunc_normal_(embedding, std=0.02)
         for module in self.modules():
@@ -239,20 +241,25 @@ class ViT(Branch):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tokens:
         """Images (B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), position embedding added."""
         x = self.patch_embed(images)
         if self.pos_embed is not None:
             x = x + resize_pos_embed(self.pos_embed, self.pretrain_grid, (x.shape[1], x.shape[2])).to(x.dtype)
         if self.frame_embed is not None:
             x = x + self.frame_embed.to(x.dtype)
-        return self.embed_norm(x)
+        x = self.embed_norm(x)
+        if self.cls_token is None:
+            return Tokens(x)
+        return Tokens(x, self.cls_token[:, 0].to(x.dtype).expand(len(x), -1))
 
-    def run_blocks(self, x: Tensor, start: int, stop: int) -> Tensor:
+    def run_blocks(self, x: Tokens, start: int, stop: int) -> Tokens:
         """Applies blocks start to stop - 1 to a feature map (B, H, W, C); its shape stays."""
+        # Global attention does not see the grid: with a class token in front, all tokens are one row.
+        y = x.map if x.class_token is None else torch.cat([x.class_token[:, None], x.map.flatten(1, 2)], dim=1)[:, None]
         for block in self.blocks[start:stop]:
-            x = block(x)
-        return x
+            y = block(y)
+        return Tokens(y) if x.class_token is None else Tokens(y[:, 0, 1:].view(x.map.shape), y[:, 0, 0])
 
     def layer_of(self, parameter: str) -> int | None:
         """0 for the patch and position embeddings, i + 1 for block i."""

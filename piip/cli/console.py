@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from piip.engine.files import to_json
+from piip.files import to_json
 
 # Piped output has no width of its own; cutting columns to 80 characters there would lose numbers.
 _PIPED_WIDTH = 160

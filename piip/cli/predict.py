@@ -24,7 +24,7 @@ def predict(
     ] = 0.3,
     device: Device = None,
 ) -> None:
-    """Predict on images; writes overlays and their boxes, masks and scores as JSON."""
+    """Predict on images; writes overlays to look at, and all results as JSON."""
     from piip.config import load_config
 
     settings = load_config(config)
@@ -35,19 +35,12 @@ def predict(
     predictions = run_prediction(
         settings, images, weights=weights, output=output, score_threshold=score_threshold, device=device
     )
-    rows = [
-        (found.image.name, sum(found.counts.values()), found.error or _in_words(found.counts)) for found in predictions
-    ]
+    rows = [(found.image.name, found.error or found.words) for found in predictions]
     console = out()
-    console.print(table(("image", "objects", ""), rows[:_SHOWN], align="lrl"))
+    console.print(table(("image", "found"), rows[:_SHOWN], align="ll"))
     if len(rows) > _SHOWN:
         console.print(f"and {len(rows) - _SHOWN} more images")
     console.print(f"overlays and predictions.json are in {output}")
     unreadable = sum(found.error is not None for found in predictions)
     if unreadable:
         raise DataError(f"{unreadable} of {len(predictions)} images could not be read and were left out")
-
-
-def _in_words(counts: dict[str, int]) -> str:
-    by_count = sorted(counts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{count} {name}" for name, count in by_count) or "nothing above the threshold"

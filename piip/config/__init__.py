@@ -9,13 +9,14 @@ and list items addressed by number (`model.backbone.branches.0.drop_path=0.1`). 
 from __future__ import annotations
 
 from piip.config.base import Strict
-from piip.config.data import CocoData, DataConfig, DatasetConfig, ShapesData, TransformConfig, ZoomConfig
+from piip.config.data import CocoData, DataConfig, DatasetConfig, ImageFolderData, LabelMapData, ShapesData
 from piip.config.load import config_dir, config_from_dict, dump_config, find_config, load_config, shipped_configs
 from piip.config.network import (
     VIT_SIZES,
     BackboneConfig,
     BranchConfig,
     ChannelMapperConfig,
+    ClassifierConfig,
     ConvNeXtConfig,
     DINOConfig,
     FPNConfig,
@@ -24,34 +25,51 @@ from piip.config.network import (
     MaskRCNNConfig,
     ModelConfig,
     NeckConfig,
+    NoNeckConfig,
+    UperNetConfig,
     ViTConfig,
 )
 from piip.config.training import Config, OptimConfig, Published, ScheduleConfig, TrainConfig
+from piip.config.transforms import (
+    ClassificationTransforms,
+    DetectionTransforms,
+    SegmentationTransforms,
+    TransformConfig,
+    ZoomConfig,
+)
 
 __all__ = [
     "VIT_SIZES",
     "BackboneConfig",
     "BranchConfig",
     "ChannelMapperConfig",
+    "ClassificationTransforms",
+    "ClassifierConfig",
     "CocoData",
     "Config",
     "ConvNeXtConfig",
     "DINOConfig",
     "DataConfig",
     "DatasetConfig",
+    "DetectionTransforms",
     "FPNConfig",
     "HeadConfig",
+    "ImageFolderData",
     "InteractionConfig",
+    "LabelMapData",
     "MaskRCNNConfig",
     "ModelConfig",
     "NeckConfig",
+    "NoNeckConfig",
     "OptimConfig",
     "Published",
     "ScheduleConfig",
+    "SegmentationTransforms",
     "ShapesData",
     "Strict",
     "TrainConfig",
     "TransformConfig",
+    "UperNetConfig",
     "ViTConfig",
     "ZoomConfig",
     "config_dir",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from piip.config.base import Strict
+from piip.config.transforms import TransformConfig
 
 
 class CocoData(Strict):
@@ -24,50 +25,48 @@ class CocoData(Strict):
     masks: bool = Field(True, description="false reads boxes only, which is all that DINO learns")
 
 
+class LabelMapData(Strict):
+    """Images and, in PNG files of the same stem, the label of every pixel."""
+
+    type: Literal["label_maps"] = "label_maps"
+    images: Path = Field(description="folder of the images, with subfolders or without")
+    labels: Path = Field(description="folder of the label PNGs, laid out like that of the images")
+    class_names: Path | Literal["ade20k"] = Field(
+        description="text file with a name a line, in label order; ade20k: the 150 names of ADE20K"
+    )
+    reduce_zero_label: bool = Field(
+        False, description="0 in the files is no label and 1 the first one, as in ADE20K; 255 is never a label"
+    )
+    max_image_pixels: int = Field(100_000_000, gt=0, description="larger images are refused from their header")
+
+
+class ImageFolderData(Strict):
+    """Images in one folder per class, named like it: the layout of ImageNet."""
+
+    type: Literal["image_folder"] = "image_folder"
+    root: Path
+    class_names: Path | None = Field(
+        None, description="text file with 'folder name' a line, which also gives the order; else folders in their order"
+    )
+    max_image_pixels: int = Field(100_000_000, gt=0, description="larger images are refused from their header")
+
+
 class ShapesData(Strict):
-    """The generated set of overlapping shapes, written once below `root` as COCO-format JPEG and JSON files."""
+    """The generated set of overlapping shapes, written once below `root` as JPEG files with what is on them.
+
+    form: instances in COCO format, label maps as PNGs, or crops of single objects in a folder a class.
+    """
 
     type: Literal["shapes"] = "shapes"
     root: Path = Path("data/shapes")
+    form: Literal["instances", "label_maps", "crops"] = "instances"
     split: Literal["train", "val"] = "train"
     images: int = Field(gt=0)
     size: int = Field(256, ge=64, description="side of the square images in pixels")
     seed: int = 0
 
 
-DatasetConfig = Annotated[CocoData | ShapesData, Field(discriminator="type")]
-
-
-class ZoomConfig(Strict):
-    """A part of the image takes its place: DETR's second augmentation policy (Carion et al., 2020, section 4)."""
-
-    probability: float = Field(0.5, ge=0, le=1)
-    resize: tuple[tuple[int, int], ...] = Field(
-        min_length=1,
-        description="(long, short) limits in pixels of the keep-ratio resize before the crop; one is picked",
-    )
-    crop: tuple[int, int] = Field(description="shortest and longest side in pixels of the part that is kept")
-
-    @model_validator(mode="after")
-    def _rising(self) -> ZoomConfig:
-        if not 0 < self.crop[0] <= self.crop[1]:
-            raise ValueError(f"crop: give the shortest side, then the longest, got {list(self.crop)}")
-        return self
-
-
-class TransformConfig(Strict):
-    """What happens to an image on its way to the network; in training in the order zoom, resize, crop, flip."""
-
-    zoom: ZoomConfig | None = Field(None, description="in training, before the resize")
-    resize: tuple[tuple[int, int], ...] = Field(
-        min_length=1,
-        description="(long, short) limits in pixels of the keep-ratio resize; training picks one at random",
-    )
-    flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
-    crop: int | None = Field(
-        None, gt=0, description="training keeps a random part of at most this many pixels in height and in width"
-    )
-    pad_divisor: int = Field(32, gt=0, description="the batch is padded with zeros to a multiple of this")
+DatasetConfig = Annotated[CocoData | LabelMapData | ImageFolderData | ShapesData, Field(discriminator="type")]
 
 
 class DataConfig(Strict):

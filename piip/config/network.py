@@ -52,6 +52,7 @@ class ViTConfig(Strict):
     frame_embed: bool = Field(
         False, description="add one learned vector to all patches: Uni-Perceiver's embedding of a video's first frame"
     )
+    class_token: bool = Field(False, description="carry a class token beside the patches, as classification does")
     drop_path: float = Field(0.0, ge=0, lt=1)
     drop_path_schedule: Literal["constant", "linear"] = Field(
         "constant", description="linear: rising from 0 in the first block to drop_path in the last"
@@ -77,6 +78,8 @@ class ViTConfig(Strict):
             raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
         if self.position == "relative" and (not self.window_size or self.global_blocks):
             raise ValueError("a relative position bias needs attention windows: set window_size, and no global_blocks")
+        if self.class_token and self.window_size:
+            raise ValueError("a class token needs global attention in every block: set window_size to 0")
         return self
 
 
@@ -135,6 +138,7 @@ class BackboneConfig(Strict):
         "interaction, as in the rows with ConvNeXt; none: all levels are scaled from one map",
     )
     finest_level: bool = Field(True, description="false leaves out the pyramid's 4x upsampled level, as for DINO")
+    merge: bool = Field(True, description="false returns the maps of the branches as they are, as for classification")
 
     @model_validator(mode="before")
     @classmethod
@@ -153,6 +157,8 @@ class BackboneConfig(Strict):
             raise ValueError(f"{len(self.branches)} branches need as many resolutions, got {text}")
         if sorted(self.resolutions, reverse=True) != list(self.resolutions):
             raise ValueError(f"branches are listed finest resolution first, got {text}")
+        if self.outputs and not self.merge:
+            raise ValueError("outputs name what is merged: leave them out with merge: false")
         if self.outputs and (len(self.outputs) != 3 or list(self.outputs) != sorted(set(self.outputs))):
             raise ValueError(f"outputs: name three interactions in rising order, got {list(self.outputs)}")
         return self
@@ -172,6 +178,12 @@ class ChannelMapperConfig(Strict):
     type: Literal["channel_mapper"] = "channel_mapper"
     out_channels: int = Field(256, gt=0, multiple_of=32)
     levels: int = Field(4, gt=0)
+
+
+class NoNeckConfig(Strict):
+    """The maps of the backbone go to the head as they are."""
+
+    type: Literal["none"] = "none"
 
 
 class MaskRCNNConfig(Strict):
@@ -215,6 +227,40 @@ class DINOConfig(Strict):
     )
 
 
+class UperNetConfig(Strict):
+    """UperNet (Xiao et al., 2018) and an auxiliary FCN, with the settings of the released configs as defaults."""
+
+    type: Literal["upernet"] = "upernet"
+    num_classes: int = Field(150, gt=0)
+    channels: int = Field(1536, gt=0)
+    pool_scales: tuple[int, ...] = Field((1, 2, 3, 6), description="cells a side of the pooled maps of the last level")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    auxiliary_level: int | None = Field(2, ge=0, description="map that a second, simple head works on; null for none")
+    auxiliary_weight: float = Field(0.4, ge=0, description="weight of the second head's loss")
+    window: int | None = Field(
+        512, gt=0, description="evaluation slides a window of this side in pixels over the image; null: the whole image"
+    )
+    stride: int = Field(341, gt=0, description="step between windows in pixels")
+    test_scales: tuple[float, ...] = Field(
+        (1.0,), min_length=1, description="evaluation averages over the image at these scales"
+    )
+    test_flip: bool = Field(False, description="evaluation averages over the image and its mirror image")
+
+
+class ClassifierConfig(Strict):
+    """A norm and a linear classifier a branch, whose logits are averaged; on a backbone without merge."""
+
+    type: Literal["classifier"] = "classifier"
+    num_classes: int = Field(1000, gt=0)
+    token: Literal["first_patch", "class", "mean"] = Field(
+        "first_patch",
+        description="what is classified: the top-left patch (as the released checkpoints do), the class token, or the "
+        "mean over the patches",
+    )
+    norm_eps: float = Field(1e-6, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="for labels that were not mixed and smoothed before")
+
+
 def _neck_type(neck: Any) -> str:
     return str(neck.get("type", "fpn")) if isinstance(neck, dict) else str(getattr(neck, "type", "fpn"))
 
@@ -224,11 +270,16 @@ def _head_type(head: Any) -> str:
 
 
 NeckConfig = Annotated[
-    Annotated[FPNConfig, Tag("fpn")] | Annotated[ChannelMapperConfig, Tag("channel_mapper")],
+    Annotated[FPNConfig, Tag("fpn")]
+    | Annotated[ChannelMapperConfig, Tag("channel_mapper")]
+    | Annotated[NoNeckConfig, Tag("none")],
     Discriminator(_neck_type),
 ]
 HeadConfig = Annotated[
-    Annotated[MaskRCNNConfig, Tag("mask_rcnn")] | Annotated[DINOConfig, Tag("dino")],
+    Annotated[MaskRCNNConfig, Tag("mask_rcnn")]
+    | Annotated[DINOConfig, Tag("dino")]
+    | Annotated[UperNetConfig, Tag("upernet")]
+    | Annotated[ClassifierConfig, Tag("classifier")],
     Discriminator(_head_type),
 ]
 

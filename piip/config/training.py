@@ -62,6 +62,8 @@ class Published(Strict):
     model: str
     box_ap: float | None = None
     mask_ap: float | None = None
+    miou: float | None = None
+    top1: float | None = None
     params: str | None = None
     flops: str | None = None
 

@@ -14,9 +14,9 @@ from piip.config import BackboneConfig, Config, ConvNeXtConfig, load_config
 from piip.convert.keys import KeyTable, family, key_table
 from piip.convert.resample import resample_pos_embed
 from piip.convert.sources import read_state_dict
-from piip.engine.files import replacing
 from piip.engine.weights import read_weights, write_weights
 from piip.errors import CheckError
+from piip.files import replacing
 from piip.model import build_model
 
 

@@ -13,7 +13,7 @@ import yaml
 from piip.config import Config, load_config, shipped_configs
 from piip.convert.official_settings import even_or_listed, our_settings
 from piip.convert.python_config import read_python_config
-from piip.engine.files import write_file
+from piip.files import write_file
 
 
 @dataclass

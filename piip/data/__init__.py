@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from piip.data.coco import CocoDataset, check_classes, check_masks, check_same_classes, self_test
+from piip.data.coco import CocoDataset, self_test
+from piip.data.dataset import ImageDataset, check_classes, check_same_classes, check_targets
 from piip.data.images import read_image
 from piip.data.loader import Batch, Loader, build_dataset, build_loader, explain_worker_death
 from piip.data.transforms import prepare
@@ -10,12 +11,13 @@ from piip.data.transforms import prepare
 __all__ = [
     "Batch",
     "CocoDataset",
+    "ImageDataset",
     "Loader",
     "build_dataset",
     "build_loader",
     "check_classes",
-    "check_masks",
     "check_same_classes",
+    "check_targets",
     "explain_worker_death",
     "prepare",
     "read_image",

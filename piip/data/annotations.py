@@ -17,40 +17,16 @@ import math
 import pickle
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from piip.data.masks import covers
+from piip.data.report import Report
 from piip.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-_EXAMPLES = 3
-
-
-@dataclass
-class Report:
-    """What was dropped, clipped or replaced: how often, and the first examples with their ids or files."""
-
-    source: str
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, kind: str, what: str) -> None:
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        examples = self.examples.setdefault(kind, [])
-        if len(examples) < _EXAMPLES:
-            examples.append(what)
-
-    def __str__(self) -> str:
-        parts = []
-        for kind, count in self.counts.items():
-            more = ", ..." if count > len(self.examples[kind]) else ""
-            parts.append(f"{count} x {kind} ({', '.join(self.examples[kind])}{more})")
-        return f"{self.source}: {'; '.join(parts) or 'nothing dropped, clipped or replaced'}"
 
 
 class Annotation(NamedTuple):

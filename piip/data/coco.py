@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,19 +10,19 @@ import numpy as np
 import torch
 from pycocotools import mask as mask_utils
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from piip.data.annotations import Annotation, ImageRecord, Records, clip_box, read_annotations
+from piip.data.dataset import ImageDataset
 from piip.data.files import check_image_files
 from piip.data.images import MAX_IMAGE_PIXELS, read_image
 from piip.data.masks import Rle, decode, to_rle
-from piip.errors import CheckError, ConfigError, DataError
+from piip.errors import CheckError, DataError
 from piip.metrics.coco import CocoMetric
 
 logger = logging.getLogger(__name__)
 
 
-class CocoDataset(Dataset[dict[str, Any]]):
+class CocoDataset(ImageDataset):
     """Images and instance annotations in COCO format.
 
     images: folder of the image files. annotations: the JSON file.
@@ -32,8 +31,8 @@ class CocoDataset(Dataset[dict[str, Any]]):
     max_image_pixels: larger images are refused from their header.
     masks: whether to read masks, where the file has any.
 
-    class_names: name per label. category_ids: id in the file per label. has_masks: whether targets have masks.
-    report: what was dropped or clipped, by the rules of piip/data/annotations.py; one line of it is logged.
+    category_ids: id in the file per label. has_masks: whether targets have masks. report: what was dropped or clipped,
+    by the rules of piip/data/annotations.py; one line of it is logged.
     Raises DataError naming the file and entry at fault.
     """
 
@@ -53,6 +52,7 @@ class CocoDataset(Dataset[dict[str, Any]]):
         self.max_image_pixels = max_image_pixels
         self.class_names, self.category_ids = file.class_names, file.category_ids
         self.has_masks, self.report = file.has_masks and masks, file.report
+        self.provides = frozenset({"boxes", "labels", "masks"} if self.has_masks else {"boxes", "labels"})
         check_image_files(images, [record.file_name for record in file.images], annotations)
         notable = bool(self.report.counts)
         kept = [record for record in file.images if not training or self._trains_on(record, keep_empty, min_side)]
@@ -78,13 +78,13 @@ class CocoDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`image` uint8 RGB (3, H, W), `image_id`, and `target` (see `target`), untransformed."""
-        return {"image": self.image(index), "image_id": self.record(index).id, "target": self.target(index)}
-
     def record(self, index: int) -> ImageRecord:
         """What the annotation file says of an image."""
         return self._records[index]
+
+    def image_id(self, index: int) -> int:
+        """The id in the annotation file."""
+        return self.record(index).id
 
     def image(self, index: int) -> Tensor:
         """The image, uint8 RGB (3, H, W), upright. Raises DataError when it is damaged or not of the annotated size."""
@@ -173,34 +173,6 @@ def _boxes(annotations: list[Annotation], record: ImageRecord) -> Tensor:
 
 def _rles(annotations: list[Annotation], record: ImageRecord) -> list[Rle]:
     return [to_rle(a.segmentation, record.height, record.width) for a in annotations]
-
-
-def check_classes(num_classes: int, dataset: CocoDataset) -> None:
-    """Raises ConfigError when a head for `num_classes` classes does not fit the data."""
-    names = dataset.class_names
-    if num_classes != len(names):
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise ConfigError(
-            f"model.head.num_classes is {num_classes}, but {dataset.source} has {len(names)} classes ({shown}); "
-            f"set model.head.num_classes={len(names)}"
-        )
-
-
-def check_same_classes(train: CocoDataset, val: CocoDataset) -> None:
-    """Raises DataError when training and evaluation data number their classes differently."""
-    for label, (a, b) in enumerate(zip_longest(train.class_names, val.class_names)):
-        if a != b:
-            names = (f"'{name}'" if name is not None else "missing" for name in (a, b))
-            raise DataError(
-                f"class {label} is {next(names)} in {train.source} and {next(names)} in {val.source}; "
-                "give both the same categories"
-            )
-
-
-def check_masks(dataset: CocoDataset) -> None:
-    """Raises DataError when a head that learns masks meets annotations without segmentations."""
-    if not dataset.has_masks:
-        raise DataError(f"{dataset.source} has boxes but no segmentations; this model's mask head needs them")
 
 
 def self_test(dataset: CocoDataset, *, backend: Literal["faster", "pycocotools"] = "faster") -> dict[str, float]:

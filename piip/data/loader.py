@@ -18,13 +18,15 @@ import torch.distributed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from piip.config import CocoData, Config, DatasetConfig, TransformConfig
+from piip.config import CocoData, Config, DatasetConfig, ShapesData, TransformConfig
 from piip.data.coco import CocoDataset
+from piip.data.dataset import ImageDataset
 from piip.data.images import read_image
 from piip.data.sampler import SAMPLE_STREAM, EvalSampler, Key, TrainSampler
 from piip.data.shapes import write_shapes
 from piip.data.transforms import Sample, generator, normalise_and_pad, prepare, transform
 from piip.errors import DataError, PiipError
+from piip.metrics import ImageId
 
 __all__ = ["Batch", "Loader", "build_dataset", "build_loader", "explain_worker_death", "prepare", "read_image"]
 
@@ -49,7 +51,7 @@ class Batch:
     images: Tensor
     image_sizes: list[tuple[int, int]]
     original_sizes: list[tuple[int, int]]
-    image_ids: list[int]
+    image_ids: list[ImageId]
     targets: list[dict[str, Tensor]]
     replaced: list[str] = field(default_factory=list)
 
@@ -64,7 +66,7 @@ class Batch:
         return replace(self, images=self.images.pin_memory(), targets=targets)
 
 
-def build_dataset(config: DatasetConfig, *, training: bool) -> CocoDataset:
+def build_dataset(config: DatasetConfig, *, training: bool) -> ImageDataset:
     """The data set of a config; generated ones are written first. Raises DataError naming file and entry at fault."""
     if isinstance(config, CocoData):
         return CocoDataset(
@@ -76,13 +78,15 @@ def build_dataset(config: DatasetConfig, *, training: bool) -> CocoDataset:
             max_image_pixels=config.max_image_pixels,
             masks=config.masks,
         )
+    if not isinstance(config, ShapesData):
+        raise NotImplementedError(config.type)
     images, annotations = write_shapes(config)
     return CocoDataset(images=images, annotations=annotations, training=training)
 
 
 def build_loader(
     config: Config,
-    dataset: CocoDataset,
+    dataset: ImageDataset,
     *,
     training: bool,
     rank: int | None = None,
@@ -136,7 +140,7 @@ class Loader:
     when a loader process dies.
     """
 
-    def __init__(self, dataset: CocoDataset, loader: DataLoader[Batch], sampler: TrainSampler | EvalSampler) -> None:
+    def __init__(self, dataset: ImageDataset, loader: DataLoader[Batch], sampler: TrainSampler | EvalSampler) -> None:
         self.dataset = dataset
         self._loader, self._sampler = loader, sampler
         self._iterator: Any = None
@@ -227,7 +231,7 @@ class _Samples(Dataset[Any]):
     Errors are returned, not raised: torch would turn them into tracebacks on the way to the parent process.
     """
 
-    def __init__(self, dataset: CocoDataset, transforms: TransformConfig, seed: int, training: bool) -> None:
+    def __init__(self, dataset: ImageDataset, transforms: TransformConfig, seed: int, training: bool) -> None:
         self._dataset, self._transforms, self._seed, self._training = dataset, transforms, seed, training
 
     def __len__(self) -> int:
@@ -240,7 +244,7 @@ class _Samples(Dataset[Any]):
                 image = self._dataset.image(index)
             except PiipError as error:
                 return error
-            sample = {"image": image, "image_id": self._dataset.record(index).id, "replaced": []}
+            sample: Sample = {"image": image, "image_id": self._dataset.image_id(index), "replaced": []}
             return transform(sample, self._transforms, None)
 
         rng = generator(self._seed, SAMPLE_STREAM, epoch, index)

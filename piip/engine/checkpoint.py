@@ -28,9 +28,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import piip
-from piip.engine.files import sync, to_json, write_file
 from piip.engine.weights import LoadedWeights, load_file, write_weights
 from piip.errors import CheckpointError
+from piip.files import sync, to_json, write_file
 
 POINTERS = ("last", "best")
 # In the order of preference: the moving average is what was evaluated during training.

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from piip.engine.files import write_file
+from piip.files import write_file
 
 _COLOURS = ("#3366cc", "#e07b39", "#2f9e6e", "#b8458b", "#8a6d3b", "#6b5fc7", "#3aa6b9", "#c44949")
 _INK, _GRID = "#2b2b33", "#e4e4ea"

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from piip.config import Config
-from piip.data import CocoDataset, build_dataset, build_loader, check_classes
+from piip.data import ImageDataset, build_dataset, build_loader, check_classes
 from piip.engine import distributed
 from piip.engine.checkpoint import load_weights
 from piip.engine.device import autocast
-from piip.engine.files import to_json, write_file
 from piip.engine.log import Bar, logging_to
 from piip.engine.weights import LoadedWeights
 from piip.errors import ConfigError, PiipError
+from piip.files import to_json, write_file
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ def run_evaluation(
         return found.metrics, found.rows
 
 
-def check_trained_classes(loaded: LoadedWeights, dataset: CocoDataset) -> None:
+def check_trained_classes(loaded: LoadedWeights, dataset: ImageDataset) -> None:
     """Raises ConfigError when weights were trained on other classes, or on the same ones in another order."""
     if loaded.class_names is None or loaded.class_names == dataset.class_names:
         return

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from piip.engine import distributed
 from piip.engine.curves import draw_curves
-from piip.engine.files import sync, to_json, write_file
+from piip.files import sync, to_json, write_file
 
 _log = logging.getLogger(__name__)
 

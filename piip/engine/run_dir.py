@@ -7,8 +7,8 @@ from typing import Any
 
 from piip.config import Config, dump_config
 from piip.engine.checkpoint import POINTERS, checkpoints, follow, newest_checkpoint, read_meta, remove_leftovers
-from piip.engine.files import write_file
 from piip.errors import CheckpointError, ConfigError, PiipError
+from piip.files import write_file
 
 # What may differ between a run and its continuation: it changes no step.
 _HARMLESS = (

@@ -18,6 +18,7 @@ from piip.data import Batch
 from piip.engine import distributed
 from piip.engine.device import autocast
 from piip.errors import NonFiniteLoss
+from piip.metrics import ImageId
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Pass:
     """Loss values and image ids of one forward pass."""
 
     losses: dict[str, float]
-    image_ids: list[int]
+    image_ids: list[ImageId]
 
     @property
     def finite(self) -> bool:
@@ -64,7 +65,7 @@ def optimizer_step(
     start, waited = time.perf_counter(), 0.0
     optimizer.zero_grad(set_to_none=True)
     losses: list[dict[str, Tensor]] = []
-    image_ids: list[list[int]] = []
+    image_ids: list[list[ImageId]] = []
     for index in range(config.accumulate):
         waiting = time.perf_counter()
         batch = next(batches).to(device, non_blocking=True)
@@ -114,5 +115,5 @@ def _describe(part: Pass) -> str:
     return f"{values} on the images {_list(part.image_ids)}"
 
 
-def _list(image_ids: list[int]) -> str:
+def _list(image_ids: list[ImageId]) -> str:
     return ", ".join(map(str, image_ids))

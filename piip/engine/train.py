@@ -14,7 +14,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from piip.config import Config
-from piip.data import build_dataset, build_loader, check_classes, check_masks, check_same_classes, explain_worker_death
+from piip.data import (
+    build_dataset,
+    build_loader,
+    check_classes,
+    check_same_classes,
+    check_targets,
+    explain_worker_death,
+)
 from piip.engine import distributed, rng
 from piip.engine.device import peak_memory_mib
 from piip.engine.evaluate import evaluate
@@ -83,8 +90,7 @@ class Trainer:
             class_names=train_data.class_names,
             epoch_length=self.epoch_length,
         )
-        if self.state.model.head.needs_masks:
-            check_masks(train_data)
+        check_targets(self.state.model.head.needs, train_data)
         self.wrapped: nn.Module = self.state.model
         self.log: RunLog | None = None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from piip.config import ModelConfig, load_config, shipped_configs
-from piip.engine.files import write_file
+from piip.files import write_file
 from piip.flops.costs import Cost
 
 _FILE = Path(__file__).with_suffix(".json")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,10 @@ class Head(nn.Module):
 
     # Whether `loss` and `detect` stay under the caller's autocast and say themselves what must be float32.
     mixed_precision = False
-    # Whether `loss` needs the masks of objects.
-    needs_masks = False
+    # What its results are; it decides how they are written and drawn.
+    task: Literal["detection", "segmentation", "classification"]
+    # The entries of a target that `loss` learns from.
+    needs: frozenset[str]
 
     @abstractmethod
     def loss(
@@ -28,9 +31,22 @@ class Head(nn.Module):
         one an image, in batch pixels.
         """
 
+    def view(
+        self, detect: Callable[[Tensor, list[tuple[int, int]]], Any], images: Tensor, image_sizes: list[tuple[int, int]]
+    ) -> Any:
+        """How images (B, 3, H, W) are looked at: at once, unless a head wants several views of them.
+
+        detect: runs the network on images and their valid sizes; what it returns is this head's `detect`.
+        """
+        return detect(images, image_sizes)
+
     @abstractmethod
     def detect(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> Any:
         """What the network says of a batch, in the form that `restore` takes."""
+
+    def in_batch(self, outputs: Any, image_sizes: list[tuple[int, int]]) -> Any:
+        """The results of `view` in batch pixels, as `Model.infer` returns them."""
+        return self.restore(outputs, image_sizes, image_sizes)
 
     @abstractmethod
     def restore(self, outputs: Any, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from piip.metrics.base import ImageId, Metric
 from piip.metrics.coco import CocoMetric
 
-__all__ = ["CocoMetric"]
+__all__ = ["CocoMetric", "ImageId", "Metric"]

@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from piip.errors import PiipError
+from piip.metrics.base import ImageId, Metric
 
 if TYPE_CHECKING:
     from piip.data.coco import CocoDataset
@@ -36,7 +37,7 @@ class _Detections(NamedTuple):
     masks: list[dict[str, Any]] | None
 
 
-class CocoMetric:
+class CocoMetric(Metric):
     """COCO AP over a data set.
 
     update() takes results in original pixels; masks are run-length encoded at once, so that memory stays small.
@@ -48,10 +49,10 @@ class CocoMetric:
 
     def __init__(self, dataset: CocoDataset, *, backend: Literal["faster", "pycocotools"] = "faster") -> None:
         self._dataset, self._backend = dataset, backend
-        self._detections: dict[int, _Detections] = {}
+        self._detections: dict[ImageId, _Detections] = {}
         self._precision: dict[str, np.ndarray[Any, Any]] | None = None
 
-    def update(self, results: Sequence[dict[str, Tensor]], image_ids: Sequence[int]) -> None:
+    def update(self, results: Sequence[dict[str, Tensor]], image_ids: Sequence[ImageId]) -> None:
         """results: per image boxes (n, 4) xyxy, scores (n,), labels (n,) and perhaps masks (n, H, W), on any device."""
         for result, image_id in zip(results, image_ids, strict=True):
             boxes = result["boxes"].detach().cpu().double().numpy()
@@ -125,7 +126,7 @@ class CocoMetric:
                 evaluation.accumulate()
         return np.asarray(evaluation.eval["precision"])
 
-    def _as_annotations(self, kind: str, known: set[int]) -> list[dict[str, Any]]:
+    def _as_annotations(self, kind: str, known: set[ImageId]) -> list[dict[str, Any]]:
         """The detections in COCO's form, numbered from 1. The area decides the size range: of the mask for masks."""
         annotations: list[dict[str, Any]] = []
         category_ids = self._dataset.category_ids

@@ -39,7 +39,7 @@ def test_a_timm_network_gives_the_same_tokens_in_a_branch(tmp_path: Path) -> Non
     images = torch.randn(1, 3, 64, 64)
     x = source._pos_embed(source.patch_embed(images))
     expected = source.blocks(x).view(1, 4, 4, 64)
-    torch.testing.assert_close(branch.run_blocks(branch.embed(images), 0, 2), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(branch.run_blocks(branch.embed(images), 0, 2).map, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_deit_iii_names_of_layer_scale_and_the_parts_of_a_classifier_are_understood(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_name_that_is_neither_file_nor_model_is_an_error() -> None:
 
 def tokens(branch: Branch, images: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        return branch.run_blocks(branch.embed(images), 0, branch.depth)
+        return branch.run_blocks(branch.embed(images), 0, branch.depth).map
 
 
 def randomised(model: torch.nn.Module) -> torch.nn.Module:

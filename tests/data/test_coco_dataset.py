@@ -13,7 +13,8 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from piip.config import CocoData
-from piip.data.coco import CocoDataset, check_classes, check_masks, check_same_classes, self_test
+from piip.data.coco import CocoDataset, self_test
+from piip.data.dataset import check_classes, check_same_classes, check_targets
 from piip.data.loader import build_dataset
 from piip.errors import CheckError, ConfigError, DataError
 
@@ -120,7 +121,7 @@ def test_an_empty_image_has_empty_targets(coco: Coco, index_of: Find) -> None:
 
 
 def test_a_set_without_segmentations_has_boxes_only_and_mask_heads_are_refused(coco: Coco, index_of: Find) -> None:
-    check_masks(coco.load())
+    check_targets(frozenset({"boxes", "masks"}), coco.load())
     for entry in coco.data["annotations"]:
         del entry["segmentation"], entry["area"]
     dataset = coco.load()
@@ -130,8 +131,8 @@ def test_a_set_without_segmentations_has_boxes_only_and_mask_heads_are_refused(c
     assert "masks" not in target
     assert len(target["boxes"]) == 2
     assert [entry["area"] for entry in dataset.ground_truth()["annotations"]] == [200, 500, 600, 100]
-    with pytest.raises(DataError, match=rf"{coco.file} has boxes but no segmentations; this model's mask head"):
-        check_masks(dataset)
+    with pytest.raises(DataError, match=rf"{coco.file} has boxes, labels, but this model's head learns from masks too"):
+        check_targets(frozenset({"boxes", "masks"}), dataset)
     assert set(self_test(dataset)) == {
         "box_ap",
         "box_ap50",

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from piip.config import TransformConfig, ZoomConfig
+from piip.config import DetectionTransforms, ZoomConfig
 from piip.data.transforms import (
     generator,
     normalise_and_pad,
@@ -113,7 +113,7 @@ def sample() -> dict[str, object]:
 
 
 def test_boxes_and_masks_follow_the_image() -> None:
-    config = TransformConfig(resize=((120, 120),))
+    config = DetectionTransforms(resize=((120, 120),))
     changed = transform(sample(), config, None)
     assert changed["original_size"] == (40, 60)
     assert changed["image_id"] == 5
@@ -130,8 +130,8 @@ def test_boxes_and_masks_follow_the_image() -> None:
 
 def test_flip_mirrors_image_boxes_and_masks() -> None:
     rng = generator(0)
-    plain = transform(sample(), TransformConfig(resize=((90, 70),)), None)
-    flipped = transform(sample(), TransformConfig(resize=((90, 70),), flip=1.0), rng)
+    plain = transform(sample(), DetectionTransforms(resize=((90, 70),)), None)
+    flipped = transform(sample(), DetectionTransforms(resize=((90, 70),), flip=1.0), rng)
     assert torch.equal(flipped["image"], plain["image"].flip(2))
     assert torch.equal(flipped["target"]["masks"], plain["target"]["masks"].flip(2))
     x1, y1, x2, y2 = plain["target"]["boxes"].unbind(1)
@@ -148,7 +148,7 @@ def test_an_image_without_objects_keeps_empty_targets() -> None:
         "masks": torch.zeros(0, 40, 60, dtype=torch.uint8),
         "crowd_boxes": torch.zeros(0, 4),
     }
-    target = transform(empty, TransformConfig(resize=((120, 120),), flip=1.0), generator(1))["target"]
+    target = transform(empty, DetectionTransforms(resize=((120, 120),), flip=1.0), generator(1))["target"]
     assert {key: tuple(value.shape) for key, value in target.items()} == {
         "boxes": (0, 4),
         "labels": (0,),
@@ -158,8 +158,8 @@ def test_an_image_without_objects_keeps_empty_targets() -> None:
 
 
 def test_multi_scale_training_draws_every_scale_and_about_the_given_share_of_flips() -> None:
-    config = TransformConfig(resize=((60, 60), (90, 90), (120, 120)), flip=0.25)
-    plain = {scale: transform(sample(), TransformConfig(resize=(scale,)), None)["image"] for scale in config.resize}
+    config = DetectionTransforms(resize=((60, 60), (90, 90), (120, 120)), flip=0.25)
+    plain = {scale: transform(sample(), DetectionTransforms(resize=(scale,)), None)["image"] for scale in config.resize}
     widths, flips = [], 0
     for index in range(300):
         image = transform(sample(), config, generator(3, index))["image"]
@@ -187,7 +187,7 @@ def objects(height: int, width: int) -> dict:
 
 
 def test_a_crop_is_a_part_of_the_image_with_the_objects_that_reach_into_it() -> None:
-    config = TransformConfig(resize=((100, 80),), crop=25)
+    config = DetectionTransforms(resize=((100, 80),), crop=25)
     seen = set()
     for index in range(200):
         result = transform(objects(80, 100), config, generator(5, index))
@@ -213,20 +213,20 @@ def test_a_crop_is_a_part_of_the_image_with_the_objects_that_reach_into_it() -> 
 
 
 def test_a_crop_is_never_larger_than_the_image() -> None:
-    config = TransformConfig(resize=((100, 80),), crop=1024)
+    config = DetectionTransforms(resize=((100, 80),), crop=1024)
     assert torch.equal(transform(objects(80, 100), config, generator(0))["image"], objects(80, 100)["image"])
 
 
 def test_a_zoom_cuts_before_it_resizes_in_the_given_share_of_cases() -> None:
     zoom = ZoomConfig(probability=0.3, resize=((50, 40),), crop=(20, 20))
-    config = TransformConfig(zoom=zoom, resize=((100, 80),))
-    whole = transform(objects(80, 100), TransformConfig(resize=((100, 80),)), generator(0))["image"]
+    config = DetectionTransforms(zoom=zoom, resize=((100, 80),))
+    whole = transform(objects(80, 100), DetectionTransforms(resize=((100, 80),)), generator(0))["image"]
     sizes = [tuple(transform(objects(80, 100), config, generator(1, index))["image"].shape[1:]) for index in range(300)]
     assert set(sizes) == {(80, 100), (80, 80)}  # a square part of a wide image
     assert 60 < sizes.count((80, 80)) < 120
     assert torch.equal(transform(objects(80, 100), config, None)["image"], whole)
     zoom = ZoomConfig(probability=1.0, resize=((100, 80),), crop=(20, 60))
-    config = TransformConfig(zoom=zoom, resize=((200, 200),))
+    config = DetectionTransforms(zoom=zoom, resize=((200, 200),))
     sizes = [tuple(transform(objects(80, 100), config, generator(1, index))["image"].shape[1:]) for index in range(300)]
     assert all(max(size) == 200 and min(size) >= 200 * 20 / 60 for size in sizes)  # height and width drawn apart
     assert min(min(size) for size in sizes) < 90
@@ -256,7 +256,7 @@ def test_normalise_then_pad_with_zeros_to_a_common_multiple() -> None:
 
 
 def test_prepare_gives_the_valid_sizes_of_a_padded_batch() -> None:
-    config = TransformConfig(resize=((48, 40), (200, 200)), flip=1.0, pad_divisor=16)
+    config = DetectionTransforms(resize=((48, 40), (200, 200)), flip=1.0, pad_divisor=16)
     batch, sizes = prepare([picture(20, 30), picture(30, 20), picture(48, 12)], config, MEAN, STD)
     assert sizes == [(32, 48), (48, 32), (48, 12)]
     assert batch.shape == (3, 3, 48, 48)
@@ -275,6 +275,6 @@ def test_prepare_gives_the_valid_sizes_of_a_padded_batch() -> None:
 )
 def test_prepare_refuses_other_tensors(image: torch.Tensor, kind: str) -> None:
     with pytest.raises(DataError, match=rf"uint8 RGB tensors of shape \(3, H, W\), got {kind}"):
-        prepare([image], TransformConfig(resize=((48, 40),)), MEAN, STD)
+        prepare([image], DetectionTransforms(resize=((48, 40),)), MEAN, STD)
     with pytest.raises(DataError, match="no images"):
-        prepare([], TransformConfig(resize=((48, 40),)), MEAN, STD)
+        prepare([], DetectionTransforms(resize=((48, 40),)), MEAN, STD)

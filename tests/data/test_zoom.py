@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from piip.config import TransformConfig
+from piip.config import DetectionTransforms
 from piip.data.transforms import resized_size, transform
 
 SCALES = [(90, 40), (90, 48), (90, 56)]
@@ -30,7 +30,7 @@ def resized(image: np.ndarray, scale: tuple[int, int]) -> np.ndarray:
 
 def test_zooming_is_resize_crop_and_resize_and_then_comes_the_crop_to_the_training_size() -> None:
     zoom = {"resize": ZOOM_SCALES, "crop": SIDES, "probability": 1.0}
-    config = TransformConfig.model_validate({"resize": SCALES, "zoom": zoom, "crop": 50, "flip": 0.5})
+    config = DetectionTransforms.model_validate({"resize": SCALES, "zoom": zoom, "crop": 50, "flip": 0.5})
     y, x = np.mgrid[:60, :80]
     picture = np.stack([x * 3, y * 4, (x + y) % 251], axis=-1).astype(np.uint8)
     for seed in range(20):
@@ -48,4 +48,4 @@ def test_zooming_is_resize_crop_and_resize_and_then_comes_the_crop_to_the_traini
 def test_a_range_of_sides_that_falls_is_refused() -> None:
     zoom = {"resize": ZOOM_SCALES, "crop": [600, 384]}
     with pytest.raises(ValueError, match=r"give the shortest side, then the longest, got \[600, 384\]"):
-        TransformConfig.model_validate({"resize": SCALES, "zoom": zoom})
+        DetectionTransforms.model_validate({"resize": SCALES, "zoom": zoom})

@@ -28,9 +28,9 @@ from piip.engine.checkpoint import (
     save_checkpoint,
     write_evaluation,
 )
-from piip.engine.files import replacing, to_json, write_file
 from piip.engine.weights import write_weights
 from piip.errors import CheckpointError
+from piip.files import replacing, to_json, write_file
 from tests.engine.tiny import HERE, run_python
 
 NAMES = ["cat", "dog"]

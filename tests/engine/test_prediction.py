@@ -15,12 +15,12 @@ from torch import Tensor
 
 from piip.data import build_dataset
 from piip.engine.device import autocast, choose_device
-from piip.engine.draw import class_colour, draw_detections
 from piip.engine.evaluate import run_evaluation
 from piip.engine.predict import find_images, run_prediction
 from piip.engine.weights import write_weights
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.model import build_model
+from piip.results.drawing import class_colour, draw_detections
 from tests.engine.tiny import tiny_config
 
 NAMES = ["circle", "rectangle", "triangle", "star", "cross"]
@@ -92,7 +92,7 @@ def test_overlays_and_results_are_written_and_a_broken_image_is_left_out(
     expected = model.predict([photos / "b.jpg"])[0]
     entries = [entry for entry in document["annotations"] if entry["image_id"] == 2]
     assert len(entries) == len(expected["scores"]) > 0
-    assert sum(found[1].counts.values()) == len(entries)
+    assert sum(found[1].found.values()) == len(entries)
     for index, entry in enumerate(entries):
         x, y, width, height = entry["bbox"]
         assert [x, y, x + width, y + height] == pytest.approx(expected["boxes"][index].tolist(), abs=1e-4)
@@ -105,7 +105,7 @@ def test_results_below_the_threshold_are_left_out(photos: Path, weights: Path, t
     found = run_prediction(
         tiny_config(tmp_path), [photos / "b.jpg"], weights=weights, output=tmp_path / "out", score_threshold=0.999
     )
-    assert found[0].counts == {}
+    assert found[0].found == {}
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"] == []
 
 

@@ -47,6 +47,8 @@ class DINO(Head):
     Raises ConfigError if the levels differ in width, or the width does not suit the heads.
     """
 
+    task = "detection"
+    needs = frozenset({"boxes", "labels"})
     mixed_precision = True
 
     def __init__(

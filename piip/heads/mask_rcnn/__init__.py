@@ -46,7 +46,8 @@ class MaskRCNN(Head):
     Raises ConfigError if the levels differ in width.
     """
 
-    needs_masks = True
+    task = "detection"
+    needs = frozenset({"boxes", "labels", "masks"})
 
     def __init__(
         self,

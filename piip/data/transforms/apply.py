@@ -1,0 +1,22 @@
+"""Which recipe a config asks for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from piip.config import DetectionTransforms, TransformConfig
+from piip.data.transforms.detection import transform_objects
+from piip.data.transforms.sample import Sample
+
+
+def transform(sample: Sample, config: TransformConfig, rng: np.random.Generator | None) -> Sample:
+    """Applies the recipe of a config to a sample.
+
+    sample: `image` uint8 (3, H, W) and, for training, `target` in its pixels.
+    rng: draws all choices of training; without one the sample is prepared as in evaluation.
+    Returns the sample with image and target changed and `original_size` (H, W) added.
+    """
+    height, width = sample["image"].shape[-2:]
+    if not isinstance(config, DetectionTransforms):
+        raise NotImplementedError(config.type)
+    return transform_objects(sample, config, rng) | {"original_size": (height, width)}

@@ -1,0 +1,45 @@
+"""From samples of any size to one normalised batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from piip.config import TransformConfig
+from piip.data.transforms.apply import transform
+from piip.errors import DataError
+
+
+def normalise_and_pad(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float], divisor: int) -> Tensor:
+    """One float32 batch (B, 3, H, W) of uint8 images (3, h, w): normalised, then zero-padded at the bottom and right.
+
+    H and W are the largest h and w rounded up to a multiple of `divisor`. mean and std are RGB in 0..255.
+    """
+    device = images[0].device
+    height, width = (-(-max(image.shape[dim] for image in images) // divisor) * divisor for dim in (1, 2))
+    batch = torch.zeros(len(images), 3, height, width, device=device)
+    offset, gain = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
+    for image, place in zip(images, batch, strict=True):
+        torch.sub(image, offset, out=place[:, : image.shape[1], : image.shape[2]]).div_(gain)
+    return batch
+
+
+def prepare(
+    images: Sequence[Tensor], transforms: TransformConfig, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Images as the network takes them in evaluation: resized to the first scale, normalised, padded.
+
+    images: uint8 RGB (3, H, W), of any sizes. mean, std: RGB in 0..255.
+    Returns the batch (B, 3, H', W') and every image's valid (h, w) in it. Raises DataError for other dtypes and shapes.
+    """
+    if not images:
+        raise DataError("no images were given")
+    for image in images:
+        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
+            kind = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
+            raise DataError(f"images must be non-empty uint8 RGB tensors of shape (3, H, W), got {kind}")
+    resized = [transform({"image": image}, transforms, None)["image"] for image in images]
+    sizes = [(image.shape[1], image.shape[2]) for image in resized]
+    return normalise_and_pad(resized, mean, std, transforms.pad_divisor), sizes

@@ -1,0 +1,68 @@
+"""Detections in COCO's form, and drawn over their image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_utils
+from torch import Tensor
+
+from piip.files import replacing
+from piip.results.base import JPEG_QUALITY, ResultWriter
+from piip.results.drawing import draw_detections
+
+
+class DetectionWriter(ResultWriter):
+    """Boxes and masks above the score threshold.
+
+    The document holds images, categories and annotations in COCO's form: bbox [x, y, width, height] in pixels of the
+    upright image, segmentation as compressed run lengths, score, and the label as category_id.
+    """
+
+    def __init__(self, class_names: Sequence[str], *, score_threshold: float) -> None:
+        super().__init__(class_names, score_threshold=score_threshold)
+        categories = [{"id": label, "name": name} for label, name in enumerate(class_names)]
+        self.document = {"images": [], "categories": categories, "annotations": []}
+
+    def add(self, file: Path, image: Tensor, result: dict[str, Tensor], stem: Path) -> dict[str, float]:
+        """Returns how many objects of each class were found; the kinds of files are those of the base class."""
+        kept = result["scores"] >= self.score_threshold
+        result = {name: value[kept].cpu() for name, value in result.items()}
+        self._add(file, image, result)
+        with replacing(stem.with_name(f"{stem.name}.jpg")) as temporary:
+            draw_detections(image, result, self.class_names).save(temporary, "JPEG", quality=JPEG_QUALITY)
+        return dict(Counter(self.class_names[label] for label in result["labels"].tolist()))
+
+    def describe(self, found: dict[str, float]) -> str:
+        """Counts by class, the commonest first."""
+        by_count = sorted(found.items(), key=lambda item: -item[1])
+        return ", ".join(f"{count} {name}" for name, count in by_count) or "nothing above the threshold"
+
+    def _add(self, file: Path, image: Tensor, result: dict[str, Tensor]) -> None:
+        document = self.document
+        image_id = len(document["images"]) + 1
+        height, width = image.shape[1:]
+        document["images"].append({"id": image_id, "file_name": str(file), "width": width, "height": height})
+        rles = [None] * len(result["scores"])
+        if "masks" in result:
+            rles = mask_utils.encode(np.asfortranarray(result["masks"].numpy().transpose(1, 2, 0).astype(np.uint8)))
+        for box, score, label, rle in zip(
+            result["boxes"].tolist(), result["scores"].tolist(), result["labels"].tolist(), rles
+        ):
+            entry: dict[str, Any] = {
+                "id": len(document["annotations"]) + 1,
+                "image_id": image_id,
+                "category_id": label,
+                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                "score": score,
+            }
+            if rle is not None:
+                entry |= {
+                    "area": float(mask_utils.area(rle)),
+                    "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode()},
+                }
+            document["annotations"].append(entry)
