@@ -1,0 +1,81 @@
+"""Logits of whole images: from windows that slide over them, and on their way to the original pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Probabilities computed at once on the way to original pixels; 150 classes of a large photo would be gigabytes.
+MAX_PROBABILITIES = 2**25
+
+
+def slide(
+    look: Callable[[Tensor], Tensor],
+    images: Tensor,
+    image_sizes: list[tuple[int, int]],
+    *,
+    window: int,
+    stride: int,
+) -> Tensor:
+    """Mean logits (B, classes, H, W) of all windows that cover a pixel; zeros outside the valid parts.
+
+    look: images (b, 3, h, w) -> logits (b, classes, h, w); called with one to B windows at a time.
+    images: (B, 3, H, W); image_sizes: valid (h, w) of each. window, stride: in pixels. The windows are mmsegmentation's:
+    from the top left in steps of `stride`, the last of a row or column moved back into the image. An image that is
+    smaller than a window is seen with its padding, so that one window over the whole batch is the batch.
+    """
+    height, width = (min(window, side) for side in images.shape[2:])
+    places = [
+        (index, y, x)
+        for index, (valid_height, valid_width) in enumerate(image_sizes)
+        for y in _starts(valid_height, height, stride)
+        for x in _starts(valid_width, width, stride)
+    ]
+    total: Tensor | None = None
+    count = images.new_zeros((len(images), 1, *images.shape[2:]), dtype=torch.float32)
+    for first in range(0, len(places), len(images)):
+        chunk = places[first : first + len(images)]
+        logits = look(torch.stack([images[index, :, y : y + height, x : x + width] for index, y, x in chunk]))
+        if total is None:
+            total = logits.new_zeros((len(images), logits.shape[1], *images.shape[2:]))
+        for (index, y, x), part in zip(chunk, logits, strict=True):
+            total[index, :, y : y + height, x : x + width] += part
+            count[index, :, y : y + height, x : x + width] += 1
+    assert total is not None  # every image has a window
+    return total.div_(count.clamp_(min=1))
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows start so that they cover `length` pixels."""
+    steps = -(-max(length - window, 0) // stride)
+    return [max(min(step * stride, length - window), 0) for step in range(steps + 1)]
+
+
+def most_likely(
+    logits: Tensor, size: tuple[int, int], *, max_probabilities: int = MAX_PROBABILITIES
+) -> tuple[Tensor, Tensor]:
+    """Of logits (classes, h, w) resized to `size` (H, W): labels (H, W) int64, and their probabilities (H, W) float32.
+
+    Resized bilinearly without aligned corners. It goes over the image in strips of at most `max_probabilities` numbers,
+    or of one row.
+    """
+    classes = logits.shape[0]
+    rows = max(1, max_probabilities // (classes * size[1]))
+    # Sampling rows by hand lets a strip be resized by itself; it is what interpolate does, see its align_corners.
+    source = (torch.arange(size[0], device=logits.device) + 0.5) * (logits.shape[1] / size[0]) - 0.5
+    source = source.clamp(min=0)
+    upper = source.long().clamp(max=logits.shape[1] - 1)
+    lower = (upper + 1).clamp(max=logits.shape[1] - 1)
+    weight = (source - upper)[None, :, None]
+    labels, scores = [], []
+    for start in range(0, size[0], rows):
+        strip = slice(start, start + rows)
+        x = torch.lerp(logits[:, upper[strip]], logits[:, lower[strip]], weight[:, strip])
+        x = F.interpolate(x[None], size=(x.shape[1], size[1]), mode="bilinear", align_corners=False)[0]
+        score, label = x.softmax(0).max(0)
+        labels.append(label)
+        scores.append(score)
+    return torch.cat(labels), torch.cat(scores)
