@@ -20,6 +20,7 @@ from piip.branches import Branch, ConvNeXt, ViT
 from piip.config import (
     BackboneConfig,
     BranchConfig,
+    ClassifierConfig,
     ConvNeXtConfig,
     HeadConfig,
     InteractionConfig,
@@ -30,7 +31,7 @@ from piip.config import (
 )
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads import DINO, Head, MaskRCNN
+from piip.heads import DINO, Classifier, Head, MaskRCNN
 from piip.necks import FPN, ChannelMapper, GivenPyramid, SimplePyramid
 
 if TYPE_CHECKING:
@@ -157,13 +158,15 @@ def _as_yaml(value: Any) -> str:
 
 def build_model(config: ModelConfig) -> Model:
     """A freshly initialised model; no file is read."""
-    backbone = build_backbone(config.backbone)
+    # Class tokens are read before the last interaction, whose parameters would never learn.
+    maps_read = not (isinstance(config.head, ClassifierConfig) and config.head.token == "class")
+    backbone = build_backbone(config.backbone, last_interaction=maps_read)
     neck = build_neck(config.neck, backbone.specs)
     return Model(backbone=backbone, neck=neck, head=build_head(config.head, neck.specs), config=config)
 
 
 _NECKS = {"fpn": FPN, "channel_mapper": ChannelMapper, "none": GivenPyramid}
-_HEADS: dict[str, Callable[..., Head]] = {"mask_rcnn": MaskRCNN, "dino": DINO}
+_HEADS: dict[str, Callable[..., Head]] = {"mask_rcnn": MaskRCNN, "dino": DINO, "classifier": Classifier}
 
 
 def build_neck(config: NeckConfig, specs: Sequence[FeatureSpec]) -> FPN | ChannelMapper | GivenPyramid:
@@ -176,15 +179,19 @@ def build_head(config: HeadConfig, specs: Sequence[FeatureSpec]) -> Head:
     return _HEADS[config.type](specs=specs, **config.model_dump(exclude={"type"}))
 
 
-def build_backbone(config: BackboneConfig) -> PIIP:
-    """The branches, interactions, merges and feature pyramid of a config."""
+def build_backbone(config: BackboneConfig, *, last_interaction: bool = True) -> PIIP:
+    """The branches, interactions, merges and feature pyramid of a config.
+
+    last_interaction: false leaves out the one behind the last blocks, which only maps take part in.
+    """
     branches = [build_branch(branch) for branch in config.branches]
     ends = group_ends(config, [branch.depth for branch in branches])
     groups = [[b.specs[stop - 1] for b, stop in zip(branches, stops, strict=True)] for stops in zip(*ends, strict=True)]
     several = len(branches) > 1
     interactions = [_interaction(specs, config.interaction) for specs in groups] if several else []
     if not config.merge:
-        return PIIP(branches=branches, resolutions=config.resolutions, ends=ends, interactions=interactions)
+        kept = interactions if last_interaction else interactions[:-1]
+        return PIIP(branches=branches, resolutions=config.resolutions, ends=ends, interactions=kept)
     if config.outputs and config.outputs[-1] >= len(groups) - 1:
         raise ConfigError(f"model.backbone.outputs: name interactions before the last, 0 to {len(groups) - 2}")
     merges = [

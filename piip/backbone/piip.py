@@ -18,7 +18,7 @@ class PIIP(nn.Module):
     branches: the backbones, finest first.
     resolutions: longer side of the image each branch sees, in pixels; only their ratios matter.
     ends: per branch and group, one past the last block of the group; an interaction follows every group.
-    interactions: one per group; empty for a single branch, which is then the plain baseline.
+    interactions: one per group, perhaps without the last; empty for a single branch, which is then the plain baseline.
     merge: all branches' maps (B, H, W, C) -> (B, C, H, W) on the finest grid; None, with no pyramid either, leaves the
     branches' own maps.
     intermediate: the same after earlier groups, by the group's index; empty where one merged map is enough.
@@ -70,7 +70,7 @@ class PIIP(nn.Module):
             spans = zip(self.branches, tokens, starts, stops, strict=True)
             tokens = [branch.run_blocks(x, start, stop) for branch, x, start, stop in spans]
             maps = [x.map for x in tokens]
-            if self.interactions:
+            if group < len(self.interactions):
                 maps = self.interactions[group](maps)
                 tokens = [x._replace(map=exchanged) for x, exchanged in zip(tokens, maps, strict=True)]
             if str(group) in self.intermediate:

@@ -292,3 +292,23 @@ class ModelConfig(Strict):
         (127.5, 127.5, 127.5), description="RGB mean in 0..255, subtracted from the image"
     )
     std: tuple[float, float, float] = Field((127.5, 127.5, 127.5), description="RGB standard deviation in 0..255")
+
+    @model_validator(mode="after")
+    def _fitting_head(self) -> ModelConfig:
+        classifies = isinstance(self.head, ClassifierConfig)
+        if classifies and (self.backbone.merge or self.neck.type != "none"):
+            raise ValueError(
+                "a classifier reads the maps of the branches: set backbone.merge: false and neck: {type: none}"
+            )
+        if not classifies and not self.backbone.merge:
+            raise ValueError(
+                f"backbone.merge: false is for head: {{type: classifier}}; {self.head.type} needs the merged maps"
+            )
+        if isinstance(self.head, ClassifierConfig) and self.head.token == "class":
+            without = [i for i, b in enumerate(self.backbone.branches) if not getattr(b, "class_token", False)]
+            if without:
+                raise ValueError(
+                    f"head.token: class needs a class token in every branch: set class_token: true in branch "
+                    f"{without[0]}, or take head.token: mean"
+                )
+        return self

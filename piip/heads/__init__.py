@@ -1,7 +1,8 @@
 """Task heads: from a feature pyramid to losses and results."""
 
 from piip.heads.base import Head
+from piip.heads.classifier import Classifier
 from piip.heads.dino import DINO
 from piip.heads.mask_rcnn import MaskRCNN
 
-__all__ = ["DINO", "Head", "MaskRCNN"]
+__all__ = ["DINO", "Classifier", "Head", "MaskRCNN"]
