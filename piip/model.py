@@ -31,7 +31,7 @@ from piip.config import (
 )
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads import DINO, Classifier, Head, MaskRCNN
+from piip.heads import DINO, Classifier, Head, MaskRCNN, UperNet
 from piip.necks import FPN, ChannelMapper, GivenPyramid, SimplePyramid
 
 if TYPE_CHECKING:
@@ -166,7 +166,12 @@ def build_model(config: ModelConfig) -> Model:
 
 
 _NECKS = {"fpn": FPN, "channel_mapper": ChannelMapper, "none": GivenPyramid}
-_HEADS: dict[str, Callable[..., Head]] = {"mask_rcnn": MaskRCNN, "dino": DINO, "classifier": Classifier}
+_HEADS: dict[str, Callable[..., Head]] = {
+    "mask_rcnn": MaskRCNN,
+    "dino": DINO,
+    "upernet": UperNet,
+    "classifier": Classifier,
+}
 
 
 def build_neck(config: NeckConfig, specs: Sequence[FeatureSpec]) -> FPN | ChannelMapper | GivenPyramid:

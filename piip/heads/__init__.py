@@ -4,5 +4,6 @@ from piip.heads.base import Head
 from piip.heads.classifier import Classifier
 from piip.heads.dino import DINO
 from piip.heads.mask_rcnn import MaskRCNN
+from piip.heads.upernet import UperNet
 
-__all__ = ["DINO", "Classifier", "Head", "MaskRCNN"]
+__all__ = ["DINO", "Classifier", "Head", "MaskRCNN", "UperNet"]
