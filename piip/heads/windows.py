@@ -23,9 +23,9 @@ def slide(
     """Mean logits (B, classes, H, W) of all windows that cover a pixel; zeros outside the valid parts.
 
     look: images (b, 3, h, w) -> logits (b, classes, h, w); called with one to B windows at a time.
-    images: (B, 3, H, W); image_sizes: valid (h, w) of each. window, stride: in pixels. The windows are mmsegmentation's:
-    from the top left in steps of `stride`, the last of a row or column moved back into the image. An image that is
-    smaller than a window is seen with its padding, so that one window over the whole batch is the batch.
+    images: (B, 3, H, W); image_sizes: valid (h, w) of each. window, stride: in pixels. Windows are laid out as
+    in mmsegmentation: from the top left in steps of `stride`, the last of a row or column moved back into the image.
+    An image smaller than a window is seen with its padding, so that one window over the whole batch is the batch.
     """
     height, width = (min(window, side) for side in images.shape[2:])
     places = [
