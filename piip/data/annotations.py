@@ -14,13 +14,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-import pickle
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from piip.data.masks import covers
 from piip.data.report import Report
@@ -48,28 +44,6 @@ class ImageRecord(NamedTuple):
     height: int
     width: int
     annotations: tuple[Annotation, ...]
-
-
-class Records:
-    """A read-only sequence of image records, pickled into one buffer.
-
-    Loader processes share the buffer with their parent. A list of Python objects they would copy page by page, because
-    reading an object writes its reference count.
-    """
-
-    def __init__(self, records: Iterable[ImageRecord]) -> None:
-        pieces = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
-        self._ends = np.cumsum([0] + [len(piece) for piece in pieces], dtype=np.int64)
-        self._buffer = np.frombuffer(b"".join(pieces), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> ImageRecord:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        record: ImageRecord = pickle.loads(self._buffer[self._ends[index] : self._ends[index + 1]].data)
-        return record
 
 
 class AnnotationFile(NamedTuple):

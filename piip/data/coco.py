@@ -11,11 +11,12 @@ import torch
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from piip.data.annotations import Annotation, ImageRecord, Records, clip_box, read_annotations
+from piip.data.annotations import Annotation, ImageRecord, clip_box, read_annotations
 from piip.data.dataset import ImageDataset
 from piip.data.files import check_image_files
 from piip.data.images import MAX_IMAGE_PIXELS, read_image
 from piip.data.masks import Rle, decode, to_rle
+from piip.data.records import Records
 from piip.errors import CheckError, DataError
 from piip.metrics.coco import CocoMetric
 

@@ -15,6 +15,9 @@ from piip.errors import DataError
 
 MAX_IMAGE_PIXELS = 100_000_000
 
+# Endings, in lower case, of the files that are looked for in folders.
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif"})
+
 # Raster formats only: Pillow would also start external programs for some others.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import json
-import logging
 import math
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +18,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as mask_utils
 
 from piip.config import ShapesData
+from piip.data.generated import to_disk, write_once
 from piip.data.transforms import generator
-from piip.errors import PiipError
-
-logger = logging.getLogger(__name__)
 
 CLASS_NAMES = ["circle", "rectangle", "triangle", "star", "cross"]
 
@@ -40,63 +34,44 @@ _MOST_TURN = math.radians(20)
 _HUE_SPREAD = 50 / 360
 _LEAST_VISIBLE = 0.5
 
+JPEG_QUALITY = 92
+
 Floats = NDArray[np.float32]
 Points = NDArray[np.float64]
 
 
 def write_shapes(config: ShapesData) -> tuple[Path, Path]:
-    """Makes sure that the set exists below `config.root`.
+    """Makes sure that the set exists below `config.root`, whole or not at all.
 
-    Returns the folder of the images and the annotation file. The set appears whole or not at all: it is written to a
-    temporary folder that is renamed at the end, so several processes may ask for it at once.
-    Raises PiipError when the files cannot be written.
+    Returns the folder of the images and the annotation file. Raises PiipError when the files cannot be written.
     """
-    name = f"{config.split}-{config.images}x{config.size}-seed{config.seed}-v{_VERSION}"
-    final = config.root / name
-    if not final.is_dir():
-        logger.info("drawing %d images of shapes in %s", config.images, final)
-        try:
-            config.root.mkdir(parents=True, exist_ok=True)
-            _write(config, final)
-        except OSError as error:
-            raise PiipError(f"cannot write the generated images to {final}: {error.strerror or error}") from None
+    final = config.root / f"{config.split}-{config.images}x{config.size}-seed{config.seed}-v{_VERSION}"
+    write_once(final, lambda folder: _write(config, folder))
     return final / "images", final / "annotations.json"
 
 
-def _write(config: ShapesData, final: Path) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=config.root))
-    try:
-        (temporary / "images").mkdir()
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for number in range(config.images):
-            image_id, file_name = number + 1, f"{number + 1:06d}.jpg"
-            # The split is part of the key: training and evaluation images never share a stream.
-            rng = generator(config.seed, ("train", "val").index(config.split), number)
-            picture, objects = draw_image(config.size, rng)
-            with (temporary / "images" / file_name).open("wb") as file:
-                picture.save(file, "JPEG", quality=92)
-                _to_disk(file)
-            images.append({"id": image_id, "file_name": file_name, "height": config.size, "width": config.size})
-            for label, visible in objects:
-                annotations.append({"id": len(annotations) + 1, "image_id": image_id, **_describe(label, visible)})
-        categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASS_NAMES)]
-        with (temporary / "annotations.json").open("w", encoding="utf-8") as text:
-            json.dump({"images": images, "annotations": annotations, "categories": categories}, text)
-            _to_disk(text)
-        temporary.chmod(0o755)
-        try:
-            temporary.rename(final)
-        except OSError:
-            if not final.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def shape_generator(config: ShapesData, number: int) -> np.random.Generator:
+    """The random stream of an image: the split is part of its key, so training and evaluation never share one."""
+    return generator(config.seed, ("train", "val").index(config.split), number)
 
 
-def _to_disk(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _write(config: ShapesData, folder: Path) -> None:
+    (folder / "images").mkdir()
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(config.images):
+        image_id, file_name = number + 1, f"{number + 1:06d}.jpg"
+        picture, objects = draw_image(config.size, shape_generator(config, number))
+        with (folder / "images" / file_name).open("wb") as file:
+            picture.save(file, "JPEG", quality=JPEG_QUALITY)
+            to_disk(file)
+        images.append({"id": image_id, "file_name": file_name, "height": config.size, "width": config.size})
+        for label, visible in objects:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **_describe(label, visible)})
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASS_NAMES)]
+    with (folder / "annotations.json").open("w", encoding="utf-8") as text:
+        json.dump({"images": images, "annotations": annotations, "categories": categories}, text)
+        to_disk(text)
 
 
 def _describe(label: int, visible: NDArray[np.bool_]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from piip.config import Config
-from piip.data.images import MAX_IMAGE_PIXELS, read_image
+from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_image
 from piip.engine.checkpoint import load_weights
 from piip.engine.device import autocast, choose_device
 from piip.engine.log import Bar, logging_to
@@ -20,8 +20,6 @@ from piip.errors import DataError, PiipError
 from piip.files import to_json, write_file
 from piip.model import build_model
 from piip.results import build_writer
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif"}
 
 _log = logging.getLogger(__name__)
 
@@ -96,16 +94,16 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for given in map(Path, paths):
         if given.is_dir():
-            matches = sorted(path for path in given.iterdir() if path.suffix.lower() in _SUFFIXES)
+            matches = sorted(path for path in given.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         elif given.is_file():
             matches = [given]
         elif glob.has_magic(str(given)):
             names = sorted(glob.glob(str(given), recursive=True))
-            matches = [path for path in map(Path, names) if path.suffix.lower() in _SUFFIXES]
+            matches = [path for path in map(Path, names) if path.suffix.lower() in IMAGE_SUFFIXES]
         else:
             raise DataError(f"image not found: {given}")
         if not matches:
-            raise DataError(f"no images in {given}; looked for {', '.join(sorted(_SUFFIXES))}")
+            raise DataError(f"no images in {given}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
         found += matches
     return list(dict.fromkeys(found))
 
