@@ -140,6 +140,22 @@ _DINO = [
     ("bbox_head.reg_branches.{i}.{rest}", "head.decoder.predictors.{i}.reg.{rest}"),
 ]
 
+# mmcv's ConvModule of convolution and batch norm, and ours.
+_CONV_NORMS = {
+    "decode_head.psp_modules.{i}.1": "head.pooling.stages.{i}.1",
+    "decode_head.bottleneck": "head.pooling.fuse",
+    "decode_head.lateral_convs.{i}": "head.lateral.{i}",
+    "decode_head.fpn_convs.{i}": "head.output.{i}",
+    "decode_head.fpn_bottleneck": "head.fuse",
+    "auxiliary_head.convs.0": "head.auxiliary.0",
+}
+_UPERNET = [
+    *((f"{theirs}.conv.{{rest}}", f"{ours}.0.{{rest}}") for theirs, ours in _CONV_NORMS.items()),
+    *((f"{theirs}.bn.{{rest}}", f"{ours}.1.{{rest}}") for theirs, ours in _CONV_NORMS.items()),
+    ("decode_head.conv_seg.{rest}", "head.classifier.1.{rest}"),
+    ("auxiliary_head.conv_seg.{rest}", "head.auxiliary.1.1.{rest}"),
+]
+
 # Official keys without a counterpart in ours, and why.
 UNUSED = {
     "backbone.branch{b}.blocks.{i}.attn.relative_position_index": "computed from the window size",
@@ -165,7 +181,7 @@ class KeyTable:
     def __init__(self, num_branches: int, families: Sequence[str] | None = None) -> None:
         self.num_branches = num_branches
         single = num_branches == 1
-        rows = (_SINGLE_BRANCHES if single else _PYRAMIDS) + _MASK_RCNN + _DINO
+        rows = (_SINGLE_BRANCHES if single else _PYRAMIDS) + _MASK_RCNN + _DINO + _UPERNET
         theirs, ours = ("backbone.", "backbone.branches.0.") if single else ("backbone.branch{b}.", _OUR_BRANCH)
         known = [(theirs + a, ours + b) for table in _BRANCHES.values() for a, b in table]
         self._ours = [(_compile(official), mine) for official, mine in rows + known]
