@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from piip.config import DetectionTransforms, TransformConfig
+from piip.config import DetectionTransforms, SegmentationTransforms, TransformConfig
 from piip.data.transforms.detection import transform_objects
 from piip.data.transforms.sample import Sample
+from piip.data.transforms.segmentation import transform_label_map
 
 
 def transform(sample: Sample, config: TransformConfig, rng: np.random.Generator | None) -> Sample:
@@ -16,7 +17,9 @@ def transform(sample: Sample, config: TransformConfig, rng: np.random.Generator 
     rng: draws all choices of training; without one the sample is prepared as in evaluation.
     Returns the sample with image and target changed and `original_size` (H, W) added.
     """
-    height, width = sample["image"].shape[-2:]
+    sample = sample | {"original_size": tuple(sample["image"].shape[-2:])}
+    if isinstance(config, SegmentationTransforms):
+        return transform_label_map(sample, config, rng)
     if not isinstance(config, DetectionTransforms):
         raise NotImplementedError(config.type)
-    return transform_objects(sample, config, rng) | {"original_size": (height, width)}
+    return transform_objects(sample, config, rng)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def resized_size(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:
+def resized_size(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int]:
     """(h, w) of the largest image of the same shape within the (long, short) limits of `scale`, in pixels."""
     factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
