@@ -27,7 +27,8 @@ _FREE = {
     *("index", "linspace", "new_empty", "ones", "ones_like", "scalar_tensor", "stack", "zeros", "zeros_like"),
     *("_to_copy", "_unsafe_index", "_unsafe_view", "cumsum", "gather", "new_full", "repeat", "topk"),
     *("all", "amax", "amin", "any", "mean", "sum", "_safe_softmax", "_softmax"),
-    *("native_group_norm", "native_layer_norm", "max_pool2d_with_indices", "upsample_nearest2d"),
+    *("native_group_norm", "native_layer_norm", "_native_batch_norm_legit_no_training", "native_batch_norm"),
+    *("max_pool2d_with_indices", "_adaptive_avg_pool2d", "upsample_nearest2d"),
 }
 
 
@@ -113,7 +114,7 @@ class _Inference(nn.Module):
         elif isinstance(head, MaskRCNN) and isinstance(self.head_config, MaskRCNNConfig):
             _run_mask_rcnn(head, features, self.head_config)
         else:
-            raise TypeError(f"how to count a {type(head).__name__} is not written yet")
+            head.detect(features, [(height, width)])
 
 
 def _run_mask_rcnn(head: MaskRCNN, features: list[Tensor], config: MaskRCNNConfig) -> None:
