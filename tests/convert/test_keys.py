@@ -1,4 +1,4 @@
-"""The key tables, against the recorded key lists of all official detectors."""
+"""The key tables, against the recorded key lists of all official networks."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ UNUSED_KEYS = {
     "mask_rcnn_vit-t_vit-s_convnext-b_1024_672_448_regular-fpn": 2,
 }
 # One network of every kind is checked in every run.
-FAST = ("vit_b", "tsb_1120", "beit", "uniperceiver", "convnext-tsb", "h6b_1024_512_fpn_1x_coco_bs16_ms_speedup")
-MASK_RCNN = [
+FAST = (
+    *("vit_b", "tsb_1120", "beit", "uniperceiver", "convnext-tsb", "h6b_1024_512_fpn_1x_coco_bs16_ms_speedup"),
+    *("upernet_internvit_6b", "upernet_internvit_h6b_192"),
+)
+NETWORKS = [
     pytest.param(name, marks=[] if any(part in name for part in FAST) else [pytest.mark.slow])
     for name in sorted(official_keys())
-    if name.startswith("mask_rcnn_")
+    if name.startswith(("mask_rcnn_", "upernet_"))
 ]
 
 
@@ -50,7 +53,7 @@ def official_form(stem: str) -> Config:
     return load_config(config.alternative) if config.alternative else config
 
 
-@pytest.mark.parametrize("stem", MASK_RCNN)
+@pytest.mark.parametrize("stem", NETWORKS)
 def test_every_official_key_is_converted_or_known_to_be_unused(stem: str) -> None:
     ours, converted, report = convert_shapes(stem, official_form(stem))
     assert not report.unknown
@@ -63,7 +66,7 @@ def test_every_official_key_is_converted_or_known_to_be_unused(stem: str) -> Non
     assert {key: value.shape for key, value in converted.items()} == {key: value.shape for key, value in ours.items()}
 
 
-@pytest.mark.parametrize("stem", MASK_RCNN)
+@pytest.mark.parametrize("stem", NETWORKS)
 def test_the_way_back_is_the_inverse(stem: str) -> None:
     table = key_table(official_form(stem).model.backbone)
     for key, _ in official_keys()[stem]:
