@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from piip.data.coco import CocoDataset, self_test
 from piip.data.dataset import ImageDataset, check_classes, check_same_classes, check_targets
+from piip.data.image_folder import ImageFolderDataset
 from piip.data.images import read_image
 from piip.data.loader import Batch, Loader, build_dataset, build_loader, explain_worker_death
 from piip.data.transforms import prepare
@@ -12,6 +13,7 @@ __all__ = [
     "Batch",
     "CocoDataset",
     "ImageDataset",
+    "ImageFolderDataset",
     "Loader",
     "build_dataset",
     "build_loader",

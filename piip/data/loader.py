@@ -18,11 +18,22 @@ import torch.distributed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from piip.config import CocoData, Config, DatasetConfig, ShapesData, TransformConfig
+from piip.config import (
+    ClassificationTransforms,
+    CocoData,
+    Config,
+    DatasetConfig,
+    ImageFolderData,
+    ShapesData,
+    TransformConfig,
+)
 from piip.data.coco import CocoDataset
 from piip.data.dataset import ImageDataset
+from piip.data.image_folder import ImageFolderDataset
 from piip.data.images import read_image
+from piip.data.mixing import Mixing
 from piip.data.sampler import SAMPLE_STREAM, EvalSampler, Key, TrainSampler
+from piip.data.shape_crops import write_crops
 from piip.data.shapes import write_shapes
 from piip.data.transforms import Sample, generator, normalise_and_pad, prepare, transform
 from piip.errors import DataError, PiipError
@@ -43,8 +54,9 @@ class Batch:
 
     images: (B, 3, H, W) float32, normalised, zero-padded at the bottom and right; H and W are multiples of pad_divisor.
     image_sizes: valid (h, w) of each image in the batch. original_sizes: (h, w) of each image as read, upright.
-    targets: per image boxes (n, 4) float32 xyxy in batch pixels, labels (n,) int64, masks (n, h, w) uint8 at the
-    image's valid size where the data has any, crowd_boxes (m, 4). Empty in evaluation, where the metric has the truth.
+    targets: one an image; empty in evaluation, where the metric has the truth. For detection boxes (n, 4) float32 xyxy
+    in batch pixels, labels (n,) int64, masks (n, h, w) uint8 at the image's valid size where the data has any,
+    crowd_boxes (m, 4); for classification label () int64 or probabilities (classes,) float32.
     replaced: a message for each damaged image that gave its place to another one.
     """
 
@@ -78,8 +90,14 @@ def build_dataset(config: DatasetConfig, *, training: bool) -> ImageDataset:
             max_image_pixels=config.max_image_pixels,
             masks=config.masks,
         )
+    if isinstance(config, ImageFolderData):
+        return ImageFolderDataset(
+            root=config.root, class_names=config.class_names, max_image_pixels=config.max_image_pixels
+        )
     if not isinstance(config, ShapesData):
         raise NotImplementedError(config.type)
+    if config.form == "crops":
+        return ImageFolderDataset(root=write_crops(config))
     images, annotations = write_shapes(config)
     return CocoDataset(images=images, annotations=annotations, training=training)
 
@@ -116,11 +134,25 @@ def build_loader(
     else:
         sampler = EvalSampler(images=len(dataset), batch_size=data.eval_batch_size, rank=rank, world=world)
     transforms = data.train_transforms if training else data.val_transforms
+    mixing: Mixing | None = None
+    if training and isinstance(transforms, ClassificationTransforms):
+        mixing = Mixing(
+            config=transforms,
+            num_classes=len(dataset.class_names),
+            batch_size=data.batch_size // (world * config.optim.accumulate),
+            seed=config.train.seed,
+        )
     loader: DataLoader[Batch] = DataLoader(
         _Samples(dataset, transforms, config.train.seed, training),
         batch_sampler=sampler,
         num_workers=data.workers,
-        collate_fn=partial(_collate, mean=config.model.mean, std=config.model.std, divisor=transforms.pad_divisor),
+        collate_fn=partial(
+            _collate,
+            mean=config.model.mean,
+            std=config.model.std,
+            divisor=transforms.pad_divisor,
+            mixing=mixing,
+        ),
         pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_parent,
         persistent_workers=training and data.workers > 0,
@@ -255,12 +287,17 @@ class _Samples(Dataset[Any]):
             except DataError as error:
                 replaced.append(str(error))
                 continue
-            return transform(sample | {"replaced": replaced}, self._transforms, rng)
+            return transform(sample | {"key": key, "replaced": replaced}, self._transforms, rng)
         return DataError(f"{len(replaced)} images in a row cannot be read; the first: {replaced[0]}")
 
 
 def _collate(
-    samples: list[Sample | PiipError], *, mean: tuple[float, ...], std: tuple[float, ...], divisor: int
+    samples: list[Sample | PiipError],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    divisor: int,
+    mixing: Mixing | None,
 ) -> Batch | PiipError:
     whole: list[Sample] = []
     for sample in samples:
@@ -268,12 +305,16 @@ def _collate(
             return sample
         whole.append(sample)
     images = [sample["image"] for sample in whole]
+    normalised = normalise_and_pad(images, mean, std, divisor)
+    targets = [sample["target"] for sample in whole if "target" in sample]
+    if mixing is not None:
+        normalised, targets = mixing(normalised, targets, whole[0]["key"])
     return Batch(
-        images=normalise_and_pad(images, mean, std, divisor),
+        images=normalised,
         image_sizes=[(image.shape[1], image.shape[2]) for image in images],
         original_sizes=[sample["original_size"] for sample in whole],
         image_ids=[sample["image_id"] for sample in whole],
-        targets=[sample["target"] for sample in whole if "target" in sample],
+        targets=targets,
         replaced=[message for sample in whole for message in sample["replaced"]],
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from piip.metrics.accuracy import AccuracyMetric
 from piip.metrics.base import ImageId, Metric
 from piip.metrics.coco import CocoMetric
 
-__all__ = ["CocoMetric", "ImageId", "Metric"]
+__all__ = ["AccuracyMetric", "CocoMetric", "ImageId", "Metric"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from piip.config import DetectionTransforms, SegmentationTransforms, TransformConfig
+from piip.config import ClassificationTransforms, SegmentationTransforms, TransformConfig
+from piip.data.transforms.classification import transform_labelled
 from piip.data.transforms.detection import transform_objects
 from piip.data.transforms.sample import Sample
 from piip.data.transforms.segmentation import transform_label_map
@@ -20,6 +21,6 @@ def transform(sample: Sample, config: TransformConfig, rng: np.random.Generator 
     sample = sample | {"original_size": tuple(sample["image"].shape[-2:])}
     if isinstance(config, SegmentationTransforms):
         return transform_label_map(sample, config, rng)
-    if not isinstance(config, DetectionTransforms):
-        raise NotImplementedError(config.type)
+    if isinstance(config, ClassificationTransforms):
+        return transform_labelled(sample, config, rng)
     return transform_objects(sample, config, rng)

@@ -1,0 +1,162 @@
+"""Images sorted into one folder per class, the layout of ImageNet."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from piip.data.dataset import ImageDataset
+from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_image
+from piip.data.records import Records
+from piip.data.report import Report
+from piip.errors import DataError
+from piip.metrics.accuracy import AccuracyMetric
+
+logger = logging.getLogger(__name__)
+
+_EMPTY = "class folder without images"
+
+
+class ImageFolderDataset(ImageDataset):
+    """Images labelled by the folder below `root` that they lie in, at any depth.
+
+    Without a class-name file every folder is a class, in order of their names, as torchvision's ImageFolder has it.
+    Names that begin with a dot, and files without an image's ending, are passed over.
+    An empty folder keeps its label, with a warning: a small validation set need not have every class.
+    class_names: text file with 'folder name' a line, in label order, such as 'n01440764 tench'; a line of one word is
+    folder and name in one. Folders that it does not list are left out.
+    Raises DataError for a missing root, folders missing from it, bad lines, links in a circle, and no image at all.
+    """
+
+    provides = frozenset({"label"})
+
+    def __init__(
+        self, *, root: Path, class_names: Path | None = None, max_image_pixels: int = MAX_IMAGE_PIXELS
+    ) -> None:
+        self.source, self.max_image_pixels, self.report = root, max_image_pixels, Report(str(root))
+        found = _class_folders(root)
+        names = _read_class_names(class_names) if class_names is not None else {folder: folder for folder in found}
+        missing = [folder for folder in names if folder not in found]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of the {len(names)} class folders that {class_names} lists are missing from {root}: "
+                f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; add them, or correct the file"
+            )
+        for folder in (folder for folder in found if folder not in names):
+            self.report.add(f"folder left out, not listed in {class_names}", folder)
+        self.folders, self.class_names = list(names), _distinct(names)
+        self._labels_by_folder = {folder: label for label, folder in enumerate(self.folders)}
+        self._files = Records(self._list())
+        if not len(self._files):
+            hint = "; images lie directly in it, but need a folder per class" if _has_images(root) else ""
+            raise DataError(f"no images in the {len(names)} class folders of {root}{hint}")
+        # Every image comes out square, so none has another shape than the next.
+        self.aspect_ratios = np.ones(len(self._files))
+        if self.report.counts:
+            level = logging.WARNING if _EMPTY in self.report.counts else logging.INFO
+            logger.log(level, "%s", self.report)
+
+    def _list(self) -> Iterator[str]:
+        """The files of one class after the other, relative to the root."""
+        for folder in self.folders:
+            empty = True
+            for file in _image_files(self.source, folder, ()):
+                empty = False
+                yield file
+            if empty:
+                self.report.add(_EMPTY, folder)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def image_id(self, index: int) -> str:
+        """The file's path relative to the root."""
+        return self._files[index]
+
+    def label_of(self, image_id: str) -> int:
+        """The label of an image by its id."""
+        return self._labels_by_folder[image_id.partition("/")[0]]
+
+    def image(self, index: int) -> Tensor:
+        """The image, uint8 RGB (3, H, W), upright. Raises DataError when it is damaged."""
+        return read_image(self.source / self._files[index], self.max_image_pixels)
+
+    def target(self, index: int) -> dict[str, Tensor]:
+        """label: int64 ()."""
+        return {"label": torch.tensor(self.label_of(self._files[index]))}
+
+    def metric(self, *, backend: Literal["faster", "pycocotools"] = "faster") -> AccuracyMetric:
+        """Top-1 and top-5 accuracy."""
+        return AccuracyMetric(self.class_names, self.label_of)
+
+
+def _class_folders(root: Path) -> list[str]:
+    try:
+        with os.scandir(root) as entries:
+            folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"cannot read the image folder {root}: {error.strerror}") from None
+    if not folders:
+        hint = "; images lie directly in it, but need a folder per class" if _has_images(root) else ""
+        raise DataError(f"no class folders in {root}{hint}")
+    return folders
+
+
+def _image_files(root: Path, folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    """Image files of a folder and then of those in it, each sorted by name. above: the real folders that it lies in."""
+    real = os.path.realpath(root / folder)
+    if real in above:
+        raise DataError(f"{root / folder} is a link to a folder that it lies in; remove it")
+    try:
+        with os.scandir(root / folder) as found:
+            entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"cannot read the image folder {root / folder}: {error.strerror}") from None
+    folders = []
+    for entry in entries:
+        if entry.is_dir():
+            folders.append(f"{folder}/{entry.name}")
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+            yield f"{folder}/{entry.name}"
+    for inner in folders:
+        yield from _image_files(root, inner, (*above, real))
+
+
+def _has_images(root: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir())
+
+
+def _read_class_names(path: Path) -> dict[str, str]:
+    """Name by folder, in the file's order."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read the class-name file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"the class-name file {path} is not UTF-8 text") from None
+    names: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        folder, *name = line.split(maxsplit=1)
+        if folder in names or "/" in folder:
+            fault = "occurs twice" if folder in names else "must be the name of a folder in the root"
+            raise DataError(f"{path}, line {number}: '{folder}' {fault}")
+        names[folder] = name[0].strip() if name else folder
+    if not names:
+        raise DataError(f"the class-name file {path} is empty; it needs a line 'folder name' per class")
+    return names
+
+
+def _distinct(names: dict[str, str]) -> list[str]:
+    """Names in label order; those that two classes share (ImageNet has two cranes) get their folder beside them."""
+    counts = Counter(names.values())
+    return [name if counts[name] == 1 else f"{name} ({folder})" for folder, name in names.items()]
