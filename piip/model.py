@@ -126,6 +126,13 @@ class Model(nn.Module):
         """Layer of every parameter that layer-wise learning-rate decay scales; all others train at the full rate."""
         return {f"backbone.{name}": layer for name, layer in self.backbone.layer_ids().items()}
 
+    def new_parameters(self) -> set[str]:
+        """Names of the parameters that no pretrained network of a branch has."""
+        branches = list(self.backbone.branches)
+        known = [*branches, *(part for index in range(len(branches)) for part in self.head.pretrained(index).values())]
+        pretrained = {id(parameter) for part in known for parameter in part.parameters()}
+        return {name for name, parameter in self.named_parameters() if id(parameter) not in pretrained}
+
     @property
     def num_layers(self) -> int:
         """Layers counted by learning-rate decay: the embedding, the deepest branch's blocks, and everything behind."""

@@ -18,6 +18,10 @@ class OptimConfig(Strict):
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning-rate factor per layer from the output downwards")
+    new_lr_scale: float = Field(
+        1.0, gt=0, description="learning-rate factor of what no pretrained network has, such as the interactions"
+    )
+    decay_all: bool = Field(False, description="weight decay on norms and biases too, as plain AdamW has it")
     clip_grad_norm: float | None = Field(None, gt=0)
     accumulate: int = Field(1, gt=0, description="forward-backward passes per optimizer step")
 
@@ -27,18 +31,25 @@ class ScheduleConfig(Strict):
 
     epochs: int | None = Field(None, gt=0)
     iterations: int | None = Field(None, gt=0)
-    policy: Literal["step", "cosine", "poly"] = "step"
+    policy: Literal["step", "cosine", "poly", "timm_cosine"] = Field(
+        "step", description="timm_cosine: as the released classification loop, with the settings that begin with timm_"
+    )
     milestones: tuple[int, ...] = ()
     gamma: float = Field(0.1, gt=0, le=1)
     power: float = Field(1.0, gt=0)
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
     warmup_iterations: int = Field(500, ge=0)
     warmup_ratio: float = Field(0.001, ge=0, le=1)
+    timm_warmup_epochs: int = Field(5, ge=0)
+    timm_warmup_lr: float = Field(1e-6, ge=0, description="where the warm-up starts, for all parameters alike")
+    timm_min_lr: float = Field(1e-5, ge=0, description="where the cosine ends, for all parameters alike")
 
     @model_validator(mode="after")
     def _one_length(self) -> ScheduleConfig:
         if (self.epochs is None) == (self.iterations is None):
             raise ValueError("give exactly one of epochs and iterations, and null for the other")
+        if self.policy == "timm_cosine" and self.epochs is None:
+            raise ValueError("policy timm_cosine counts epochs: give epochs instead of iterations")
         return self
 
 

@@ -44,11 +44,13 @@ _BRANCHES = {
     ],
     "deit": [
         ("blocks.{i}.gamma_{k}", "blocks.{i}.ls{k}.gamma"),
+        ("cls_token", "cls_token"),
         ("pos_embed", "pos_embed"),
         ("patch_embed.{rest}", "patch_embed.{rest}"),
         ("blocks.{i}.{rest}", "blocks.{i}.{rest}"),
     ],
     "internvit": [
+        ("cls_token", "cls_token"),
         ("pos_embed", "pos_embed"),
         ("patch_embed.{rest}", "patch_embed.{rest}"),
         ("blocks.{i}.{rest}", "blocks.{i}.{rest}"),
@@ -156,6 +158,9 @@ _UPERNET = [
     ("auxiliary_head.conv_seg.{rest}", "head.auxiliary.1.1.{rest}"),
 ]
 
+# The classification code builds the backbone alone, with a classifier inside every branch.
+_CLASSIFIER = [("norm.{rest}", "head.norms.{b}.{rest}"), ("head.{rest}", "head.linears.{b}.{rest}")]
+
 # Official keys without a counterpart in ours, and why.
 UNUSED = {
     "backbone.branch{b}.blocks.{i}.attn.relative_position_index": "computed from the window size",
@@ -176,13 +181,20 @@ class KeyTable:
     """Renames state-dict keys between the official network of `num_branches` branches and ours.
 
     families: the official class of every branch of ours, finest first (see `family`); only the way back asks for them.
+    classifies: whether it is a network of the official classification code, whose names have no "backbone." in front.
     """
 
-    def __init__(self, num_branches: int, families: Sequence[str] | None = None) -> None:
+    def __init__(self, num_branches: int, families: Sequence[str] | None = None, *, classifies: bool = False) -> None:
         self.num_branches = num_branches
         single = num_branches == 1
-        rows = (_SINGLE_BRANCHES if single else _PYRAMIDS) + _MASK_RCNN + _DINO + _UPERNET
         theirs, ours = ("backbone.", "backbone.branches.0.") if single else ("backbone.branch{b}.", _OUR_BRANCH)
+        rows = _SINGLE_BRANCHES if single else _PYRAMIDS
+        if classifies:
+            theirs = theirs.removeprefix("backbone.")
+            heads = [(theirs + a, b.replace("{b}", "0") if single else b) for a, b in _CLASSIFIER]
+            rows = [(official.removeprefix("backbone."), mine) for official, mine in rows] + heads
+        else:
+            rows = rows + _MASK_RCNN + _DINO + _UPERNET
         known = [(theirs + a, ours + b) for table in _BRANCHES.values() for a, b in table]
         self._ours = [(_compile(official), mine) for official, mine in rows + known]
         self._official = [(_compile(mine), official) for official, mine in rows]
@@ -243,13 +255,14 @@ def branch_key(key: str) -> str | None:
 
 def key_table(backbone: BackboneConfig) -> KeyTable:
     """The key table of the official network that a config describes."""
-    return KeyTable(len(backbone.branches), [family(branch) for branch in backbone.branches])
+    families = [family(branch) for branch in backbone.branches]
+    return KeyTable(len(backbone.branches), families, classifies=not backbone.merge)
 
 
 def family(branch: BranchConfig) -> str:
     """The official class that builds a branch: deit, internvit, beit, uniperceiver or convnext.
 
-    The first two compute the same; only deit lets stochastic depth be constant over the blocks.
+    The first two compute the same; deit has layer scale, and stochastic depth that is constant over the blocks.
     """
     if isinstance(branch, ConvNeXtConfig):
         return "convnext"
@@ -257,7 +270,7 @@ def family(branch: BranchConfig) -> str:
         return "uniperceiver"
     if branch.position == "relative":
         return "beit"
-    return "internvit" if branch.drop_path_schedule == "linear" else "deit"
+    return "internvit" if branch.drop_path_schedule == "linear" or branch.layer_scale is None else "deit"
 
 
 def _compile(template: str) -> re.Pattern[str]:

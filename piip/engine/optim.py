@@ -1,13 +1,13 @@
 """AdamW with layer-wise learning-rate decay, and the learning rate over a run, as in the released recipes.
 
-Sources: the layer decay of BEiT (Bao et al., 2022, section A) in the form that the official PIIP detectors used, and
-the schedules of mmcv 1.x (`LrUpdaterHook`).
+Sources: the layer decay of BEiT (Bao et al., 2022, section A) in the form that the official PIIP detectors used, the
+schedules of mmcv 1.x (`LrUpdaterHook`), and timm's `CosineLRScheduler` as the official classification loop steps it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,13 +21,16 @@ def parameter_groups(
     layer_ids: Mapping[str, int],
     num_layers: int,
     config: OptimConfig,
+    *,
+    new: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Groups of trainable parameters with equal learning rate and weight decay, in the order of their first member.
 
     layer_ids: parameter name -> layer, 0 for the embeddings; a name that is missing belongs to the last layer.
     num_layers: number of layers, ids 0 to num_layers - 1 (for a backbone of depth d: d + 2).
-    A layer's learning rate is `lr * layer_decay ** (num_layers - 1 - id)`. Vectors and biases have no weight decay; all
-    else has it, position embeddings and 0-d merge weights included.
+    new: names of the parameters that `new_lr_scale` is for.
+    A layer's learning rate is `lr * layer_decay ** (num_layers - 1 - id)`. Vectors and biases have no weight decay,
+    unless the config decays all; all else has it, position embeddings and 0-d merge weights included.
     Each group holds params, param_names, name, lr_scale, lr and weight_decay.
     """
     groups: dict[str, dict[str, Any]] = {}
@@ -37,10 +40,11 @@ def parameter_groups(
         layer = layer_ids.get(name, num_layers - 1)
         if not 0 <= layer < num_layers:
             raise ValueError(f"layer id {layer} of {name} is outside 0..{num_layers - 1}")
-        decays = parameter.ndim != 1 and not name.endswith(".bias")
-        key = f"layer_{layer}_{'decay' if decays else 'no_decay'}"
+        decays = config.decay_all or (parameter.ndim != 1 and not name.endswith(".bias"))
+        factor = config.new_lr_scale if name in new else 1.0
+        key = f"{'new_' if factor != 1 else ''}layer_{layer}_{'decay' if decays else 'no_decay'}"
         if key not in groups:
-            scale = config.layer_decay ** (num_layers - layer - 1)
+            scale = factor * config.layer_decay ** (num_layers - layer - 1)
             groups[key] = {
                 "params": [],
                 "param_names": [],
@@ -59,17 +63,25 @@ def build_optimizer(
     layer_ids: Mapping[str, int],
     num_layers: int,
     config: OptimConfig,
+    *,
+    new: Collection[str] = (),
 ) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`."""
-    groups = parameter_groups(named_parameters, layer_ids, num_layers, config)
+    groups = parameter_groups(named_parameters, layer_ids, num_layers, config, new=new)
     # The fused kernel is several times faster on CPUs and GPUs alike: a network has hundreds of small tensors.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives every group the rate `lr` times its own layer's scale."""
+def set_lr(
+    optimizer: torch.optim.Optimizer, iteration: int, *, base: float, schedule: ScheduleConfig, epoch_length: int
+) -> float:
+    """Sets the rate of every group for the optimizer step number `iteration`; its full rate is base times its scale.
+
+    Returns the rate of a group of scale 1.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = learning_rate(base * group["lr_scale"], iteration, schedule, epoch_length)
+    return learning_rate(base, iteration, schedule, epoch_length)
 
 
 def total_iterations(schedule: ScheduleConfig, epoch_length: int) -> int:
@@ -80,8 +92,23 @@ def total_iterations(schedule: ScheduleConfig, epoch_length: int) -> int:
     return schedule.epochs * epoch_length
 
 
+def learning_rate(full: float, iteration: int, schedule: ScheduleConfig, epoch_length: int) -> float:
+    """The rate for the optimizer step number `iteration` (from 0) of parameters whose full rate is `full`."""
+    if schedule.policy != "timm_cosine":
+        return full * lr_factor(iteration, schedule, epoch_length)
+    assert schedule.epochs is not None
+    # The official loop tells the scheduler of an epoch when it is over, so that each epoch runs at the rate of the one
+    # before it, and the first two alike.
+    epoch = max(0, iteration // epoch_length - 1)
+    if epoch < schedule.timm_warmup_epochs:
+        start = schedule.timm_warmup_lr
+        return start + (full - start) * epoch / schedule.timm_warmup_epochs
+    shape = 0.5 * (1 + math.cos(math.pi * epoch / schedule.epochs))
+    return schedule.timm_min_lr + (full - schedule.timm_min_lr) * shape
+
+
 def lr_factor(iteration: int, schedule: ScheduleConfig, epoch_length: int) -> float:
-    """The factor on the base learning rate for the optimizer step number `iteration` (from 0).
+    """The factor on the base learning rate for the optimizer step number `iteration` (from 0), by mmcv's policies.
 
     A schedule in epochs changes between epochs only, one in iterations with every step; the linear warm-up always
     counts iterations. min_lr_ratio is the floor of the cosine and polynomial policies as a share of the base rate.

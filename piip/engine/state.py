@@ -44,7 +44,11 @@ class RunState:
         self.config, self.root, self.class_names, self.epoch_length = config, root, class_names, epoch_length
         self.model: Model = build_model(config.model).to(device)
         self.optimizer = build_optimizer(
-            self.model.named_parameters(), self.model.layer_ids(), self.model.num_layers, config.optim
+            self.model.named_parameters(),
+            self.model.layer_ids(),
+            self.model.num_layers,
+            config.optim,
+            new=self.model.new_parameters(),
         )
         self.ema: ModelEmaV3 | None = None
         self.meter = Meter()

@@ -26,7 +26,7 @@ from piip.engine import distributed, rng
 from piip.engine.device import peak_memory_mib
 from piip.engine.evaluate import evaluate
 from piip.engine.log import Bar, RunLog, logging_to
-from piip.engine.optim import lr_factor, set_lr, total_iterations
+from piip.engine.optim import set_lr, total_iterations
 from piip.engine.run_dir import prepare_run
 from piip.engine.signals import StopSignals
 from piip.engine.state import RunState
@@ -134,8 +134,13 @@ class Trainer:
         self.train_loader.set_start(done * config.optim.accumulate)
         batches = iter(self.train_loader)
         for _ in range(min(self.epoch_length - done, self.total - state.step)):
-            lr = config.optim.lr * lr_factor(state.step, config.schedule, self.epoch_length)
-            set_lr(state.optimizer, lr)
+            lr = set_lr(
+                state.optimizer,
+                state.step,
+                base=config.optim.lr,
+                schedule=config.schedule,
+                epoch_length=self.epoch_length,
+            )
             result = optimizer_step(
                 self.wrapped,
                 state.optimizer,

@@ -21,6 +21,10 @@ class Head(nn.Module):
     # The entries of a target that `loss` learns from.
     needs: frozenset[str]
 
+    def pretrained(self, branch: int) -> dict[str, nn.Module]:
+        """What the pretrained network of a branch has of this head: its final `norm` and classifier, `head`, if any."""
+        return {}
+
     @abstractmethod
     def loss(
         self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]

@@ -54,6 +54,10 @@ class Classifier(Head):
         tokens = [norm(x.flatten(2).mT).mean(dim=1) for norm, x in zip(self.norms, read, strict=True)]
         return torch.stack([linear(x) for linear, x in zip(self.linears, tokens, strict=True)]).mean(dim=0)
 
+    def pretrained(self, branch: int) -> dict[str, nn.Module]:
+        """The norm and the linear layer of a branch."""
+        return {"norm": self.norms[branch], "head": self.linears[branch]}
+
     def loss(
         self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:

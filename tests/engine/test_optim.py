@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from piip.config import OptimConfig, ScheduleConfig
+from piip.config import OptimConfig, ScheduleConfig, load_config
 from piip.engine.optim import build_optimizer, lr_factor, parameter_groups, set_lr, total_iterations
+from piip.model import build_model
 
 RECORDED = json.loads(gzip.decompress((Path(__file__).parent / "official_groups.json.gz").read_bytes()))
 
@@ -61,7 +63,8 @@ def test_frozen_parameters_are_in_no_group_and_a_wrong_layer_id_is_refused() -> 
 def test_set_lr_keeps_each_groups_scale() -> None:
     parameters = [("early", nn.Parameter(torch.zeros(2, 2))), ("late", nn.Parameter(torch.zeros(2, 2)))]
     optimizer = build_optimizer(parameters, {"early": 0}, 3, OptimConfig(lr=1.0, layer_decay=0.5, betas=(0.8, 0.9)))
-    set_lr(optimizer, 0.1)
+    schedule = ScheduleConfig(epochs=3, milestones=(1,), warmup_iterations=0)
+    assert set_lr(optimizer, 4, base=1.0, schedule=schedule, epoch_length=4) == pytest.approx(0.1)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.025, 0.1])
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
 
@@ -116,3 +119,37 @@ def test_learning_rate_follows_mmcv(settings: dict[str, Any], expected: list[flo
     schedule = ScheduleConfig(**{"warmup_iterations": 10, "warmup_ratio": 0.001} | settings)
     assert total_iterations(schedule, 7) == len(expected)
     assert [lr_factor(step, schedule, 7) for step in range(len(expected))] == pytest.approx(expected, rel=1e-7)
+
+
+def test_the_released_classification_schedule_is_timms_as_the_official_loop_steps_it() -> None:
+    """Which tells it of an epoch at its end; the two groups share start and floor, not the full rate."""
+    config = load_config("classification/piip_tsb_368_192_128")
+    parameters = [("backbone.branches.0.norm", nn.Parameter(torch.zeros(2))), ("new", nn.Parameter(torch.zeros(2)))]
+    ours = build_optimizer(parameters, {}, 2, config.optim, new={"new"})
+    theirs = torch.optim.AdamW(
+        [{"params": [parameter], "lr": 3e-5 * factor} for (_, parameter), factor in zip(parameters, (1, 10))]
+    )
+    scheduler = CosineLRScheduler(theirs, t_initial=20, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6)
+    for epoch in range(20):
+        for step in (3 * epoch, 3 * epoch + 2):
+            set_lr(ours, step, base=config.optim.lr, schedule=config.schedule, epoch_length=3)
+            assert [g["lr"] for g in ours.param_groups] == pytest.approx([g["lr"] for g in theirs.param_groups])
+        scheduler.step(epoch)
+    assert [group["weight_decay"] for group in ours.param_groups] == [0.1, 0.1]
+
+
+def test_what_no_pretrained_network_has_is_new_and_everything_decays() -> None:
+    config = load_config("classification/piip_tsb_368_192_128")
+    with torch.device("meta"):
+        model = build_model(config.model)
+    names = {name for name, _ in model.named_parameters()}
+    new = model.new_parameters()
+    assert new == {name for name in names if name.startswith("backbone.interactions.")}
+    groups = parameter_groups(model.named_parameters(), model.layer_ids(), model.num_layers, config.optim, new=new)
+    assert {(group["lr_scale"], group["weight_decay"]) for group in groups} == {(1.0, 0.1), (10.0, 0.1)}
+    assert {name for group in groups if group["lr_scale"] == 10 for name in group["param_names"]} == new
+
+
+def test_a_schedule_of_timm_counts_epochs() -> None:
+    with pytest.raises(ValueError, match="give epochs instead of iterations"):
+        ScheduleConfig(iterations=10, policy="timm_cosine")
