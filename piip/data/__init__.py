@@ -6,6 +6,7 @@ from piip.data.coco import CocoDataset, self_test
 from piip.data.dataset import ImageDataset, check_classes, check_same_classes, check_targets
 from piip.data.image_folder import ImageFolderDataset
 from piip.data.images import read_image
+from piip.data.label_maps import LabelMapDataset
 from piip.data.loader import Batch, Loader, build_dataset, build_loader, explain_worker_death
 from piip.data.transforms import prepare
 
@@ -14,6 +15,7 @@ __all__ = [
     "CocoDataset",
     "ImageDataset",
     "ImageFolderDataset",
+    "LabelMapDataset",
     "Loader",
     "build_dataset",
     "build_loader",

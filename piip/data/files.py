@@ -1,15 +1,45 @@
-"""Which image files an annotation file may name, and whether they are there."""
+"""Which files lie in a folder, or may be named by an annotation file and are there."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from piip.errors import DataError
 
 _NAMED = 5
+
+
+def list_files(root: Path, suffixes: Collection[str]) -> list[str]:
+    """The files below `root` with one of these endings (in lower case), relative to it, sorted.
+
+    Names that begin with a dot are passed over. Raises DataError for folders that cannot be read, and for links that
+    lead out of `root` or in a circle.
+    """
+    return sorted(_below(root, "", suffixes, (root.resolve(),)))
+
+
+def _below(root: Path, folder: str, suffixes: Collection[str], above: tuple[Path, ...]) -> Iterator[str]:
+    """above: the real folders from the root to this one."""
+    try:
+        with os.scandir(root / folder) as found:
+            entries = [entry for entry in found if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"cannot read the folder {root / folder}: {error.strerror}") from None
+    for entry in entries:
+        name = f"{folder}{entry.name}"
+        inner = entry.is_dir()
+        if not inner and os.path.splitext(entry.name)[1].lower() not in suffixes:
+            continue
+        real = Path(entry.path).resolve() if entry.is_symlink() else above[-1] / entry.name
+        if not real.is_relative_to(above[0]) or (inner and real in above):
+            raise DataError(f"{root / name} is refused; it is a link out of {root}, or to a folder that it lies in")
+        if inner:
+            yield from _below(root, f"{name}/", suffixes, (*above, real))
+        else:
+            yield name
 
 
 def check_image_files(folder: Path, names: Sequence[str], source: Path) -> None:

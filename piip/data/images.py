@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -27,6 +31,11 @@ _DECODE_ERRORS = (
     AttributeError, NotImplementedError, struct.error, zlib.error,
 )  # fmt: skip
 
+# Signature, length and name of the first chunk, width, height, bits a sample, colour type.
+_PNG_HEADER = struct.Struct(">8s8sIIBB")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY, _PALETTE = 0, 3
+
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,6 +48,12 @@ _UPRIGHT = {
 }
 
 
+class IndexHeader(NamedTuple):
+    height: int
+    width: int
+    bits: int
+
+
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
     """The image at `path` as uint8 RGB (3, H, W), turned upright by its EXIF orientation.
 
@@ -47,9 +62,51 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS)
     max_pixels: an image whose header announces more is refused before anything is decoded.
     Raises DataError naming the file when it is missing, too large, damaged, cut short, or of an unsupported kind.
     """
+    with _decoded(path, max_pixels, _FORMATS) as image:
+        orientation = _orientation(image)
+        rgb = _to_rgb(image, os.fspath(path))
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def read_indices(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[np.int32]:
+    """The numbers (H, W) that a grey or palette PNG of 1 to 16 bits stores, neither looked up nor scaled.
+
+    Raises DataError as `read_image` does, and for a PNG that stores colours.
+    """
+    header = read_index_header(path)
+    with _decoded(path, max_pixels, ("PNG",)) as image:
+        # Pillow spreads greys of two and four bits over 0 to 255.
+        step = {2: 85, 4: 17}.get(header.bits, 1) if image.mode == "L" else 1
+        return np.asarray(image).astype(np.int32) // step
+
+
+def read_index_header(path: str | os.PathLike[str]) -> IndexHeader:
+    """Height, width and bits a pixel of a PNG that `read_indices` can read, from the first bytes of the file.
+
+    Raises DataError naming the file when it is missing, no PNG, or one that stores colours.
+    """
     name = os.fspath(path)
     try:
-        with Image.open(name, formats=_FORMATS) as image:
+        with open(path, "rb") as file:
+            start = file.read(_PNG_HEADER.size)
+    except OSError as error:
+        raise DataError(f"cannot read {name}: {error.strerror}") from None
+    if len(start) < _PNG_HEADER.size or not start.startswith(_PNG_SIGNATURE):
+        raise DataError(f"{name} is not a PNG file, or it is cut short")
+    _, _, width, height, bits, colour_type = _PNG_HEADER.unpack(start)
+    if colour_type not in (_GREY, _PALETTE):
+        raise DataError(f"{name} stores colours, not one number a pixel; save it as a grey or palette PNG")
+    return IndexHeader(height, width, bits)
+
+
+@contextmanager
+def _decoded(path: str | os.PathLike[str], max_pixels: int, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """Opens and decodes a file; what goes wrong then, and in the block, is a DataError that names it."""
+    name = os.fspath(path)
+    try:
+        with Image.open(name, formats=formats) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise DataError(
@@ -57,19 +114,15 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS)
                     "shrink it or raise max_image_pixels"
                 )
             image.load()
-            orientation = _orientation(image)
-            rgb = _to_rgb(image, name)
+            yield image
     except Image.DecompressionBombError:
         raise DataError(f"image {name} has more pixels than Pillow decodes safely; shrink it") from None
     except FileNotFoundError:
         raise DataError(f"image not found: {name}") from None
     except UnidentifiedImageError:
-        raise DataError(f"{name} is not an image of a supported format ({', '.join(_FORMATS)})") from None
+        raise DataError(f"{name} is not an image of a supported format ({', '.join(formats)})") from None
     except _DECODE_ERRORS as error:
         raise DataError(f"cannot decode image {name}: {error or type(error).__name__}") from None
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -24,16 +24,18 @@ from piip.config import (
     Config,
     DatasetConfig,
     ImageFolderData,
-    ShapesData,
+    LabelMapData,
     TransformConfig,
 )
 from piip.data.coco import CocoDataset
 from piip.data.dataset import ImageDataset
 from piip.data.image_folder import ImageFolderDataset
 from piip.data.images import read_image
+from piip.data.label_maps import LabelMapDataset, read_class_names
 from piip.data.mixing import Mixing
 from piip.data.sampler import SAMPLE_STREAM, EvalSampler, Key, TrainSampler
 from piip.data.shape_crops import write_crops
+from piip.data.shape_maps import MAP_CLASS_NAMES, write_shape_maps
 from piip.data.shapes import write_shapes
 from piip.data.transforms import Sample, generator, normalise_and_pad, prepare, transform
 from piip.errors import DataError, PiipError
@@ -56,7 +58,8 @@ class Batch:
     image_sizes: valid (h, w) of each image in the batch. original_sizes: (h, w) of each image as read, upright.
     targets: one an image; empty in evaluation, where the metric has the truth. For detection boxes (n, 4) float32 xyxy
     in batch pixels, labels (n,) int64, masks (n, h, w) uint8 at the image's valid size where the data has any,
-    crowd_boxes (m, 4); for classification label () int64 or probabilities (classes,) float32.
+    crowd_boxes (m, 4); for segmentation label_map (h, w) uint8 at the image's valid size, 255 for no label; for
+    classification label () int64 or probabilities (classes,) float32.
     replaced: a message for each damaged image that gave its place to another one.
     """
 
@@ -94,10 +97,19 @@ def build_dataset(config: DatasetConfig, *, training: bool) -> ImageDataset:
         return ImageFolderDataset(
             root=config.root, class_names=config.class_names, max_image_pixels=config.max_image_pixels
         )
-    if not isinstance(config, ShapesData):
-        raise NotImplementedError(config.type)
+    if isinstance(config, LabelMapData):
+        return LabelMapDataset(
+            images=config.images,
+            labels=config.labels,
+            class_names=read_class_names(config.class_names),
+            reduce_zero_label=config.reduce_zero_label,
+            max_image_pixels=config.max_image_pixels,
+        )
     if config.form == "crops":
         return ImageFolderDataset(root=write_crops(config))
+    if config.form == "label_maps":
+        images, labels = write_shape_maps(config)
+        return LabelMapDataset(images=images, labels=labels, class_names=MAP_CLASS_NAMES)
     images, annotations = write_shapes(config)
     return CocoDataset(images=images, annotations=annotations, training=training)
 

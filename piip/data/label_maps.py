@@ -1,0 +1,149 @@
+"""Images and, in PNG files of the same names, the label of every pixel: the layout of ADE20K and many others."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from piip.data.ade20k import ADE20K_CLASSES
+from piip.data.dataset import ImageDataset
+from piip.data.files import list_files
+from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_image, read_index_header, read_indices
+from piip.data.records import Records
+from piip.data.report import Report
+from piip.errors import DataError
+from piip.metrics.miou import NO_LABEL, MIoUMetric
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 5
+
+
+class _Pair(NamedTuple):
+    """Files relative to their folders, and the size of both."""
+
+    image: str
+    labels: str
+    height: int
+    width: int
+
+
+class LabelMapDataset(ImageDataset):
+    """Images and label maps for semantic segmentation.
+
+    images: folder of the images, with subfolders or without. labels: folder of the label maps, laid out alike: that of
+    `a/b.jpg` is `a/b.png`, a grey or palette PNG of 1 to 16 bits whose stored numbers are the labels. Maps belong to
+    upright pixels, as images are read; 255 is no label. A map without an image is left out with a warning.
+    class_names: in label order. reduce_zero_label: 0 is no label either, and k stands for label k - 1, as in ADE20K.
+
+    Pairs and the headers of the maps are checked at once, the pixels of a file when it is read.
+    Raises DataError for images without a map, two images with the same map, files that are not PNGs of one number a
+    pixel, and links leading out of the folders.
+    """
+
+    provides = frozenset({"label_map"})
+
+    def __init__(
+        self,
+        *,
+        images: Path,
+        labels: Path,
+        class_names: Sequence[str],
+        reduce_zero_label: bool = False,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
+    ) -> None:
+        if not 0 < len(class_names) <= NO_LABEL:
+            raise DataError(f"{len(class_names)} classes for {labels}; label maps may have 1 to {NO_LABEL}")
+        self.source, self.labels, self.report = images, labels, Report(str(labels))
+        self.class_names, self.max_image_pixels = list(class_names), max_image_pixels
+        self._first = int(reduce_zero_label)
+        self._pairs = Records(self._list())
+        self.aspect_ratios = np.array(
+            [pair.height / pair.width for pair in map(self._pairs.__getitem__, range(len(self)))]
+        )
+        if self.report.counts:
+            logger.warning("%s", self.report)
+
+    def _list(self) -> Iterator[_Pair]:
+        maps = {os.path.splitext(name)[0]: name for name in list_files(self.labels, {".png"})}
+        images: dict[str, str] = {}
+        for name in list_files(self.source, IMAGE_SUFFIXES):
+            other = images.setdefault(os.path.splitext(name)[0], name)
+            if other != name:
+                raise DataError(f"{other} and {name} in {self.source} would share a label map; rename or remove one")
+        missing = [name for stem, name in images.items() if stem not in maps]
+        if missing or not images:
+            first = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+            found = (
+                f"{len(missing)} of {len(images)} images have no PNG of their name: {first}" if images else "no images"
+            )
+            raise DataError(f"{self.source} with the label maps {self.labels}: {found}; correct 'images' or 'labels'")
+        for stem in maps.keys() - images.keys():
+            self.report.add("label map without an image left out", maps[stem])
+        for stem, name in images.items():
+            header = read_index_header(self.labels / maps[stem])
+            yield _Pair(name, maps[stem], header.height, header.width)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def image_id(self, index: int) -> str:
+        """The image's path relative to its folder."""
+        return self._pairs[index].image
+
+    def image(self, index: int) -> Tensor:
+        """The image, uint8 RGB (3, H, W), upright. Raises DataError when it is damaged or not of its map's size."""
+        pair = self._pairs[index]
+        image = read_image(self.source / pair.image, self.max_image_pixels)
+        height, width = image.shape[1:]
+        if (height, width) != (pair.height, pair.width):
+            turned = (width, height) == (pair.height, pair.width)
+            hint = " (is the map made without the image's EXIF rotation?)" if turned else ""
+            raise DataError(
+                f"image {self.source / pair.image} has {width} x {height} pixels, its label map "
+                f"{self.labels / pair.labels} {pair.width} x {pair.height}{hint}"
+            )
+        return image
+
+    def target(self, index: int) -> dict[str, Tensor]:
+        """label_map: uint8 (H, W), 255 for no label. Raises DataError for a damaged map and labels without a class."""
+        path = self.labels / self._pairs[index].labels
+        stored = read_indices(path, self.max_image_pixels)
+        unlabelled = (stored == NO_LABEL) | (stored < self._first)
+        labels = np.where(unlabelled, NO_LABEL, stored - self._first)
+        wrong = ~unlabelled & (labels >= len(self.class_names))
+        if wrong.any():
+            last = len(self.class_names) - 1 + self._first
+            raise DataError(
+                f"label map {path} holds {stored[wrong].min()}, but its {len(self.class_names)} classes have the "
+                f"numbers {self._first} to {last}, and {NO_LABEL} is no label; correct the map or the class names"
+            )
+        return {"label_map": torch.from_numpy(labels.astype(np.uint8))}
+
+    def metric(self, *, backend: Literal["faster", "pycocotools"] = "faster") -> MIoUMetric:
+        """Mean intersection over union."""
+        indices = {self.image_id(index): index for index in range(len(self))}
+        return MIoUMetric(self.class_names, lambda image_id: self.target(indices[image_id])["label_map"])
+
+
+def read_class_names(given: Path | Literal["ade20k"]) -> list[str]:
+    """The names of a text file, one a line, or those of ADE20K. Raises DataError for empty lines and doublets."""
+    if given == "ade20k":
+        return list(ADE20K_CLASSES)
+    try:
+        names = [line.strip() for line in Path(given).read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    except OSError as error:
+        raise DataError(f"cannot read the class-name file {given}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"the class-name file {given} is not UTF-8 text") from None
+    for line, name in enumerate(names, start=1):
+        if not name or name in names[: line - 1]:
+            raise DataError(f"{given}, line {line}: {f'{name!r} stands there twice' if name else 'no name'}")
+    return names

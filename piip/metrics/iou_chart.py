@@ -1,0 +1,62 @@
+"""iou.png: how well each class is found, the best first."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from piip.files import write_file
+
+# Rows that fit below one another.
+_ROWS = 50
+_INK, _PALE, _GRID, _BAR, _MARK = "#2b2b33", "#8a8a96", "#e4e4ea", "#3366cc", "#e07b39"
+
+
+def draw_ious(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, float], path: Path) -> Path:
+    """Draws the rows and figures of `MIoUMetric` as bars, best class first, and replaces the PNG at `path`.
+
+    Classes that are neither in the data nor in the results are left out; more than 50 stand in several columns.
+    """
+    known = sorted((row for row in rows if row["iou"] is not None), key=lambda row: -row["iou"])
+    columns = max(1, math.ceil(len(known) / _ROWS))
+    height = math.ceil(len(known) / columns)
+    figure = Figure(
+        figsize=(6.2 * columns, 1.3 + 0.235 * max(height, 1)), dpi=110, layout="constrained", facecolor="white"
+    )
+    for index, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
+        _draw_column(axes, known[index * height : (index + 1) * height], height)
+    figures = f"mIoU {metrics['miou']:.4f}   aAcc {metrics['aacc']:.4f}   mAcc {metrics['macc']:.4f}"
+    absent = len(rows) - len(known)
+    note = "bar: IoU, mark: accuracy, number: IoU and share of the pixels"
+    note += f"; {absent} of {len(rows)} classes do not occur" if absent else ""
+    figure.suptitle(f"{figures}\n{note}", x=0.01, ha="left", fontsize=10, color=_INK, linespacing=1.6)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png")
+    write_file(path, buffer.getvalue())
+    return path
+
+
+def _draw_column(axes: Axes, rows: Sequence[Mapping[str, Any]], height: int) -> None:
+    axes.barh(range(len(rows)), [row["iou"] for row in rows], color=_BAR, height=0.64)
+    for place, row in enumerate(rows):
+        if row["acc"] is not None:
+            axes.plot([row["acc"]] * 2, [place - 0.4, place + 0.4], color=_MARK, linewidth=2, solid_capstyle="butt")
+        axes.text(1.13, place, f"{row['iou']:.3f}", va="center", ha="right", color=_INK, fontsize=8)
+        axes.text(1.29, place, f"{100 * row['pixels']:.2f} %", va="center", ha="right", color=_PALE, fontsize=8)
+    axes.set_yticks(range(len(rows)), [row["class"] for row in rows])
+    axes.set_ylim(max(height, 1) - 0.4, -0.6)
+    axes.set_xlim(0, 1.3)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.tick_params(colors=_INK, labelsize=8.5, length=0)
+    axes.grid(axis="x", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

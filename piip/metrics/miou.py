@@ -1,0 +1,101 @@
+"""Mean intersection over union and pixel accuracy of label maps, over one process or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from torch import Tensor
+
+from piip.errors import PiipError
+from piip.metrics.base import ImageId, Metric
+from piip.metrics.iou_chart import draw_ious
+
+NO_LABEL = 255
+
+
+class MIoUMetric(Metric):
+    """mIoU, aAcc and mAcc from one confusion matrix over all pixels that have a label, as mmsegmentation counts them.
+
+    class_names: in label order. label_map_of: the true labels (H, W) uint8 of an image by its id, 255 for none.
+    A class that is neither in the data nor in the results has no IoU, one that is not in the data no accuracy; means
+    leave it out. An image that several ranks have seen counts once.
+    """
+
+    def __init__(self, class_names: Sequence[str], label_map_of: Callable[[Any], Tensor]) -> None:
+        self._class_names, self._label_map_of = list(class_names), label_map_of
+        # Per image the cells of its confusion matrix that are not 0, as most are, and their counts.
+        self._cells: dict[ImageId, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
+
+    def update(self, results: Sequence[dict[str, Tensor]], image_ids: Sequence[ImageId]) -> None:
+        """results: per image labels (H, W) in the image's pixels, on any device.
+
+        Raises PiipError for a result of another size than the true labels, or with a label that is no class.
+        """
+        classes = len(self._class_names)
+        for result, image_id in zip(results, image_ids, strict=True):
+            truth, found = self._label_map_of(image_id), result["labels"].cpu()
+            if truth.shape != found.shape:
+                sizes = " and ".join(f"{shape[1]} x {shape[0]}" for shape in (found.shape, truth.shape))
+                raise PiipError(f"image {image_id}: result and label map differ in size, {sizes} pixels")
+            labelled = truth != NO_LABEL
+            truth, found = truth[labelled].long(), found[labelled].long()
+            if found.numel() and not 0 <= found.min() <= found.max() < classes:
+                raise PiipError(
+                    f"image {image_id}: results with label {found.max()}, but the data have {classes} classes"
+                )
+            cells, counts = torch.unique(truth * classes + found, return_counts=True)
+            self._cells[image_id] = cells.numpy().astype(np.int32), counts.numpy().astype(np.int32)
+
+    def synchronize(self) -> None:
+        """Merges what all ranks have seen into every rank. All ranks must call it; any may have seen nothing."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gathered: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(gathered, self._cells)
+            self._cells = {image_id: cells for part in gathered for image_id, cells in part.items()}
+
+    def confusion(self) -> NDArray[np.int64]:
+        """Pixels (classes, classes) by their true label and the one found."""
+        classes = len(self._class_names)
+        matrix = np.zeros(classes * classes, dtype=np.int64)
+        for cells, counts in self._cells.values():
+            matrix[cells] += counts
+        return matrix.reshape(classes, classes)
+
+    def compute(self) -> dict[str, float]:
+        """miou, aacc (of all pixels) and macc (mean over the classes), in [0, 1]; NaN if no pixel had a label."""
+        matrix = self.confusion()
+        ious, accuracies = _per_class(matrix)
+        right = np.trace(matrix) / matrix.sum() if matrix.any() else np.nan
+        return {"miou": _mean(ious), "aacc": float(right), "macc": _mean(accuracies)}
+
+    def table(self) -> list[dict[str, Any]]:
+        """Per class a row of class, iou, acc (None where there is none) and pixels, its share of those with a label."""
+        matrix = self.confusion()
+        shares = matrix.sum(axis=1) / max(int(matrix.sum()), 1)
+        columns = zip(self._class_names, *(part.tolist() for part in (*_per_class(matrix), shares)), strict=True)
+        return [
+            {"class": name, "iou": None if iou != iou else iou, "acc": None if acc != acc else acc, "pixels": share}
+            for name, iou, acc, share in columns
+        ]
+
+    def draw(self, folder: Path) -> list[Path]:
+        """iou.png: the classes by their IoU."""
+        return [draw_ious(self.table(), self.compute(), folder / "iou.png")]
+
+
+def _per_class(matrix: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """IoU and accuracy of every class, NaN where there is none."""
+    right, true, found = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return right / (true + found - right), right / true
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
