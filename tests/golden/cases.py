@@ -59,6 +59,13 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "uniperceiver_sbl_bb": (DETECTION + "piip_uniperceiver_sbl_1568_1120_672", []),
     "convnext_tsb_bb": (DETECTION + "piip_ct_cs_cb_1024_672_448", []),
     "convnext_vt_cs_vb_bb": (DETECTION + "piip_vt_cs_vb_1024_672_448", []),
+    "seg_h6b_512_512_reduced": (
+        "segmentation/upernet_piip_h6b_512_512",
+        [
+            *(text.replace("ACTIVATION", "gelu_tanh, pretrain_size: 512") for text in _REDUCED),
+            "model.head.channels=96",
+        ],
+    ),
 }
 
 
@@ -107,12 +114,13 @@ class Case:
     def official_state(self, own: Collection[str]) -> dict[str, Tensor]:
         """The weights under their official keys, as far as the network with the keys `own` takes them.
 
-        Index tables are no weights, and are left out.
+        Index tables are no weights, and are left out; the counters of batch norm are kept.
         """
         keys = self.info.get("keys") or official_keys()[str(self.official)]
         table = key_table(self.config.model.backbone)
         taken = [(key, tuple(shape)) for key, shape in keys if table.to_ours(key) in own]
-        return {key: torch.from_numpy(np.asarray(golden_value(key, shape))) for key, shape in taken}
+        state = {key: torch.from_numpy(np.asarray(golden_value(key, shape))) for key, shape in taken}
+        return state | {key: torch.tensor(0) for key in state if key.endswith("num_batches_tracked")}
 
     @property
     def official(self) -> str | None:
@@ -141,8 +149,11 @@ def load_official(module: nn.Module, state: dict[str, Tensor], config: Config, *
     module.load_state_dict({key.removeprefix(prefix): value for key, value in converted.items()}, assign=True)
 
 
-def backbone_errors(case: Case, model: Model) -> Iterator[tuple[str, float]]:
-    """Runs backbone and neck on the recorded input; yields the error of every recorded stage that both have."""
+def backbone_errors(case: Case, model: Model, images: Tensor | None = None) -> Iterator[tuple[str, float]]:
+    """Runs backbone and neck on the recorded input; yields the error of every recorded stage that both have.
+
+    images: what to run them on instead.
+    """
     backbone, count = model.backbone, len(model.backbone.branches)
     stages: dict[str, Tensor] = {}
     hooks = []
@@ -162,8 +173,9 @@ def backbone_errors(case: Case, model: Model) -> Iterator[tuple[str, float]]:
     for name, merge in merges.items():
         for index, projection in enumerate(getattr(merge, "projections", ())):
             note(projection, f"mid/{name}_branch{count - index}")
-    images = case.images()
-    yield "input", case.error("input", images)
+    if images is None:
+        images = case.images()
+        yield "input", case.error("input", images)
     with torch.inference_mode():
         features = backbone(images)
         maps = model.neck(features) if "neck/out0" in case.values else []
