@@ -1,7 +1,7 @@
 """Builds piip._C from csrc/ with ninja: C++17 for the CPU, CUDA where nvcc is found. No torch is needed to build.
 
-Environment: PIIP_CUDA=auto|0|1 (1: fail without nvcc), CUDA_HOME, TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX"), CXX, and
-PIIP_SANITIZE ("address,undefined") for an instrumented build.
+Environment: PIIP_CUDA=auto|0|1 (1: fail without nvcc), CUDA_HOME, TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX"), CXX; for a
+quick instrumented build PIIP_SANITIZE ("address,undefined") and PIIP_CPU_BUILD ("avx2", "portable avx512").
 """
 
 from __future__ import annotations
@@ -141,16 +141,13 @@ class NinjaBuild(build_ext):
         if works([cxx, "-fopenmp"], "#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }"):
             flags.append("-fopenmp")
             link.append("-fopenmp")
+        # Only the kernels are instrumented, and little optimised: at -O3 they take minutes to compile.
+        sanitize = []
         if os.environ.get("PIIP_SANITIZE"):
-            sanitize = [
-                "-O1",  # at -O3 the instrumented kernels take minutes to compile
-                f"-fsanitize={os.environ['PIIP_SANITIZE']}",
-                "-fno-omit-frame-pointer",
-                "-g",
-                "-fno-sanitize-recover=undefined",
-            ]
-            flags += sanitize
-            link += sanitize
+            checks = f"-fsanitize={os.environ['PIIP_SANITIZE']}"
+            sanitize = ["-Og", "-g1", checks, "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
+            flags.append("-O1")
+            link.append(checks)
         else:
             flags.append("-DNDEBUG")
             # Symbols of the static CUDA runtime must not meet those of the runtime that torch brings.
@@ -164,10 +161,14 @@ class NinjaBuild(build_ext):
             objects.append(f"{name}.o")
             builds.append(f"build {name}.o: {rule} {escape(csrc / source)}\n  extra = {' '.join(extra)}\n")
 
-        for isa, isa_flags in X86_FLAGS.items() if x86 else [("portable", [])]:
+        known = X86_FLAGS if x86 else {"portable": []}
+        wanted = os.environ.get("PIIP_CPU_BUILD", " ".join(known)).split()
+        if not wanted or not set(wanted) <= set(known):
+            raise RuntimeError(f"piip: PIIP_CPU_BUILD must name some of {', '.join(known)}, got {' '.join(wanted)!r}")
+        for isa in (name for name in known if name in wanted):
             for source in KERNELS:
-                add("cxx", source, f"{Path(source).stem}_{isa}", [f"-DPIIP_ISA={isa}", *isa_flags])
-        add("cxx", "dispatch.cpp", "dispatch", ["-DPIIP_X86"] if x86 else [])
+                add("cxx", source, f"{Path(source).stem}_{isa}", [f"-DPIIP_ISA={isa}", *known[isa], *sanitize])
+        add("cxx", "dispatch.cpp", "dispatch", [f"-DPIIP_BUILD_{isa.upper()}" for isa in wanted])
 
         definitions = []
         nvcc = self.nvcc()

@@ -17,21 +17,25 @@ struct Candidate {
 
 CpuKernels choose() {
   const Candidate candidates[] = {
-#if defined(PIIP_X86)
+#if defined(PIIP_BUILD_AVX512)
       {PIIP_KERNELS(avx512), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                                  __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+#endif
+#if defined(PIIP_BUILD_AVX2)
       {PIIP_KERNELS(avx2),
        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
 #endif
+#if defined(PIIP_BUILD_PORTABLE)
       {PIIP_KERNELS(portable), true},
+#endif
   };
   const char* wanted = std::getenv("PIIP_CPU");
   for (const Candidate& candidate : candidates)
     if (candidate.available && (!wanted || std::string(wanted) == candidate.kernels.name)) return candidate.kernels;
   throw std::invalid_argument(
-      "PIIP_CPU=" + std::string(wanted) +
-      " is not an instruction set of this machine; valid are portable, avx2, avx512 where present");
+      "PIIP_CPU=" + std::string(wanted ? wanted : "") +
+      " is not an instruction set of this machine and build; valid are portable, avx2, avx512 where present");
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
-// Pyramid resizing on the CPU. A task is a horizontal strip of the image: while its rows are in the cache, every level
-// takes its rows of the strip from them. A level row is blended vertically first, over whole input rows, and then
-// horizontally. Compiled once per instruction set; dispatch.cpp chooses.
+// Pyramid resizing on the CPU. A task is a horizontal strip of the image, whose rows are read once and in order: as
+// soon as the rows are there that a level row takes from, it is blended vertically, then horizontally, and written.
+// Compiled once per instruction set; dispatch.cpp chooses.
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <type_traits>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "dispatch.h"
 #include "parallel.h"
 #include "pyramid_resize.h"
+#include "pyramid_resize_rows.h"
 #include "simd.h"
 
 namespace piip {
@@ -19,9 +21,9 @@ namespace {
 template <class T>
 struct Table {
   int count = 1;
-  int lanes = 0;  // 16 or 8 where that many neighbouring outputs always take from fewer than 32 inputs
+  int stride = 2;  // `count` in whole vectors
   std::vector<int> first;
-  std::vector<T> weights;  // [tap][output]
+  std::vector<T> weights;  // [output][stride], zero behind the taps
 
   explicit Table(const Axis<T>& axis) : first(axis.out) {
     std::vector<Taps<T>> taps(axis.out);
@@ -29,212 +31,218 @@ struct Table {
       taps[i] = find_taps(axis, i);
       count = std::max(count, std::min(taps[i].count, axis.in));
     }
-    weights.assign(size_t(count) * axis.out, T(0));
+    if (count > 2) stride = count > 4 ? (count + 7) / 8 * 8 : 4;
+    weights.assign(size_t(stride) * axis.out, T(0));
     for (int i = 0; i < axis.out; ++i) {
       first[i] = std::clamp(taps[i].first, 0, axis.in - count);
-      for (int k = 0; k < taps[i].count; ++k) {
-        const int index = clamp_index(taps[i].first + k, axis.in) - first[i];
-        weights[size_t(index) * axis.out + i] += tap_weight(axis, taps[i], k);
-      }
-    }
-    for (const int n : {8, 16}) {
-      bool close = true;
-      for (int i = 0; i + n <= axis.out; ++i) close &= first[i + n - 1] + count - first[i] <= 32;
-      if (close) lanes = n;
+      for (int k = 0; k < taps[i].count; ++k)
+        weights[size_t(i) * stride + clamp_index(taps[i].first + k, axis.in) - first[i]] +=
+            tap_weight(axis, taps[i], k);
     }
   }
 };
+
+// The columns of a table in groups of neighbours that all take from the same two registers of 16 inputs, from where a
+// permutation fetches what a gather would fetch one by one. Only where AVX-512 has it, and in float.
+template <class T>
+struct Groups {
+  explicit Groups(const Table<T>&) {}
+};
+#if defined(__AVX512F__)
+template <>
+struct Groups<float> {
+  int lanes = 16;              // outputs a group; 0 where they lie too far apart
+  std::vector<int> indices;    // [group][16], of the first tap
+  std::vector<float> weights;  // [group][tap][16]
+
+  explicit Groups(const Table<float>& table) {
+    const int out = int(table.first.size()), count = table.count;
+    for (int i = 0; i < out; ++i)
+      while (lanes && table.first[std::min(i + lanes, out) - 1] + count - table.first[i] > kOverread) --lanes;
+    if (lanes < 8) lanes = 0;
+    if (!lanes) return;
+    const int groups = (out + lanes - 1) / lanes;
+    indices.assign(size_t(groups) * 16, 0);
+    weights.assign(size_t(groups) * count * 16, 0.0f);
+    for (int i = 0; i < out; ++i) {
+      const int group = i / lanes, lane = i % lanes;
+      indices[group * 16 + lane] = table.first[i] - table.first[i - lane];
+      for (int k = 0; k < count; ++k)
+        weights[(size_t(group) * count + k) * 16 + lane] = table.weights[size_t(i) * table.stride + k];
+    }
+  }
+};
+#endif
 
 template <class T>
 struct LevelTables {
-  bool copy;
+  bool copy_y, copy_x;
   Table<T> y, x;
+  Groups<T> groups;
   LevelTables(const PyramidResize& a, const PyramidLevel& level)
       : LevelTables(make_axis<T>(a.height, level.height, level.factor_y, a.filter, a.antialias),
                     make_axis<T>(a.width, level.width, level.factor_x, a.filter, a.antialias)) {}
-  LevelTables(const Axis<T>& ay, const Axis<T>& ax) : copy(is_copy(ay) && is_copy(ax)), y(ay), x(ax) {}
+  LevelTables(const Axis<T>& ay, const Axis<T>& ax)
+      : copy_y(is_copy(ay)), copy_x(is_copy(ax)), y(ay), x(ax), groups(x) {}
 };
 
-// Reads `count` pixels, `step` apart, and normalises them.
-template <class S, class T>
-void read_row(const void* source, int64_t offset, int step, int count, T mean, T scale, bool normalize,
-              T* __restrict target) {
-  const S* __restrict s = static_cast<const S*>(source) + offset;
-  if (!normalize) {
-    for (int x = 0; x < count; ++x) target[x] = T(widen(s[int64_t(x) * step]));
-  } else if (step == 1) {
-    for (int x = 0; x < count; ++x) target[x] = (T(widen(s[x])) - mean) * scale;
-  } else if (step == 3) {
-    for (int x = 0; x < count; ++x) target[x] = (T(widen(s[3 * int64_t(x)])) - mean) * scale;
-  } else {
-    for (int x = 0; x < count; ++x) target[x] = (T(widen(s[int64_t(x) * step])) - mean) * scale;
-  }
-}
-
-template <class S, class T>
-void write_row(const T* source, void* target, int64_t offset, int count) {
-  S* __restrict t = static_cast<S*>(target) + offset;
-  for (int x = 0; x < count; ++x) t[x] = narrow<S>(typename Compute<S>::type(source[x]));
-}
-
-// Calls fn with a value of the storage type.
-template <class F>
-void with_storage(Dtype dtype, const F& fn) {
-  switch (dtype) {
-    case Dtype::f16: fn(Half()); break;
-    case Dtype::bf16: fn(Bfloat()); break;
-    case Dtype::u8: fn(uint8_t()); break;
-    case Dtype::f64: fn(double()); break;
-    default: fn(float()); break;
-  }
-}
-
-template <class T>
-using ReadRow = void (*)(const void*, int64_t, int, int, T, T, bool, T*);
-template <class T>
-using WriteRow = void (*)(const T*, void*, int64_t, int);
-
-template <class T>
-ReadRow<T> row_reader(Dtype dtype) {
-  ReadRow<T> read = nullptr;
-  with_storage(dtype, [&](auto storage) { read = read_row<decltype(storage), T>; });
-  return read;
-}
-
-// The level dtype may be wider or narrower than the arithmetic: double levels of a float image and the reverse.
-template <class T>
-WriteRow<T> row_writer(Dtype dtype) {
-  WriteRow<T> write = nullptr;
-  with_storage(dtype, [&](auto storage) {
-    using S = decltype(storage);
-    if constexpr (!std::is_same_v<S, uint8_t>) write = write_row<S, T>;
-  });
-  return write;
-}
-
-// Normalised rows of one channel, the last `slots` of them kept.
-template <class T>
-class Rows {
- public:
-  Rows(const PyramidResize& a, int slots)
-      : a_(a), read_(row_reader<T>(a.image_dtype)), slots_(slots), memory_(size_t(slots) * a.width), held_(slots, -1) {}
-
-  void begin(int64_t b, int c) {
-    b_ = b, c_ = c;
-    std::fill(held_.begin(), held_.end(), -1);
-    ready_first_ = ready_last_ = 0;
-    valid_height_ = a_.has_valid ? int(std::min<int64_t>(a_.valid[2 * b], a_.height)) : a_.height;
-    valid_width_ = a_.has_valid ? int(std::min<int64_t>(a_.valid[2 * b + 1], a_.width)) : a_.width;
-  }
-
-  void read(int y, T* target) const {
-    const int count = y < valid_height_ ? valid_width_ : 0;
-    const int step = a_.channels_last ? a_.channels : 1;
-    const int64_t offset = a_.channels_last ? (b_ * a_.height + y) * a_.width * a_.channels + c_
-                                            : ((b_ * a_.channels + c_) * a_.height + y) * a_.width;
-    if (count) read_(a_.images, offset, step, count, T(a_.mean[c_]), T(a_.scale[c_]), a_.normalize, target);
-    std::fill(target + count, target + a_.width, T(0));
-  }
-
-  // Rows [first, last) of this channel already lie one after the other.
-  void use(const T* rows, int first, int last) { ready_ = rows, ready_first_ = first, ready_last_ = last; }
-
-  std::vector<const T*>& sources() { return sources_; }
-
-  const T* row(int y) {
-    if (y >= ready_first_ && y < ready_last_) return ready_ + int64_t(y - ready_first_) * a_.width;
-    const int slot = y % slots_;
-    T* target = memory_.data() + size_t(slot) * a_.width;
-    if (held_[slot] != y) {
-      read(y, target);
-      held_[slot] = y;
-    }
-    return target;
-  }
-
- private:
-  const PyramidResize& a_;
-  ReadRow<T> read_;
-  int slots_;
-  Scratch<T> memory_;
-  std::vector<int> held_;
-  int64_t b_ = 0;
-  int c_ = 0, valid_height_ = 0, valid_width_ = 0;
-  std::vector<const T*> sources_;
-  const T* ready_ = nullptr;
-  int ready_first_ = 0, ready_last_ = 0;
-};
-
-constexpr int kOverread = 32;  // items that may be read behind a row of columns
-
-// Outputs from `x` on as far as whole vectors of them go; gives where it stopped.
-template <class T, int K>
-int blend_neighbours(const Table<T>& table, const T* source, T* target, int out) {
-  int x = 0;
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) {
-    // Two registers hold all the inputs that 8 or 16 neighbouring outputs take from; a gather would fetch each alone.
-    const int count = K ? K : table.count, lanes = table.lanes;
-    const __mmask16 used = __mmask16((1u << lanes) - 1);
-    for (; lanes && x + lanes <= out; x += lanes) {
-      const int first = table.first[x];
-      const __m512 low = _mm512_loadu_ps(source + first), high = _mm512_loadu_ps(source + first + 16);
-      __m512i index = _mm512_maskz_loadu_epi32(used, table.first.data() + x);
-      index = _mm512_sub_epi32(index, _mm512_set1_epi32(first));
-      __m512 sum = _mm512_setzero_ps();
-      for (int k = 0; k < count; ++k) {
-        const __m512 weight = _mm512_maskz_loadu_ps(used, table.weights.data() + size_t(k) * out + x);
-        sum = _mm512_fmadd_ps(weight, _mm512_permutex2var_ps(low, index, high), sum);
-        index = _mm512_add_epi32(index, _mm512_set1_epi32(1));
-      }
-      _mm512_mask_storeu_ps(target + x, used, sum);
+// A whole row of outputs from `source(i)`, the 16 inputs from `i` on. Writes whole vectors, one behind the row at most.
+template <int K, class Source>
+PIIP_INLINE void blend_groups(const Table<float>& table, const Groups<float>& groups, const Source& source,
+                              float* target, int out) {
+  const int count = K ? K : table.count;
+  const int* indices = groups.indices.data();
+  const float* weights = groups.weights.data();
+  for (int x = 0; x < out; x += groups.lanes, indices += 16) {
+    const int first = table.first[x];
+    const __m512 low = source(first), high = source(first + 16);
+    __m512i index = _mm512_loadu_si512(indices);
+    __m512 sum = _mm512_setzero_ps();
+    for (int k = 0; k < count; ++k, weights += 16) {
+      sum = _mm512_fmadd_ps(_mm512_loadu_ps(weights), _mm512_permutex2var_ps(low, index, high), sum);
+      index = _mm512_add_epi32(index, _mm512_set1_epi32(1));
     }
+    _mm512_storeu_ps(target + x, sum);
   }
+}
 #endif
+
+#if defined(__AVX2__)
+// Eight outputs of two taps at a time, loaded as pairs; gives where it stopped.
+int blend_pairs(const Table<float>& table, const float* source, float* target, int out) {
+  const int* first = table.first.data();
+  const auto pair = [&](int x) {
+    double both;
+    std::memcpy(&both, source + first[x], sizeof(both));
+    return both;
+  };
+  int x = 0;
+  for (; x + 8 <= out; x += 8) {
+    const Vector<double, 4> low{pair(x), pair(x + 1), pair(x + 2), pair(x + 3)},
+        high{pair(x + 4), pair(x + 5), pair(x + 6), pair(x + 7)};
+    const float* weights = table.weights.data() + 2 * x;
+    const Vector<float, 8> a = load<float, 8>(weights) * Vector<float, 8>(low),
+                           b = load<float, 8>(weights + 8) * Vector<float, 8>(high);
+    // Summed within the halves of the registers, and then put in order.
+    const Vector<double, 4> sum = Vector<double, 4>(__builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) +
+                                                    __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15));
+    store<float, 8>(target + x, Vector<float, 8>(__builtin_shufflevector(sum, sum, 0, 2, 1, 3)));
+  }
+  return x;
+}
+#endif
+
+// Four outputs at a time from `x` on, each with its taps side by side in vectors of N; gives where it stopped.
+template <class T, int N>
+int blend_vectors(const Table<T>& table, const T* source, T* target, int x, int out) {
+  using Bits = Vector<std::conditional_t<sizeof(T) == 4, int32_t, int64_t>, N>;
+  // What lies behind the taps has no weight, but it may be no number.
+  const int last = table.stride - N;
+  Bits taps{};
+  for (int i = 0; i < N; ++i) taps[i] = last + i < table.count ? -1 : 0;
+  for (; x + 4 <= out; x += 4) {
+    Vector<T, N> sums[4];
+    for (int i = 0; i < 4; ++i) {
+      const T *from = source + table.first[x + i], *weights = table.weights.data() + size_t(x + i) * table.stride;
+      sums[i] = load<T, N>(weights + last) * Vector<T, N>(Bits(load<T, N>(from + last)) & taps);
+      for (int k = 0; k < last; k += N) sums[i] += load<T, N>(weights + k) * load<T, N>(from + k);
+    }
+    store<T, 4>(target + x, sum_lanes<T, N>(sums[0], sums[1], sums[2], sums[3]));
+  }
   return x;
 }
 
-template <class T, int K>
-void blend_columns(const Table<T>& table, const T* __restrict source, T* __restrict target, int out) {
-  const int count = K ? K : table.count;
-  const int* __restrict first = table.first.data();
-  const T* __restrict weights = table.weights.data();
-  for (int x = blend_neighbours<T, K>(table, source, target, out); x < out; ++x) {
+template <class T>
+void blend_columns(const LevelTables<T>& tables, const T* source, T* target, int out) {
+  const Table<T>& table = tables.x;
+  int x = 0;
+  if constexpr (std::is_same_v<T, float>) {
+#if defined(__AVX512F__)
+    const auto inputs = [&](int i) { return _mm512_loadu_ps(source + i); };
+    if (tables.groups.lanes) {
+      if (table.count == 2) return blend_groups<2>(table, tables.groups, inputs, target, out);
+      if (table.count == 4) return blend_groups<4>(table, tables.groups, inputs, target, out);
+      return blend_groups<0>(table, tables.groups, inputs, target, out);
+    }
+#endif
+#if defined(__AVX2__)
+    if (table.count == 2) x = blend_pairs(table, source, target, out);
+#endif
+  }
+  if (table.stride == 4) x = blend_vectors<T, 4>(table, source, target, x, out);
+  if (table.stride >= 8) x = blend_vectors<T, 8>(table, source, target, x, out);
+  const T* __restrict weights = table.weights.data() + size_t(x) * table.stride;
+  if (table.count == 2) {
+    for (; x < out; ++x, weights += 2) {
+      const T* from = source + table.first[x];
+      target[x] = weights[0] * from[0] + weights[1] * from[1];
+    }
+  }
+  for (; x < out; ++x, weights += table.stride) {
     T sum = 0;
-    for (int k = 0; k < count; ++k) sum += weights[size_t(k) * out + x] * source[first[x] + k];
+    for (int k = 0; k < table.count; ++k) sum += weights[k] * source[table.first[x] + k];
     target[x] = sum;
   }
 }
 
 template <class T>
-void blend_rows(const Table<T>& table, int out, int y, Rows<T>& rows, T* __restrict target, int width) {
-  const auto weight = [&](int k) { return table.weights[size_t(k) * out + y]; };
+void blend_rows(const Table<T>& table, int y, int c, Rows<T>& rows, T* __restrict target, int width) {
+  const T* weights = table.weights.data() + size_t(y) * table.stride;
   const int first = table.first[y];
   if (table.count == 2) {
-    const T* __restrict upper = rows.row(first), * __restrict lower = rows.row(first + 1);
-    const T w0 = weight(0), w1 = weight(1);
+    const T* __restrict upper = rows.row(first, c), * __restrict lower = rows.row(first + 1, c);
+    const T w0 = weights[0], w1 = weights[1];
     for (int x = 0; x < width; ++x) target[x] = w0 * upper[x] + w1 * lower[x];
     return;
   }
   constexpr int L = kVectorBytes / int(sizeof(T));
   std::vector<const T*>& sources = rows.sources();
   sources.clear();
-  for (int k = 0; k < table.count; ++k) sources.push_back(rows.row(first + k));
+  for (int k = 0; k < table.count; ++k) sources.push_back(rows.row(first + k, c));
   int x = 0;
-  for (; x + 2 * L <= width; x += 2 * L) {
-    Vector<T, L> sum0{}, sum1{};
-    for (int k = 0; k < table.count; ++k) {
-      sum0 += weight(k) * load<T, L>(sources[k] + x);
-      sum1 += weight(k) * load<T, L>(sources[k] + x + L);
-    }
-    store<T, L>(target + x, sum0);
-    store<T, L>(target + x + L, sum1);
+  for (; x + 4 * L <= width; x += 4 * L) {
+    Vector<T, L> sums[4] = {};
+    for (int k = 0; k < table.count; ++k)
+      for (int i = 0; i < 4; ++i) sums[i] += weights[k] * load<T, L>(sources[k] + x + i * L);
+    for (int i = 0; i < 4; ++i) store<T, L>(target + x + i * L, sums[i]);
   }
   for (; x < width; ++x) {
     T sum = 0;
-    for (int k = 0; k < table.count; ++k) sum += weight(k) * sources[k][x];
+    for (int k = 0; k < table.count; ++k) sum += weights[k] * sources[k][x];
     target[x] = sum;
   }
+}
+
+// Row `y` of a channel of a level: blended vertically into `blended`, then horizontally into `finished`, or where it
+// lies already.
+template <class T>
+const T* resample_row(const LevelTables<T>& tables, int y, int c, Rows<T>& rows, T* blended, T* finished, int in,
+                      int out) {
+  const T* row = blended;
+  if (tables.copy_y) {
+    row = rows.row(y, c);
+  } else {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, float>) {
+      // With two taps each way nothing has to be stored in between.
+      if (tables.y.count == 2 && tables.x.count == 2 && tables.groups.lanes && !tables.copy_x) {
+        const float *upper = rows.row(tables.y.first[y], c), *lower = rows.row(tables.y.first[y] + 1, c);
+        const float* weights = tables.y.weights.data() + size_t(y) * tables.y.stride;
+        const __m512 w0 = _mm512_set1_ps(weights[0]), w1 = _mm512_set1_ps(weights[1]);
+        const auto inputs = [&](int i) {
+          return _mm512_fmadd_ps(w1, _mm512_loadu_ps(lower + i), _mm512_mul_ps(w0, _mm512_loadu_ps(upper + i)));
+        };
+        blend_groups<2>(tables.x, tables.groups, inputs, finished, out);
+        return finished;
+      }
+    }
+#endif
+    blend_rows(tables.y, y, c, rows, blended, in);
+  }
+  if (tables.copy_x) return row;
+  blend_columns(tables, row, finished, out);
+  return finished;
 }
 
 template <class T>
@@ -244,12 +252,21 @@ std::vector<LevelTables<T>> all_tables(const PyramidResize& a) {
   return tables;
 }
 
+constexpr int64_t kLargeBytes = 8 << 20;  // levels of this size together do not stay in a cache anyway
+
 template <class T>
 struct ForwardSpace {
   Rows<T> rows;
   Scratch<T> blended, finished;
+  Scratch<double> stored;
+  std::vector<int> next, end;  // rows of each level that the strip still has to write
   ForwardSpace(const PyramidResize& a, int slots, int widest)
-      : rows(a, slots), blended(a.width + kOverread), finished(widest) {}
+      : rows(a, slots),
+        blended(a.width + kOverread),
+        finished(widest + kOverread),
+        stored(widest),
+        next(a.level_count),
+        end(a.level_count) {}
 };
 
 template <class T>
@@ -257,12 +274,16 @@ void forward(const PyramidResize& a, int threads) {
   const auto tables = all_tables<T>(a);
   const WriteRow<T> write = row_writer<T>(a.level_dtype);
   const bool direct = a.level_dtype == (std::is_same_v<T, double> ? Dtype::f64 : Dtype::f32);
-  int slots = 2, widest = 1;
+  const int item = item_size(a.level_dtype);
+  int slots = 1, widest = 1;
+  int64_t bytes = 0;
   for (int i = 0; i < a.level_count; ++i) {
+    const PyramidLevel& level = a.levels[i];
     slots = std::max(slots, tables[i].y.count);
-    widest = std::max(widest, a.levels[i].width);
+    widest = std::max(widest, level.width);
+    bytes += a.batch * a.channels * level.height * level.width * item;
   }
-  // Strips of about 64 rows: the rows two strips share stay few, and one channel of a strip stays in the cache.
+  // Strips of about 64 rows: enough tasks for the threads, and few rows that two strips both read.
   const int64_t strips = std::max(1, a.height / 64);
   threads = int(std::min<int64_t>(threads, a.batch * strips));
   std::vector<std::unique_ptr<ForwardSpace<T>>> spaces;
@@ -271,31 +292,34 @@ void forward(const PyramidResize& a, int threads) {
   parallel_for(a.batch * strips, threads, [&](int64_t task, int slot) {
     ForwardSpace<T>& space = *spaces[slot];
     const int64_t b = task / strips, strip = task % strips;
-    for (int c = 0; c < a.channels; ++c) {
-      space.rows.begin(b, c);
-      for (int i = 0; i < a.level_count; ++i) {
-        const PyramidLevel& level = a.levels[i];
-        const int first = int(level.height * strip / strips), last = int(level.height * (strip + 1) / strips);
-        for (int y = first; y < last; ++y) {
-          const int64_t offset = ((b * a.channels + c) * level.height + y) * level.width;
-          T* finished = direct ? static_cast<T*>(level.data) + offset : space.finished.data();
-          if (tables[i].copy) {
-            space.rows.read(y, finished);
-          } else {
-            blend_rows(tables[i].y, level.height, y, space.rows, space.blended.data(), a.width);
-            const auto blend = tables[i].x.count == 2   ? blend_columns<T, 2>
-                               : tables[i].x.count == 4 ? blend_columns<T, 4>
-                                                        : blend_columns<T, 0>;
-            blend(tables[i].x, space.blended.data(), finished, level.width);
-          }
-          if (!direct) write(finished, level.data, offset, level.width);
+    const auto rows_taken = [&](int i) { return tables[i].y.first[space.next[i]] + tables[i].y.count; };
+    space.rows.begin(b);
+    for (int i = 0; i < a.level_count; ++i) {
+      space.next[i] = int(a.levels[i].height * strip / strips);
+      space.end[i] = int(a.levels[i].height * (strip + 1) / strips);
+    }
+    // Of the next rows of all levels always the one that is ready first.
+    for (;;) {
+      int i = -1;
+      for (int j = 0; j < a.level_count; ++j)
+        if (space.next[j] < space.end[j] && (i < 0 || rows_taken(j) < rows_taken(i))) i = j;
+      if (i < 0) break;
+      const PyramidLevel& level = a.levels[i];
+      const int y = space.next[i]++;
+      for (int c = 0; c < a.channels; ++c) {
+        const T* row = resample_row(tables[i], y, c, space.rows, space.blended.data(), space.finished.data(), a.width,
+                                    level.width);
+        const void* stored = row;
+        if (!direct) {
+          write(row, space.stored.data(), level.width);
+          stored = space.stored.data();
         }
-        // The other levels take their rows from here, ready as they are.
-        if (direct && tables[i].copy)
-          space.rows.use(static_cast<T*>(level.data) + ((b * a.channels + c) * level.height + first) * level.width,
-                         first, last);
+        const int64_t offset = ((b * a.channels + c) * level.height + y) * level.width;
+        put_row(static_cast<char*>(level.data) + offset * item, stored, size_t(level.width) * item,
+                bytes >= kLargeBytes);
       }
     }
+    finish_rows();
   });
 }
 
@@ -327,13 +351,14 @@ void backward(const PyramidResize& a, int threads) {
       const PyramidLevel& level = a.levels[i];
       const Table<T>&ty = tables[i].y, &tx = tables[i].x;
       for (int y = 0; y < level.height; ++y) {
-        read(level.data, (task * level.height + y) * level.width, 1, level.width, T(0), T(1), false, grad_row);
+        const int64_t offset = (task * level.height + y) * level.width * item_size(a.level_dtype);
+        read(static_cast<const char*>(level.data) + offset, level.width, T(0), T(1), false, grad_row);
         std::fill(spread, spread + a.width, T(0));
         for (int x = 0; x < level.width; ++x)
           for (int k = 0; k < tx.count; ++k)
-            spread[tx.first[x] + k] += tx.weights[size_t(k) * level.width + x] * grad_row[x];
+            spread[tx.first[x] + k] += tx.weights[size_t(x) * tx.stride + k] * grad_row[x];
         for (int k = 0; k < ty.count; ++k) {
-          const T w = ty.weights[size_t(k) * level.height + y];
+          const T w = ty.weights[size_t(y) * ty.stride + k];
           T* target = plane + size_t(ty.first[y] + k) * a.width;
           if (w != T(0))
             for (int x = 0; x < a.width; ++x) target[x] += w * spread[x];
@@ -347,7 +372,7 @@ void backward(const PyramidResize& a, int threads) {
     for (int y = 0; y < a.height; ++y) {
       T* row = plane + size_t(y) * a.width;
       for (int x = 0; x < a.width; ++x) row[x] = y < valid_height && x < valid_width ? row[x] * T(a.scale[c]) : T(0);
-      write(row, a.images, (task * a.height + y) * a.width, a.width);
+      write(row, static_cast<char*>(a.images) + (task * a.height + y) * a.width * item_size(a.image_dtype), a.width);
     }
   });
 }

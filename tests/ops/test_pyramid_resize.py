@@ -153,6 +153,33 @@ def test_memory_layout_of_the_images_does_not_matter(device):
     assert torch.equal(pyramid_resize(shifted, scale_factors=[0.5])[0], expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_levels_too_large_for_the_caches_equal_the_definition(device, dtype):
+    # Rows of odd widths begin anywhere in a cache line; such levels are written past the caches.
+    images = torch.randint(0, 256, (1, 1003, 1237, 3), dtype=torch.uint8, device=device)
+    sizes, planar = [(1003, 1237), (719, 885)], images.permute(0, 3, 1, 2).cpu()
+    levels = pyramid_resize(images, sizes, mean=MEAN, std=STD, dtype=dtype)
+    # In float32, as the coordinates of 885 columns are.
+    expected = reference.pyramid_resize(planar, sizes, [None, None], "bilinear", False, MEAN, STD, torch.float32, None)
+    for level, wanted in zip(levels, expected):
+        assert relative_error(level, wanted) <= max(SMALL[dtype], 5e-6)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("factor", [0.9, 5 / 7, 3 / 7, 0.21])
+def test_a_pixel_that_is_no_number_stays_within_its_reach(device, mode, antialias, factor):
+    images = torch.rand(1, 1, 60, 200)
+    expected = interpolate(images, mode, antialias, scale_factor=factor)
+    images[0, 0, 30, 100] = float("nan")
+    level = pyramid_resize(images.to(device), scale_factors=[factor], mode=mode, antialias=antialias)[0].cpu()
+    # Vectors reach further than the widest filter, which is two pixels or two outputs to each side.
+    row, column, reach = int(30 * factor), int(100 * factor), 4
+    for result in (level, expected):
+        result[0, 0, row - reach : row + reach + 1, column - reach : column + reach + 1] = 0
+    assert relative_error(level, expected) <= 2e-6
+
+
 def test_results_are_bitwise_the_same_for_any_number_of_threads():
     images = torch.randn(1, 3, 300, 70)
     before, results = torch.get_num_threads(), []
