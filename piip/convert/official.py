@@ -124,6 +124,8 @@ def _without_unused_rows(name: str, tensor: Tensor) -> Tensor:
 def convert_back(source: Path, output: Path, *, config: Config) -> None:
     """Writes weights of ours as an official checkpoint: a torch.save file with `state_dict` and `meta`.
 
+    The classification code calls the first `model`.
+
     source: any file that `--weights` takes, of the network of `config`.
     What the official network holds beyond ours (slots of class tokens, index tables, norms that are never run) is
     filled in as the official code makes it.
@@ -143,7 +145,8 @@ def convert_back(source: Path, output: Path, *, config: Config) -> None:
     named = {str(official[key]): tensor for key, tensor in padded.items()}
     meta = {"CLASSES": tuple(loaded.class_names)} if loaded.class_names else {}
     with replacing(output) as temporary:
-        torch.save({"meta": meta, "state_dict": named | _computed(config.model.backbone, named)}, temporary)
+        weights = named | _computed(config.model.backbone, named)
+        torch.save({"meta": meta, "state_dict" if config.model.backbone.merge else "model": weights}, temporary)
 
 
 def _pad_embeddings(state: Mapping[str, Tensor], backbone: BackboneConfig) -> dict[str, Tensor]:
@@ -165,7 +168,7 @@ def _computed(backbone: BackboneConfig, named: Mapping[str, Tensor]) -> dict[str
     made: dict[str, Tensor] = {}
     count = len(backbone.branches)
     for number, branch in enumerate(reversed(backbone.branches), start=1):
-        prefix = "backbone." if count == 1 else f"backbone.branch{number}."
+        prefix = ("backbone." if backbone.merge else "") + (f"branch{number}." if count > 1 else "")
         if isinstance(branch, ConvNeXtConfig):
             last = named[f"{prefix}convnext_model.encoder.stages.3.layers.0.layer_scale_parameter"]
             norm = f"{prefix}convnext_model.layernorm."

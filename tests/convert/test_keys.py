@@ -29,12 +29,12 @@ UNUSED_KEYS = {
 # One network of every kind is checked in every run.
 FAST = (
     *("vit_b", "tsb_1120", "beit", "uniperceiver", "convnext-tsb", "h6b_1024_512_fpn_1x_coco_bs16_ms_speedup"),
-    *("upernet_internvit_6b", "upernet_internvit_h6b_192"),
+    *("upernet_internvit_6b", "upernet_internvit_h6b_192", "tsb_368", "sbl_320"),
 )
 NETWORKS = [
     pytest.param(name, marks=[] if any(part in name for part in FAST) else [pytest.mark.slow])
     for name in sorted(official_keys())
-    if name.startswith(("mask_rcnn_", "upernet_"))
+    if name.startswith(("mask_rcnn_", "upernet_", "piip_3branch_"))
 ]
 
 
