@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # Smaller images are enlarged to this longer side, so that text has room.
-_MIN_SIDE = 960
+MIN_SIDE = 960
 _MASK_OPACITY = 0.42
 _GOLDEN_RATIO = 0.61803398875
 
@@ -34,7 +34,7 @@ def draw_detections(image: Tensor, result: dict[str, Tensor], class_names: Seque
     image: uint8 (3, H, W) RGB. result: boxes (n, 4) xyxy in its pixels, scores (n,), labels (n,), masks (n, H, W) bool
     or absent. Labels beyond class_names are shown as numbers. Small images are enlarged by a whole factor.
     """
-    zoom = max(1, -(-_MIN_SIDE // max(image.shape[1:])))
+    zoom = max(1, -(-MIN_SIDE // max(image.shape[1:])))
     pixels = image.permute(1, 2, 0).cpu().numpy().repeat(zoom, axis=0).repeat(zoom, axis=1).astype(np.float32)
     side = max(pixels.shape[:2])
     line = max(2, round(side / 500))

@@ -1,0 +1,72 @@
+"""Label maps as PNG files, and drawn over their image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from piip.files import replacing
+from piip.results.base import JPEG_QUALITY, ResultWriter
+from piip.results.drawing import class_colour
+from piip.results.label_overlay import draw_label_map, share_in_words
+
+_NAMED = 6
+_PALETTE_SIZE = 256
+
+
+class LabelMapWriter(ResultWriter):
+    """The label of every pixel; the score threshold plays no part.
+
+    Beside the picture `stem`.jpg, `stem`.png holds the labels themselves: a palette PNG in the classes' colours, or a
+    16-bit grey one for more than 256 classes. The document holds the classes, and of every image its size, its label
+    map's file and the classes in it, the largest first: id, name, share of the pixels, and mean score (probability).
+    """
+
+    def __init__(self, class_names: Sequence[str], *, score_threshold: float) -> None:
+        super().__init__(class_names, score_threshold=score_threshold)
+        classes = [{"id": label, "name": name} for label, name in enumerate(class_names)]
+        self.document = {"classes": classes, "images": []}
+
+    def add(self, file: Path, image: Tensor, result: dict[str, Tensor], stem: Path) -> dict[str, float]:
+        """Returns the share of the pixels of each class that was found; the kinds of files are those of the class."""
+        labels, scores = result["labels"].cpu().long(), result["scores"].cpu().flatten()
+        pixels = torch.bincount(labels.flatten(), minlength=len(self.class_names))
+        sums = torch.bincount(labels.flatten(), weights=scores.double(), minlength=len(self.class_names))
+        found: list[dict[str, Any]] = [
+            {
+                "id": label,
+                "name": self.class_names[label],
+                "share": int(pixels[label]) / labels.numel(),
+                "score": float(sums[label] / pixels[label]),
+            }
+            for label in pixels.argsort(descending=True, stable=True).tolist()
+            if pixels[label]
+        ]
+        label_file = stem.with_name(f"{stem.name}.png")
+        with replacing(label_file) as temporary:
+            self._indexed(labels).save(temporary, "PNG")
+        with replacing(stem.with_name(f"{stem.name}.jpg")) as temporary:
+            shares = {entry["id"]: entry["share"] for entry in found}
+            draw_label_map(image, labels, shares, self.class_names).save(temporary, "JPEG", quality=JPEG_QUALITY)
+        height, width = labels.shape
+        entry = {"file_name": str(file), "width": width, "height": height, "label_map": label_file.name}
+        self.document["images"].append(entry | {"classes": found})
+        return {entry["name"]: entry["share"] for entry in found}
+
+    def describe(self, found: dict[str, float]) -> str:
+        """The largest shares."""
+        parts = [f"{share_in_words(share)} {name}" for name, share in found.items()]
+        return ", ".join(parts[:_NAMED]) + (", ..." if len(parts) > _NAMED else "")
+
+    def _indexed(self, labels: Tensor) -> Image.Image:
+        if len(self.class_names) > _PALETTE_SIZE:
+            return Image.fromarray(labels.numpy().astype(np.uint16))
+        indexed = Image.fromarray(labels.numpy().astype(np.uint8), mode="P")
+        indexed.putpalette([channel for label in range(_PALETTE_SIZE) for channel in class_colour(label)])
+        return indexed

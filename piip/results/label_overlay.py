@@ -1,0 +1,74 @@
+"""A label map drawn over its image, with a legend of the classes below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from piip.results.drawing import MIN_SIDE, class_colour
+
+_OPACITY = 0.55
+_PAPER, _INK = (255, 255, 255), (43, 43, 51)
+
+
+def share_in_words(share: float) -> str:
+    """A part of 1 in whole percent, for people."""
+    return f"{100 * share:.0f} %" if share >= 0.01 else "<1 %"
+
+
+def draw_label_map(
+    image: Tensor, labels: Tensor, shares: Mapping[int, float], class_names: Sequence[str]
+) -> Image.Image:
+    """The image in the colours of its labels, edges drawn between them, and the classes by their shares below.
+
+    image: uint8 (3, H, W) RGB; labels: int64 (H, W); shares: of the pixels by label, in the order of the legend. Small
+    images are enlarged by a whole factor.
+    """
+    zoom = max(1, -(-MIN_SIDE // max(image.shape[1:])))
+    pixels = _enlarged(image.permute(1, 2, 0).cpu().numpy(), zoom).astype(np.float32)
+    indices = _enlarged(labels.cpu().numpy(), zoom)
+    colours = np.array([class_colour(label) for label in range(len(class_names))], dtype=np.float32)
+    pixels += _OPACITY * (colours[indices] - pixels)
+    pixels[_edges(indices, max(1, round(max(indices.shape) / 700)))] *= 0.25
+    picture = Image.fromarray(pixels.round().astype(np.uint8))
+    legend = _legend(shares, class_names, picture.width, max(picture.size))
+    sheet = Image.new("RGB", (picture.width, picture.height + legend.height), _PAPER)
+    sheet.paste(picture, (0, 0))
+    sheet.paste(legend, (0, picture.height))
+    return sheet
+
+
+def _enlarged(array: NDArray, factor: int) -> NDArray:
+    return array.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _edges(labels: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
+    """Pixels whose label differs from that of a pixel `width` to the right or below."""
+    edges = np.zeros(labels.shape, dtype=bool)
+    edges[:-width] |= labels[:-width] != labels[width:]
+    edges[:, :-width] |= labels[:, :-width] != labels[:, width:]
+    return edges
+
+
+def _legend(shares: Mapping[int, float], class_names: Sequence[str], width: int, side: int) -> Image.Image:
+    """Coloured squares, names and shares in as many columns as fit, read downwards."""
+    size = max(14, round(side / 50))
+    font = ImageFont.load_default(size=size)
+    texts = {label: f"{class_names[label]}  {share_in_words(share)}" for label, share in shares.items()}
+    cell = math.ceil(max(font.getlength(text) for text in texts.values())) + 3 * size
+    columns = max(1, min((width - size) // cell, len(texts)))
+    rows = math.ceil(len(texts) / columns)
+    line = round(1.6 * size)
+    sheet = Image.new("RGB", (width, rows * line + size), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for place, (label, text) in enumerate(texts.items()):
+        column, row = divmod(place, rows)
+        x, y = size + column * cell, size // 2 + row * line
+        pen.rectangle((x, y + 0.3 * size, x + size, y + 1.3 * size), fill=class_colour(label), outline=_INK)
+        pen.text((x + 1.5 * size, y + 0.8 * size), text, fill=_INK, font=font, anchor="lm")
+    return sheet
