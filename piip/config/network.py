@@ -246,6 +246,12 @@ class UperNetConfig(Strict):
     )
     test_flip: bool = Field(False, description="evaluation averages over the image and its mirror image")
 
+    @model_validator(mode="after")
+    def _no_gaps(self) -> UperNetConfig:
+        if self.window is not None and self.stride > self.window:
+            raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.window} pixels")
+        return self
+
 
 class ClassifierConfig(Strict):
     """A norm and a linear classifier a branch, whose logits are averaged; on a backbone without merge."""
