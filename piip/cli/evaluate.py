@@ -15,7 +15,8 @@ def evaluate(
     weights: Weights,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Also write metrics.json here.")
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="Also write metrics.json and, if there are any, pictures here."),
     ] = None,
     device: Device = None,
     backend: Annotated[
@@ -25,20 +26,25 @@ def evaluate(
 ) -> None:
     """Evaluate weights on the validation data of a config."""
     from piip.cli.console import is_main_process, out, print_json
-    from piip.cli.metrics import class_table, metric_table
+    from piip.cli.metrics import MOST_ROWS, WORST_ROWS, class_table, metric_table
     from piip.config import load_config
 
     settings = load_config(config, overrides or ())
     from piip.engine.evaluate import run_evaluation
 
-    metrics, rows = run_evaluation(settings, weights=weights, output=output, device=device, backend=backend)
+    found = run_evaluation(settings, weights=weights, output=output, device=device, backend=backend)
     if not is_main_process():
         return
     if json:
-        print_json({"config": settings.name, "weights": str(weights), "metrics": metrics, "classes": rows})
+        print_json({"config": settings.name, "weights": str(weights), "metrics": found.metrics, "classes": found.rows})
         return
     console = out()
-    console.print(metric_table(metrics))
-    console.print(class_table(rows))
+    console.print(metric_table(found.metrics))
+    console.print(class_table(found.rows))
+    if len(found.rows) > MOST_ROWS:
+        console.print(
+            f"the {WORST_ROWS} worst of {len(found.rows)} classes; --json and metrics.json of --output have all"
+        )
     if output is not None:
-        console.print(f"written to {output}")
+        names = ["metrics.json", *(picture.name for picture in found.pictures)]
+        console.print(f"{', '.join(names)} written to {output}")

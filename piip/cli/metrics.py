@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from piip.cli.console import table
+
+# Of more classes than this the worst ones are shown.
+MOST_ROWS = 40
+WORST_ROWS = 20
 
 
 def metric_table(metrics: Mapping[str, float | None]) -> Table:
@@ -25,10 +30,22 @@ def metric_table(metrics: Mapping[str, float | None]) -> Table:
 
 
 def class_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of rows that all have the same keys, the first of them the class."""
+    """A table of rows that all have the same keys, the first of them the class.
+
+    Of more than MOST_ROWS classes those WORST_ROWS are shown, worst first, that have the lowest first figure.
+    """
     columns = list(rows[0]) if rows else ["class"]
-    cells = [[figure(value) if isinstance(value, float) else value for value in row.values()] for row in rows]
-    return table([column.replace("_", " ") for column in columns], cells)
+    words = [any(isinstance(row[column], str) for row in rows) for column in columns]
+    shown = rows if len(rows) <= MOST_ROWS else sorted(rows, key=_first_figure)[:WORST_ROWS]
+    cells = [[figure(value) if isinstance(value, float) else value for value in row.values()] for row in shown]
+    align = "".join("l" if word else "r" for word in words)
+    return table([column.replace("_", " ") for column in columns], cells, align=align)
+
+
+def _first_figure(row: Mapping[str, Any]) -> float:
+    """The first figure of a row; infinite where it could not be measured."""
+    value = next((value for value in row.values() if isinstance(value, float)), None)
+    return value if value is not None and value >= 0 else math.inf
 
 
 def figure(value: float | None) -> str:

@@ -20,7 +20,7 @@ def predict(
         Path, typer.Option("--output", metavar="DIR", help="Where overlays and predictions.json are written.")
     ],
     score_threshold: Annotated[
-        float, typer.Option("--score-threshold", min=0.0, max=1.0, help="Results with a lower score are left out.")
+        float, typer.Option("--score-threshold", min=0.0, max=1.0, help="Detections with a lower score are left out.")
     ] = 0.3,
     device: Device = None,
 ) -> None:

@@ -20,6 +20,7 @@ from piip.engine.log import Bar, logging_to
 from piip.engine.weights import LoadedWeights
 from piip.errors import ConfigError, PiipError
 from piip.files import to_json, write_file
+from piip.metrics import Metric
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +35,12 @@ Backend = Literal["faster", "pycocotools"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics by name, the main one first; rows: a table with a line per class; seconds it took."""
+    """metrics by name, the main one first; rows: a table with a line per class; seconds it took; pictures drawn."""
 
     metrics: dict[str, float]
     rows: list[dict[str, Any]]
     seconds: float
+    pictures: list[Path]
 
 
 def evaluate(
@@ -50,11 +52,13 @@ def evaluate(
     backend: Backend = "faster",
     console: Console | None = None,
     check: Callable[[], None] | None = None,
+    pictures: Path | None = None,
 ) -> Evaluation:
     """Runs the model over the loader's share of the images and scores the results of all ranks.
 
     Every rank must call it, also one that has no images, and gets the same figures. The model is put into evaluation
-    mode and back. check: called between batches; what it raises ends the evaluation.
+    mode and back. check: called between batches; what it raises ends the evaluation. pictures: a folder in which the
+    metric draws what it has to show, if it is given.
     """
     start, training = time.perf_counter(), model.training
     metric = loader.dataset.metric(backend=backend)
@@ -71,8 +75,8 @@ def evaluate(
     finally:
         model.train(training)
     metric.synchronize()
-    metrics, rows = distributed.on_main(lambda: (metric.compute(), metric.table()))
-    return Evaluation(metrics, rows, time.perf_counter() - start)
+    metrics, rows, drawn = distributed.on_main(lambda: (metric.compute(), metric.table(), _draw(metric, pictures)))
+    return Evaluation(metrics, rows, time.perf_counter() - start, drawn)
 
 
 def run_evaluation(
@@ -82,11 +86,11 @@ def run_evaluation(
     output: Path | None = None,
     device: str | None = None,
     backend: Backend = "faster",
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+) -> Evaluation:
     """Evaluates weights on the validation data of a config, under torchrun in all its processes.
 
-    weights: a run, a checkpoint or a weight file. output: where metrics.json is written, if given.
-    Returns the metrics by name and a row per class. Raises PiipError and its kinds.
+    weights: a run, a checkpoint or a weight file. output: where metrics.json, and pictures if the metric draws any, are
+    written, if given. Raises PiipError and its kinds.
     """
     from piip.model import build_model
 
@@ -98,16 +102,24 @@ def run_evaluation(
         check_classes(config.model.head.num_classes, dataset)
         check_trained_classes(loaded, dataset)
         _log.info("evaluating %s on %d images on %s", loaded.file, len(dataset), target)
+        if output is not None:
+            distributed.on_main(lambda: _make_folder(output))
         loader = build_loader(config, dataset, training=False, pin_memory=target.type == "cuda")
         found = evaluate(
-            model.to(target), loader, device=target, precision=config.train.precision, backend=backend, console=console
+            model.to(target),
+            loader,
+            device=target,
+            precision=config.train.precision,
+            backend=backend,
+            console=console,
+            pictures=output,
         )
         _log.info("evaluated %d images in %.0f s", len(dataset), found.seconds)
         if output is not None:
             report = {"config": config.name, "weights": str(loaded.file), "images": len(dataset)}
             report |= {"backend": backend, "metrics": found.metrics, "classes": found.rows}
-            distributed.on_main(lambda: _write_report(output, report))
-        return found.metrics, found.rows
+            distributed.on_main(lambda: _write_report(output / "metrics.json", report))
+        return found
 
 
 def check_trained_classes(loaded: LoadedWeights, dataset: ImageDataset) -> None:
@@ -122,9 +134,22 @@ def check_trained_classes(loaded: LoadedWeights, dataset: ImageDataset) -> None:
     )
 
 
-def _write_report(output: Path, report: dict[str, Any]) -> None:
+def _draw(metric: Metric, folder: Path | None) -> list[Path]:
+    try:
+        return metric.draw(folder) if folder is not None else []
+    except OSError as error:
+        raise PiipError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def _make_folder(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write_file(output / "metrics.json", to_json(report, indent=2))
     except OSError as error:
-        raise PiipError(f"cannot write {output / 'metrics.json'}: {error.strerror}") from None
+        raise PiipError(f"cannot write to {output}: {error.strerror}") from None
+
+
+def _write_report(file: Path, report: dict[str, Any]) -> None:
+    try:
+        write_file(file, to_json(report, indent=2))
+    except OSError as error:
+        raise PiipError(f"cannot write {file}: {error.strerror}") from None

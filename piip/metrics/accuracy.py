@@ -13,7 +13,6 @@ from torch import Tensor
 
 from piip.errors import PiipError
 from piip.metrics.base import ImageId, Metric
-from piip.metrics.confusion import draw_confusion
 
 _TOP = 5
 
@@ -77,4 +76,7 @@ class AccuracyMetric(Metric):
 
     def draw(self, folder: Path) -> list[Path]:
         """confusion.png: which classes are taken for which."""
+        # Loads matplotlib, which is slow.
+        from piip.metrics.confusion import draw_confusion
+
         return [draw_confusion(self.confusion(), self._class_names, folder / "confusion.png")]

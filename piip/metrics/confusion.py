@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from piip.files import write_file
@@ -39,19 +40,24 @@ def draw_confusion(counts: NDArray[np.int64], class_names: Sequence[str], path: 
     return path
 
 
+def _layout() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+
+
 def _matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
     classes = len(names)
     side = max(3.2, 0.32 * classes)
-    figure = Figure(figsize=(side + 2.6, side + 2.2), dpi=120, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(side + 2.6, side + 2.2), dpi=120, layout=_layout(), facecolor="white")
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     diagonal = np.eye(classes, dtype=bool)
     for cells, colour in ((diagonal, _RIGHT), (~diagonal, _WRONG)):
         shown = np.ma.masked_array(shares, ~cells)
-        axes.imshow(shown, cmap=LinearSegmentedColormap.from_list("", ["white", colour]), vmin=0, vmax=1)
+        # By its root, so that one mistake in twenty can be seen.
+        axes.imshow(shown, cmap=LinearSegmentedColormap.from_list("", ["white", colour]), norm=PowerNorm(0.5, 0, 1))
     if classes <= _FIGURES:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            ink = "white" if shares[row, column] > 0.55 else _INK
+            ink = "white" if row == column and shares[row, column] > 0.4 else _INK
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=ink, fontsize=8)
     slant: dict[str, Any] = {"rotation": 45, "va": "top"} if classes <= _FIGURES else {"rotation": 90, "va": "center"}
     axes.set_xticks(range(classes), names, rotation_mode="anchor", ha="right", **slant)
@@ -61,7 +67,7 @@ def _matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
     axes.grid(which="minor", color=_GRID, linewidth=0.6)
     axes.set_xlabel("named first", color=_INK)
     axes.set_ylabel("right class (images)", color=_INK)
-    _dress(axes, f"{np.trace(counts)} of {counts.sum()} images named rightly")
+    _dress(figure, axes, counts)
     return figure
 
 
@@ -72,7 +78,7 @@ def _pairs(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
     pairs = [
         (row, column) for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[row, column]
     ]
-    figure = Figure(figsize=(9, 1.4 + 0.27 * max(len(pairs), 1)), dpi=120, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(9, 1.4 + 0.27 * max(len(pairs), 1)), dpi=120, layout=_layout(), facecolor="white")
     axes = figure.subplots()
     totals = counts.sum(axis=1)
     lengths = [wrong[pair] for pair in pairs]
@@ -84,12 +90,13 @@ def _pairs(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.set_xlim(0, 1.18 * max(lengths, default=1))
     axes.xaxis.set_visible(False)
-    _dress(axes, f"{wrong.sum()} of {counts.sum()} images named wrongly; the commonest mistakes: right class → named")
+    _dress(figure, axes, counts, *(["the commonest mistakes, right class → class named first:"] if pairs else []))
     return figure
 
 
-def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
+def _dress(figure: Figure, axes: Axes, counts: NDArray[np.int64], *words: str) -> None:
+    title = "; ".join([f"{np.trace(counts)} of {counts.sum()} images named rightly", *words])
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=_INK)
     axes.tick_params(which="both", colors=_INK, labelsize=8.5, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -241,15 +241,15 @@ def test_the_moving_average_is_what_its_formula_says(data: Path, tmp_path: Path)
 
 
 def test_the_best_checkpoint_gives_its_metrics_again(reference: Path, data: Path, tmp_path: Path) -> None:
-    metrics, rows = run_evaluation(tiny_config(data), weights=reference, output=tmp_path)
+    found = run_evaluation(tiny_config(data), weights=reference, output=tmp_path)
     best = follow(reference / "checkpoints", "best")
     assert best is not None
     stored = read_evaluation(best)
     assert stored is not None
     assert stored["best"]["step"] == int(best.name)
-    assert metrics == stored["metrics"]
-    assert [row["class"] for row in rows] == ["circle", "rectangle", "triangle", "star", "cross"]
-    assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == metrics
+    assert found.metrics == stored["metrics"]
+    assert [row["class"] for row in found.rows] == ["circle", "rectangle", "triangle", "star", "cross"]
+    assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == found.metrics
 
 
 def test_an_iteration_schedule_ends_within_an_epoch_and_a_finished_run_is_not_trained_again(

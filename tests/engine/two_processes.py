@@ -131,8 +131,8 @@ def check_evaluation(folder: Path, data: Path) -> None:
         config = tiny_config(
             data, data__val={"type": "shapes", "root": str(data), "split": "val", "images": images, "size": 64}
         )
-        metrics, rows = run_evaluation(config, weights=folder / "whole", output=folder / f"two_{images}")
-        same_on_all((metrics, rows))
+        found = run_evaluation(config, weights=folder / "whole", output=folder / f"two_{images}")
+        same_on_all((found.metrics, found.rows))
 
 
 def main(folder: Path, data: Path) -> None:

@@ -1,0 +1,85 @@
+"""The likeliest classes of an image, as a document and as bars under the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from piip.files import replacing
+from piip.results.base import JPEG_QUALITY, ResultWriter
+from piip.results.drawing import class_colour
+
+# Smaller images are enlarged to this longer side, so that names have room.
+_MIN_SIDE = 640
+_INK, _PAPER, _RAIL = (43, 43, 51), (255, 255, 255), (232, 232, 238)
+
+
+class ClassificationWriter(ResultWriter):
+    """The likeliest classes of each image, whatever their scores: those of all classes sum to 1.
+
+    The document holds class_names and images, each with file_name, width, height, and its labels, names and scores,
+    the likeliest first.
+    """
+
+    def __init__(self, class_names: Sequence[str], *, score_threshold: float) -> None:
+        super().__init__(class_names, score_threshold=score_threshold)
+        self.document = {"class_names": self.class_names, "images": []}
+
+    def add(self, file: Path, image: Tensor, result: dict[str, Tensor], stem: Path) -> dict[str, float]:
+        """Returns the scores of the classes, the likeliest first."""
+        labels, scores = result["labels"].tolist(), result["scores"].tolist()
+        names = [self.class_names[label] for label in labels]
+        entry: dict[str, Any] = {"file_name": str(file), "width": image.shape[2], "height": image.shape[1]}
+        self.document["images"].append(entry | {"labels": labels, "names": names, "scores": scores})
+        with replacing(stem.with_name(f"{stem.name}.jpg")) as temporary:
+            draw_classes(image, labels, names, scores).save(temporary, "JPEG", quality=JPEG_QUALITY)
+        return dict(zip(names, scores, strict=True))
+
+    def describe(self, found: dict[str, float]) -> str:
+        """Scores and names, the likeliest first; those that would be written 0.00 are left out."""
+        return ", ".join(f"{score:.2f} {name}" for name, score in found.items() if score >= 0.005)
+
+
+def draw_classes(image: Tensor, labels: Sequence[int], names: Sequence[str], scores: Sequence[float]) -> Image.Image:
+    """The image, and under it a bar for every class.
+
+    image: uint8 (3, H, W) RGB. labels: of the classes, for their colours. scores: in [0, 1].
+    """
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    zoom = max(1, -(-_MIN_SIDE // max(picture.size)))
+    picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.BICUBIC)
+    # Bars need some width, also under a tall image, which then stands in the middle.
+    width = max(picture.width, max(picture.size) * 3 // 4)
+    size = max(14, width // 34)
+    font, line = ImageFont.load_default(size=size), round(size * 1.75)
+    pad = line // 2
+    canvas = Image.new("RGB", (width, picture.height + len(scores) * line + 2 * pad), _PAPER)
+    canvas.paste(picture, ((width - picture.width) // 2, 0))
+    pen = ImageDraw.Draw(canvas)
+    figures = pen.textlength("0.00", font=font)
+    longest = min(max(pen.textlength(name, font=font) for name in names), width * 0.45)
+    left, right = 2 * pad + longest, width - 2 * pad - figures
+    for row, (label, name, score) in enumerate(zip(labels, names, scores, strict=True)):
+        middle = picture.height + pad + (row + 0.5) * line
+        pen.text((pad, middle), _shorten(name, longest, pen, font), fill=_INK, font=font, anchor="lm")
+        pen.text((width - pad, middle), f"{score:.2f}", fill=_INK, font=font, anchor="rm")
+        top, bottom = middle - line * 0.28, middle + line * 0.28
+        pen.rectangle((left, top, right, bottom), fill=_RAIL)
+        if score * (right - left) >= 1:
+            pen.rectangle((left, top, left + score * (right - left), bottom), fill=class_colour(label))
+    return canvas
+
+
+def _shorten(
+    name: str, width: float, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+) -> str:
+    """The name, or as much of it as fits."""
+    if pen.textlength(name, font=font) <= width:
+        return name
+    while name and pen.textlength(f"{name}...", font=font) > width:
+        name = name[:-1]
+    return f"{name}..."
