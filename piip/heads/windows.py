@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Probabilities computed at once on the way to original pixels; 150 classes of a large photo would be gigabytes.
-MAX_PROBABILITIES = 2**25
+MAX_PROBABILITIES = 2**22
 
 
 def slide(
