@@ -65,6 +65,15 @@ _HUB_INTERNVIT = [
     ("encoder.layers.{i}.{rest}", "blocks.{i}.{rest}"),
 ]
 
+# ConvNeXt in the naming of its authors.
+_FACEBOOK_CONVNEXT = [
+    ("downsample_layers.0.{rest}", "stem.{rest}"),
+    ("downsample_layers.{i}.{rest}", "stages.{i}.downsample.{rest}"),
+    ("stages.{i}.{j}.dwconv.{rest}", "stages.{i}.blocks.{j}.conv_dw.{rest}"),
+    ("stages.{i}.{j}.pwconv{k}.{rest}", "stages.{i}.blocks.{j}.mlp.fc{k}.{rest}"),
+    ("stages.{i}.{j}.{rest}", "stages.{i}.blocks.{j}.{rest}"),
+]
+
 _OUR_BRANCH = "backbone.branches.{b}."
 _UNIT = "backbone.interactions.{i}.interaction_units_{u}."
 _OUR_UNIT = "backbone.interactions.{i}.units.{u}."
@@ -244,7 +253,8 @@ class KeyTable:
 def branch_key(key: str) -> str | None:
     """Our name of a key of a single pretrained backbone; None if no row knows it.
 
-    Understands the official classes' names, and those of ConvNeXt and InternViT on the Hugging Face hub.
+    Understands the official classes' names, those of ConvNeXt and InternViT on the Hugging Face hub, and those of
+    ConvNeXt's authors.
     """
     for pattern, ours in _SINGLE:
         match = pattern.fullmatch(key)
@@ -280,5 +290,7 @@ def _compile(template: str) -> re.Pattern[str]:
 
 _HUB_CONVNEXT = [(key.replace("convnext_model.", "convnext."), ours) for key, ours in _BRANCHES["convnext"]]
 _SINGLE: _Rows = [
-    (_compile(key), ours) for rows in (*_BRANCHES.values(), _HUB_CONVNEXT, _HUB_INTERNVIT) for key, ours in rows
+    (_compile(key), ours)
+    for rows in (*_BRANCHES.values(), _HUB_CONVNEXT, _HUB_INTERNVIT, _FACEBOOK_CONVNEXT)
+    for key, ours in rows
 ]

@@ -5,6 +5,7 @@ Read are DeiT, DeiT III, MAE, DINOv2, BEiTv2, AugReg (`.npz` and `.pth`), Uni-Pe
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +19,19 @@ from piip.convert.resample import resample_patches, resample_pos_embed, resample
 from piip.convert.sources import read_state_dict
 from piip.errors import CheckpointError
 
+_log = logging.getLogger(__name__)
+
 # Parts of a published network that a branch does not have: tokens, the final norm, classifiers, decoders.
 _UNUSED = re.compile(
     r"(cls|dist|reg|register|mask)_tokens?$|(norm|fc_norm|norm_pre|layernorm|head|head_dist|pre_logits|classifier)\."
     r"|(lm_head|clip_projector)\.|decoder_|.*relative_position_index$|convnext(_model)?\.layernorm\."
 )
+
+# What published networks call their final norm and their classifier.
+_HEADS = {
+    "norm": ("norm", "fc_norm", "head.norm", "convnext.layernorm"),
+    "head": ("head", "head.fc", "classifier"),
+}
 
 # Where the files come from that timm does not have.
 _PUBLISHED = {
@@ -31,12 +40,15 @@ _PUBLISHED = {
 }
 
 
-def load_pretrained(branch: nn.Module, source: str) -> None:
+def load_pretrained(branch: nn.Module, source: str, *, head: Mapping[str, nn.Module] | None = None) -> None:
     """Loads pretrained weights into a branch, in place.
 
     source: a checkpoint file, or the name of a pretrained timm model, which timm downloads. Position embeddings, patch
     projections and relative position biases are resampled to the branch's grid, patches and windows; layer scales
-    that the source lacks keep their initial value. Raises CheckpointError naming what to fetch, or what does not fit.
+    that the source lacks keep their initial value.
+    head: the `norm` and the classifier, `head`, of the model that the source's own are loaded into where they fit; a
+    log line says what became of them.
+    Raises CheckpointError naming what to fetch, or what does not fit.
     """
     tensors = _read_file(Path(source)) if Path(source).suffix in _SUFFIXES else _from_timm(source)
     expected = branch.state_dict()
@@ -58,6 +70,24 @@ def load_pretrained(branch: nn.Module, source: str) -> None:
         )
         raise CheckpointError(f"pretrained weights '{source}' do not fit the branch: {found}")
     branch.load_state_dict(state, strict=False)
+    for part, module in (head or {}).items():
+        _load_head(part, module, tensors, source)
+
+
+def _load_head(part: str, module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    expected = module.state_dict()
+    for name in _HEADS[part]:
+        state = {key: tensors[f"{name}.{key}"] for key in expected if f"{name}.{key}" in tensors}
+        if state.keys() != expected.keys():
+            continue
+        if all(state[key].shape == value.shape for key, value in expected.items()):
+            module.load_state_dict(state)
+            _log.info("'%s': its %s is loaded too", source, part)
+        else:
+            shapes = [" x ".join(map(str, found["weight"].shape)) for found in (state, expected)]
+            _log.warning("'%s': its %s, %s, does not fit %s, which starts afresh", source, part, *shapes)
+        return
+    _log.warning("'%s' has no %s for the classifier, which starts afresh", source, part)
 
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".npz")
@@ -113,13 +143,13 @@ def _from_jax(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "patch_embed.proj.weight": arrays["embedding/kernel"].permute(3, 2, 0, 1),
             "patch_embed.proj.bias": arrays["embedding/bias"],
         }
+        if "cls" in arrays:
+            state["cls_token"] = arrays["cls"]
+        names = {"Transformer/encoder_norm": "norm", "head": "head"}
         depth = len({key.split("/")[1] for key in arrays if key.startswith("Transformer/encoderblock_")})
         for block in range(depth):
             theirs, ours = f"Transformer/encoderblock_{block}/", f"blocks.{block}."
-            for name, renamed in _JAX_BLOCK.items():
-                for leaf, last in _JAX_LEAVES.items():
-                    if (array := arrays.get(f"{theirs}{name}/{leaf}")) is not None:
-                        state[f"{ours}{renamed}.{last}"] = array.T if array.dim() == 2 else array
+            names |= {theirs + name: ours + renamed for name, renamed in _JAX_BLOCK.items()}
             attention = f"{theirs}MultiHeadDotProductAttention_1/"
             kernels = [arrays[f"{attention}{part}/kernel"].flatten(1).T for part in ("query", "key", "value")]
             biases = [arrays[f"{attention}{part}/bias"].flatten() for part in ("query", "key", "value")]
@@ -127,6 +157,10 @@ def _from_jax(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
             state[f"{ours}attn.qkv.bias"] = torch.cat(biases)
             state[f"{ours}attn.proj.weight"] = arrays[f"{attention}out/kernel"].flatten(0, 1).T
             state[f"{ours}attn.proj.bias"] = arrays[f"{attention}out/bias"]
+        for name, renamed in names.items():
+            for leaf, last in _JAX_LEAVES.items():
+                if (array := arrays.get(f"{name}/{leaf}")) is not None:
+                    state[f"{renamed}.{last}"] = array.T if array.dim() == 2 else array
     except KeyError as error:
         raise CheckpointError(f"the file holds no vision transformer of AugReg: {error} is missing") from None
     return state

@@ -70,10 +70,11 @@ class RunState:
 
     def start(self) -> None:
         """Begins a run: loads pretrained branches where the config names some. Raises CheckpointError."""
+        branches = zip(self.model.backbone.branches, self.config.model.backbone.branches)
         with distributed.main_process_first():
-            for branch, settings in zip(self.model.backbone.branches, self.config.model.backbone.branches):
+            for index, (branch, settings) in enumerate(branches):
                 if settings.init is not None:
-                    load_pretrained(branch, settings.init)
+                    load_pretrained(branch, settings.init, head=self.model.head.pretrained(index))
         self._average()
         self._seed()
 

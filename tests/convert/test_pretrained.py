@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from piip.convert import load_pretrained
 from piip.convert.keys import KeyTable
 from piip.convert.resample import resample_position_bias
 from piip.errors import CheckpointError
+from piip.features import FeatureSpec
+from piip.heads import Classifier
 
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 4}
 
@@ -165,9 +169,49 @@ def test_augreg_arrays_give_timms_tokens(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
     x = source.patch_embed(images) + source.pos_embed[:, 1:]
     torch.testing.assert_close(tokens(branch, images), source.blocks(x).view(1, 4, 4, 64), rtol=1e-4, atol=1e-5)
+    classifier = Classifier(specs=[FeatureSpec(64, 16)], num_classes=10)
+    branch = ViT(**SMALL, pretrain_size=64, layer_scale=None, class_token=True)
+    load_pretrained(branch, str(tmp_path / "augreg.npz"), head=classifier.pretrained(0))
+    source.reset_classifier(10)
+    source.load_pretrained(str(tmp_path / "augreg.npz"))
+    assert branch.cls_token.equal(source.cls_token)
+    for ours, theirs in ((classifier.norms[0], source.norm), (classifier.linears[0], source.head)):
+        assert ours.weight.equal(theirs.weight)
+        assert ours.bias.equal(theirs.bias)
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     with pytest.raises(CheckpointError, match="no vision transformer of AugReg"):
         load_pretrained(branch, str(tmp_path / "other.npz"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "classes", "words"),
+    [
+        ({"num_classes": 10}, 10, ["its norm is loaded too", "its head is loaded too"]),
+        (
+            {"num_classes": 10},
+            7,
+            ["its norm is loaded too", "its head, 10 x 64, does not fit 7 x 64, which starts afr"],
+        ),
+        ({"num_classes": 0}, 7, ["its norm is loaded too", "has no head for the classifier, which starts afresh"]),
+        ({"num_classes": 10, "global_pool": "avg"}, 10, ["its norm is loaded too", "its head is loaded too"]),
+    ],
+)
+def test_norm_and_head_of_the_source_go_to_the_classifier_where_they_fit(
+    settings: dict, classes: int, words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = randomised(timm.create_model("vit_tiny_patch16_224", img_size=64, **SMALL, **settings))
+    torch.save({"model": source.state_dict()}, tmp_path / "vit.pth")
+    classifier = Classifier(specs=[FeatureSpec(64, 16)], num_classes=classes)
+    fresh = classifier.linears[0].weight.clone()
+    branch = ViT(**SMALL, pretrain_size=64, layer_scale=None, class_token=True)
+    with caplog.at_level(logging.INFO):
+        load_pretrained(branch, str(tmp_path / "vit.pth"), head=classifier.pretrained(0))
+    for word, record in zip(words, caplog.records, strict=True):
+        assert word in record.getMessage()
+    norm = source.fc_norm if "global_pool" in settings else source.norm
+    assert classifier.norms[0].weight.equal(norm.weight)
+    assert classifier.linears[0].weight.equal(source.head.weight if classes == 10 else fresh)
+    assert branch.cls_token.equal(source.cls_token)
 
 
 def test_internvit_of_the_hub_is_understood(tmp_path: Path) -> None:
@@ -185,12 +229,24 @@ def test_internvit_of_the_hub_is_understood(tmp_path: Path) -> None:
         assert torch.equal(value, state[key]), key
 
 
-@pytest.mark.parametrize("hub", [False, True])
-def test_a_convnext_gives_timms_features_under_timms_and_the_hubs_names(hub: bool, tmp_path: Path) -> None:
+# timm's names inside a ConvNeXt, and its authors'.
+FACEBOOK = [(r"stem\.", "downsample_layers.0."), (r"stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+            (r"(stages\.\d)\.blocks\.", r"\1."), (r"\.conv_dw\.", ".dwconv."), (r"\.mlp\.fc", ".pwconv")]  # fmt: skip
+
+
+@pytest.mark.parametrize("naming", ["timm", "hub", "facebook"])
+def test_a_convnext_gives_timms_features_under_timms_the_hubs_and_its_authors_names(
+    naming: str, tmp_path: Path
+) -> None:
     source = randomised(timm.create_model("convnext_atto", num_classes=0))
     branch = ConvNeXt(model="convnext_atto").eval()
     state = source.state_dict()
-    if hub:
+    if naming == "facebook":
+        for pattern, name in FACEBOOK:
+            state = {re.sub(pattern, name, key): value for key, value in state.items()}
+        state = {"model": state | {"norm.weight": torch.ones(320), "head.bias": torch.zeros(10)}}
+        assert timm.models.convnext.checkpoint_filter_fn(state, source).keys() >= branch.state_dict().keys()
+    if naming == "hub":
         table = KeyTable(1, ["convnext"])
         local = {key: table.to_official(f"backbone.branches.0.{key}") for key in branch.state_dict()}
         state = {str(name).replace("backbone.convnext_model.", "convnext."): state[key] for key, name in local.items()}
