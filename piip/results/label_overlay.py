@@ -1,4 +1,4 @@
-"""A label map drawn over its image, with a legend of the classes below."""
+"""A label map drawn over its image, with the names of the classes on it and a legend below."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from piip.results.drawing import MIN_SIDE, class_colour
@@ -24,7 +25,7 @@ def share_in_words(share: float) -> str:
 def draw_label_map(
     image: Tensor, labels: Tensor, shares: Mapping[int, float], class_names: Sequence[str]
 ) -> Image.Image:
-    """The image in the colours of its labels, edges drawn between them, and the classes by their shares below.
+    """The image in the colours of its labels, names where they have room, and the classes by their shares below.
 
     image: uint8 (3, H, W) RGB; labels: int64 (H, W); shares: of the pixels by label, in the order of the legend. Small
     images are enlarged by a whole factor.
@@ -36,7 +37,10 @@ def draw_label_map(
     pixels += _OPACITY * (colours[indices] - pixels)
     pixels[_edges(indices, max(1, round(max(indices.shape) / 700)))] *= 0.25
     picture = Image.fromarray(pixels.round().astype(np.uint8))
-    legend = _legend(shares, class_names, picture.width, max(picture.size))
+    size = max(14, round(max(picture.size) / 50))
+    for label in shares:
+        _write_name(ImageDraw.Draw(picture), class_names[label], labels.cpu().numpy() == label, zoom, size)
+    legend = _legend(shares, class_names, picture.width, size)
     sheet = Image.new("RGB", (picture.width, picture.height + legend.height), _PAPER)
     sheet.paste(picture, (0, 0))
     sheet.paste(legend, (0, picture.height))
@@ -55,9 +59,21 @@ def _edges(labels: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
     return edges
 
 
-def _legend(shares: Mapping[int, float], class_names: Sequence[str], width: int, side: int) -> Image.Image:
-    """Coloured squares, names and shares in as many columns as fit, read downwards."""
-    size = max(14, round(side / 50))
+def _write_name(pen: ImageDraw.ImageDraw, name: str, inside: NDArray[np.bool_], zoom: int, size: int) -> None:
+    """Writes a name where its class reaches furthest around, if it has room for a letter there."""
+    depths = distance_transform_edt(np.pad(inside, 1))
+    y, x = np.unravel_index(depths.argmax(), depths.shape)
+    if depths[y, x] * zoom < size:
+        return
+    font = ImageFont.load_default(size=size)
+    half = font.getlength(name) / 2 + size / 4
+    centre = min(max((x - 0.5) * zoom, half), max(inside.shape[1] * zoom - half, half))
+    place = (centre, (y - 0.5) * zoom)
+    pen.text(place, name, fill=_PAPER, font=font, anchor="mm", stroke_width=max(1, size // 10), stroke_fill=_INK)
+
+
+def _legend(shares: Mapping[int, float], class_names: Sequence[str], width: int, size: int) -> Image.Image:
+    """Coloured squares, names and shares in as many columns as fit, read downwards. size: of the letters, in pixels."""
     font = ImageFont.load_default(size=size)
     texts = {label: f"{class_names[label]}  {share_in_words(share)}" for label, share in shares.items()}
     cell = math.ceil(max(font.getlength(text) for text in texts.values())) + 3 * size
