@@ -36,15 +36,19 @@ def class_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """
     columns = list(rows[0]) if rows else ["class"]
     words = [any(isinstance(row[column], str) for row in rows) for column in columns]
-    shown = rows if len(rows) <= MOST_ROWS else sorted(rows, key=_first_figure)[:WORST_ROWS]
+    figures = [column for column in columns if any(isinstance(row[column], float) for row in rows)]
+    shown = (
+        rows
+        if len(rows) <= MOST_ROWS
+        else sorted(rows, key=lambda row: _rank(row[figures[0]] if figures else None))[:WORST_ROWS]
+    )
     cells = [[figure(value) if isinstance(value, float) else value for value in row.values()] for row in shown]
     align = "".join("l" if word else "r" for word in words)
     return table([column.replace("_", " ") for column in columns], cells, align=align)
 
 
-def _first_figure(row: Mapping[str, Any]) -> float:
-    """The first figure of a row; infinite where it could not be measured."""
-    value = next((value for value in row.values() if isinstance(value, float)), None)
+def _rank(value: float | None) -> float:
+    """The figure; infinite where it could not be measured."""
     return value if value is not None and value >= 0 else math.inf
 
 
