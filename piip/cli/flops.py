@@ -77,7 +77,7 @@ def flops(
     if actual.uncounted:
         console.print(f"ops without a formula, not counted: {', '.join(actual.uncounted)}")
     console.print(_summary(paper, actual.total))
-    console.print(_explanation(paper_script(model.backbone)))
+    console.print(_explanation(paper_script(model.backbone) if model.backbone.merge else "network"))
 
 
 def _parse_resolutions(text: str | None) -> tuple[int, ...] | None:
@@ -120,6 +120,7 @@ def _explanation(script: str | None) -> str:
     network = {
         "classification": "backbone and classifier, without pyramid, neck and head",
         "detection": "detection backbone, without neck and head",
+        "network": "the whole network for 1000 classes, without resizing",
         None: "not defined for this backbone",
     }[script]
     return f"as the paper counts: {network}\nas it runs: the whole network, with padding of windows and resizing"

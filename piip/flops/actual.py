@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from piip.config import HeadConfig, MaskRCNNConfig, ModelConfig
 from piip.flops.costs import Cost, Count, Part
 from piip.flops.paper import backbone_from_letters, branch_names, paper_count
-from piip.heads import DINO, MaskRCNN
+from piip.heads import DINO, Classifier, MaskRCNN
 from piip.model import Model, build_model
 
 __all__ = ["Cost", "Count", "Part", "actual_count", "backbone_from_letters", "branch_names", "paper_count"]
@@ -77,8 +77,10 @@ def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
 def _parts(model: Model, config: ModelConfig) -> dict[str, str]:
     """What the table tells apart: label -> name of the module inside the model."""
     branches = {label: f"backbone.branches.{index}" for index, label in enumerate(branch_names(config.backbone))}
-    shared = {name: f"backbone.{name}" for name in ("interactions", "intermediate", "merge", "pyramid")}
+    shared = {name: f"backbone.{name}" for name, _ in model.backbone.named_children() if name != "branches"}
     heads = {f"{name} head": f"head.{name}" for name, _ in model.head.named_children()}
+    if isinstance(model.head, Classifier):
+        heads = {"classifiers": "head"}
     return branches | shared | {"neck": "neck"} | heads
 
 

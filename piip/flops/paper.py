@@ -81,9 +81,12 @@ def _label(branch: BranchConfig) -> str:
 def paper_script(backbone: BackboneConfig) -> Literal["classification", "detection"] | None:
     """The script a table would have counted this backbone with: the first where it can, else the second.
 
-    None for a ConvNeXt of no published size, whose layers are not known here.
+    None for a ConvNeXt of no published size, whose layers are not known here, and for unmerged branches without class
+    tokens, which no table has.
     """
     if any(isinstance(b, ConvNeXtConfig) and convnext_size(b) is None for b in backbone.branches):
+        return None
+    if not backbone.merge and not all(isinstance(b, ViTConfig) and b.class_token for b in backbone.branches):
         return None
     return "classification" if all(is_plain(branch) for branch in backbone.branches) else "detection"
 
@@ -92,7 +95,10 @@ def paper_count(backbone: BackboneConfig) -> Count:
     """The count as the paper's tables have it, by `paper_script`. Raises ConfigError where neither script reaches."""
     script = paper_script(backbone)
     if script is None:
-        raise ConfigError(f"the paper's count is defined for ViTs and for {', '.join(CONVNEXT_SIZES)}")
+        raise ConfigError(
+            f"the paper's count is defined for ViTs and for {', '.join(CONVNEXT_SIZES)}; "
+            "for a classifier, for ViTs with class tokens"
+        )
     return classification_count(backbone) if script == "classification" else detection_count(backbone)
 
 
@@ -101,14 +107,15 @@ def paper_cost(backbone: BackboneConfig) -> Cost | None:
     return paper_count(backbone).total if paper_script(backbone) else None
 
 
-def classification_count(backbone: BackboneConfig, *, class_tokens: bool = False) -> Count:
+def classification_count(backbone: BackboneConfig) -> Count:
     """What `classification/get_flops.py` prints, as exact integers, for plain ViT branches.
 
     Every image is square, each branch has a position embedding of its own resolution, branches are merged by group
     norms and linear layers instead of convolutions, there is no feature pyramid, and a norm and a 1000-way classifier
     stand on top. Attention products are added by formula over unpadded tokens.
-    class_tokens: as in the classification rows, a class token and a classifier on every branch, and no merge.
+    A backbone without merge is one of the classification rows, with a class token and a classifier on every branch.
     """
+    class_tokens = not backbone.merge
     maps, parts = [], []
     for name, branch, size in zip(branch_names(backbone), backbone.branches, backbone.resolutions, strict=True):
         if not isinstance(branch, ViTConfig) or not is_plain(branch):
