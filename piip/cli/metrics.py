@@ -37,12 +37,9 @@ def class_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     columns = list(rows[0]) if rows else ["class"]
     words = [any(isinstance(row[column], str) for row in rows) for column in columns]
     figures = [column for column in columns if any(isinstance(row[column], float) for row in rows)]
-    shown = (
-        rows
-        if len(rows) <= MOST_ROWS
-        else sorted(rows, key=lambda row: _rank(row[figures[0]] if figures else None))[:WORST_ROWS]
-    )
-    cells = [[figure(value) if isinstance(value, float) else value for value in row.values()] for row in shown]
+    if len(rows) > MOST_ROWS:
+        rows = sorted(rows, key=lambda row: _rank(row[figures[0]] if figures else None))[:WORST_ROWS]
+    cells = [[figure(value) if isinstance(value, float) else value for value in row.values()] for row in rows]
     align = "".join("l" if word else "r" for word in words)
     return table([column.replace("_", " ") for column in columns], cells, align=align)
 
