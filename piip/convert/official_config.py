@@ -1,10 +1,11 @@
-"""Official detection configs, explained as ours: what the values of the released Python files are called here."""
+"""Official configs of detection and segmentation, explained as ours: what the values of the released Python files are called here."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Explanation:
 def explain_official_config(path: Path) -> Explanation:
     """Reads an official Python config as data and finds the shipped config that is nearest to it.
 
-    Raises ConfigError for a file that cannot be read as data or is no PIIP detector.
+    Raises ConfigError for a file that cannot be read as data or is no PIIP detector or UperNet.
     """
     return explain_settings(read_python_config(path), path)
 
@@ -42,14 +43,17 @@ def explain_settings(official: Mapping[str, Any], path: Path) -> Explanation:
     """The same for the resolved settings of an official config; path: the file they come from."""
     unmapped: list[str] = []
     settings = our_settings(official, path, unmapped)
-    compared = {}
-    for name in shipped_configs():
-        config = load_config(name)
-        if config.official:
-            compared[name] = _differences(settings, config)
+    compared = {name: _differences(settings, config) for name, config in _official_configs().items()}
     # Of two networks that differ equally, the one with the shorter name is the plainer one.
     shipped = min(compared, key=lambda name: (len(compared[name]), len(name)))
     return Explanation(shipped=shipped, settings=settings, differences=compared[shipped], unmapped=sorted(unmapped))
+
+
+@cache
+def _official_configs() -> dict[str, Config]:
+    """The shipped configs of official ones, by name."""
+    configs = {name: load_config(name) for name in shipped_configs()}
+    return {name: config for name, config in configs.items() if config.official}
 
 
 def write_explained_config(explanation: Explanation, output: Path) -> None:

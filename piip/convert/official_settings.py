@@ -1,4 +1,4 @@
-"""The settings of the official detection configs, by our keys."""
+"""The settings of the official detection and segmentation configs, by our keys."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from piip.convert.official_segmentation import segmentation_transforms, upernet_settings, with_crop_grids
 from piip.errors import ConfigError
 
 _CLASSES = {
@@ -25,7 +26,7 @@ _BRANCH_KEYS = {
     *("interaction_indexes", "pretrained", "window_attn", "window_size", "use_flash_attn", "with_cp"),
     *("qk_normalization", "layerscale_force_fp32", "norm_layer_type", "mlp_type", "Mlp_block", "out_indices"),
     *("output_dtype", "use_abs_pos_emb", "use_rel_pos_bias", "downsample_ratios", "with_simple_fpn", "single_branch"),
-    *("img_size"),
+    "img_size",
 }
 _BACKBONE_KEYS = {
     *("type", "n_points", "deform_num_heads", "cffn_ratio", "deform_ratio", "with_cffn", "interact_attn_type"),
@@ -35,21 +36,23 @@ _BACKBONE_KEYS = {
 
 
 def our_settings(official: Mapping[str, Any], path: Path, unmapped: list[str]) -> dict[str, Any]:
-    """The settings of an official detection config by our keys; what has no counterpart is added to unmapped.
+    """The settings of an official config by our keys; what has no counterpart is added to unmapped.
 
-    path: the file they were read from. Raises ConfigError where they are those of no PIIP detector.
+    path: the file they were read from. Raises ConfigError where they are those of no PIIP detector or UperNet.
     """
     try:
         model = official["model"]
-        backbone = model["backbone"]
-        train, val = (_transforms(official["data"][part]["pipeline"], unmapped) for part in ("train", "val"))
+        segments = model["type"] == "EncoderDecoder"
+        backbone = with_crop_grids(model["backbone"]) if segments else model["backbone"]
+        transforms = segmentation_transforms if segments else _transforms
+        train, val = (transforms(official["data"][part]["pipeline"], unmapped) for part in ("train", "val"))
         normalize = next(step for step in _steps(official["data"]["val"]["pipeline"]) if step["type"] == "Normalize")
         finest = train.get("crop") or max(size[0] for size in train["resize"])
         settings: dict[str, Any] = {
             "model": {
                 "backbone": _backbone(backbone, finest, unmapped),
-                "neck": _neck(model["neck"], unmapped),
-                "head": _head(model, unmapped),
+                "neck": {"type": "none"} if segments else _neck(model["neck"], unmapped),
+                "head": upernet_settings(model, unmapped) if segments else _head(model, unmapped),
                 "mean": list(normalize["mean"]),
                 "std": list(normalize["std"]),
             },
@@ -58,7 +61,7 @@ def our_settings(official: Mapping[str, Any], path: Path, unmapped: list[str]) -
             "schedule": _schedule(official, unmapped),
         }
     except (KeyError, TypeError, AttributeError, IndexError, StopIteration, ValueError) as error:
-        raise ConfigError(f"{path} is not the config of an official PIIP detector: {error!r}") from None
+        raise ConfigError(f"{path} is not the config of an official PIIP detector or UperNet: {error!r}") from None
     batch = re.search(r"_bs(\d+)", path.stem)
     if batch:  # the files give images per GPU; images per step stand in their names only
         settings["data"]["batch_size"] = int(batch[1])
@@ -273,12 +276,16 @@ def _optimizer(official: Mapping[str, Any], unmapped: list[str]) -> dict[str, An
 
 def _schedule(official: Mapping[str, Any], unmapped: list[str]) -> dict[str, Any]:
     rate, runner = official["lr_config"], official["runner"]
-    if rate["policy"] != "step" or rate.get("warmup") != "linear":
-        unmapped.append("lr_config: only steps after a linear warm-up are known")
-    return {
-        "epochs": runner["max_epochs"],
-        "policy": "step",
-        "milestones": list(rate["step"]),
+    if rate["policy"] not in ("step", "poly") or rate.get("warmup") != "linear":
+        unmapped.append("lr_config: only steps and polynomials after a linear warm-up are known")
+    settings = {
+        "epochs": runner.get("max_epochs"),
+        "iterations": runner.get("max_iters"),
+        "policy": rate["policy"],
         "warmup_iterations": rate.get("warmup_iters", 0),
         "warmup_ratio": rate.get("warmup_ratio", 0.001),
     }
+    if rate["policy"] == "poly":
+        ratio = rate.get("min_lr", 0.0) / official["optimizer"]["lr"]
+        return settings | {"power": rate.get("power", 1.0), "min_lr_ratio": ratio}
+    return settings | {"milestones": list(rate["step"])}

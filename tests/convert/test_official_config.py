@@ -15,12 +15,12 @@ from piip.convert.python_config import read_python_config
 from piip.errors import ConfigError
 from tests.convert.official import official_recipes
 
-DETECTION = sorted(stem for stem, recipe in official_recipes().items() if recipe["task"] == "detection")
+UPERNET = "upernet_internvit_h6b_256_512_80k_ade20k_bs16_lr4e-5"
 VIT_B = "mask_rcnn_deit_vit_b_fpn_1x_coco_bs16"
 
 
-@pytest.mark.parametrize("stem", DETECTION)
-def test_every_official_detection_config_is_found_among_the_shipped(stem: str) -> None:
+@pytest.mark.parametrize("stem", sorted(official_recipes()))
+def test_every_official_config_is_found_among_the_shipped(stem: str) -> None:
     found = explain_settings(official_recipes()[stem], Path(f"{stem}.py"))
     assert load_config(found.shipped).official == stem
     assert found.differences == {}
@@ -66,6 +66,39 @@ optimizer = dict(lr=2e-4)
 def test_settings_without_a_counterpart_are_listed(official: Path) -> None:
     official.write_text(official.read_text() + "model = dict(backbone=dict(use_moe=True))\n")
     assert explain_official_config(official).unmapped == ["model.backbone.use_moe"]
+
+
+def test_a_changed_segmentation_config_is_explained_too(tmp_path: Path) -> None:
+    settings = official_recipes()[UPERNET]
+    (tmp_path / "base.py").write_text(as_python(settings))
+    path = tmp_path / f"{UPERNET}.py"
+    path.write_text("""
+_base_ = ['base.py']
+model = dict(
+    backbone=dict(branch2=dict(img_size=640)),
+    decode_head=dict(channels=512, align_corners=True),
+    auxiliary_head=dict(loss_decode=dict(loss_weight=0.2), num_convs=2),
+    test_cfg=dict(_delete_=True, mode='whole'))
+lr_config = dict(min_lr=4e-7)
+""")
+    found = explain_official_config(path)
+    assert found.shipped == "segmentation/upernet_piip_h6b_512_256"
+    differences = {key: theirs for key, (_, theirs) in found.differences.items() if key != "model.backbone.branches"}
+    assert found.differences["model.backbone.branches"][1][0]["pretrain_size"] == 640
+    assert differences == {
+        "model.head.channels": 512,
+        "model.head.auxiliary_weight": 0.2,
+        "model.head.window": None,
+        "schedule.min_lr_ratio": pytest.approx(0.01),
+    }
+    assert found.unmapped == [
+        "model.auxiliary_head.channels 1536",
+        "model.auxiliary_head.num_convs 2",
+        "model.decode_head.align_corners True",
+    ]
+    output = tmp_path / "ours.yaml"
+    write_explained_config(found, output)
+    assert load_config(output).model.head.window is None
 
 
 # --- the language ----------------------------------------------------------------------------------------------------
