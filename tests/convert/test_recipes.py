@@ -1,4 +1,4 @@
-"""Every shipped Mask R-CNN config against the official one, resolved: network, images, optimizer and schedule."""
+"""Shipped Mask R-CNN and UperNet configs against the official ones, resolved: network, images, optimizer, schedule."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from piip.config import BranchConfig, Config, ConvNeXtConfig, load_config
+from piip.config import BranchConfig, Config, ConvNeXtConfig, UperNetConfig, load_config
 from tests.convert.official import official_recipes
 
 MASK_RCNN = sorted(stem for stem in official_recipes() if stem.startswith("mask_rcnn_"))
+UPERNET = sorted(stem for stem in official_recipes() if stem.startswith("upernet_"))
 
 
 def official_branches(backbone: dict[str, Any]) -> list[dict[str, Any]]:
@@ -27,7 +28,8 @@ def windows(branch: dict[str, Any]) -> list[int]:
     return [size if use else 0 for use, size in zip(used, sizes, strict=True)]
 
 
-def check_branch(ours: BranchConfig, official: dict[str, Any]) -> None:
+def check_branch(ours: BranchConfig, official: dict[str, Any], *, grid: str) -> None:
+    """grid: the official setting that gives the size of the position embedding."""
     if isinstance(ours, ConvNeXtConfig):
         size = ours.model.removeprefix("convnext_")
         assert official["pretrained"] == f"facebook/convnext-{size}-224"
@@ -38,7 +40,7 @@ def check_branch(ours: BranchConfig, official: dict[str, Any]) -> None:
     file = official["pretrained"].rsplit("/", 1)[-1]
     assert ours.drop_path == official["drop_path_rate"]
     assert ours.drop_path_schedule == ("constant" if "deit" in file else "linear")  # the class goes by the file's name
-    assert ours.pretrain_size == official["pretrain_img_size"]
+    assert ours.pretrain_size == official[grid]
     assert [0 if i in ours.global_blocks else ours.window_size for i in range(ours.depth)] == windows(official)
     assert ours.checkpoint_activations == official.get("with_cp", False)
     assert ours.norm == ("rms" if official.get("norm_layer_type") == "RMSNorm" else "layer")
@@ -50,14 +52,15 @@ def check_branch(ours: BranchConfig, official: dict[str, Any]) -> None:
     assert (ours.embed_norm, ours.frame_embed, ours.norm_eps == 1e-5) == ("perceiver" in file,) * 3
 
 
-@pytest.mark.parametrize("stem", MASK_RCNN)
+@pytest.mark.parametrize("stem", MASK_RCNN + UPERNET)
 def test_the_network_is_the_official_one(stem: str) -> None:
     official = official_recipes()[stem]["model"]["backbone"]
     backbone = load_config(stem).model.backbone
     branches = official_branches(official)
     assert len(backbone.branches) == len(branches)
     for ours, theirs in zip(backbone.branches, branches, strict=True):
-        check_branch(ours, theirs)
+        # Mask R-CNN resizes positions on every forward pass; UperNet holds them at the size of its crop.
+        check_branch(ours, theirs, grid="img_size" if stem in UPERNET else "pretrain_img_size")
     if len(branches) > 1:
         sizes = [branch["real_size"] for branch in branches]
         assert list(backbone.resolutions) == sizes
@@ -129,7 +132,47 @@ def test_images_optimizer_and_schedule_are_the_official_ones(stem: str) -> None:
     assert config.schedule.warmup_ratio == schedule["warmup_ratio"]
 
 
-@pytest.mark.parametrize("stem", MASK_RCNN)
+@pytest.mark.parametrize("stem", UPERNET)
+def test_head_images_optimizer_and_schedule_of_upernet_are_the_official_ones(stem: str) -> None:
+    official, config = official_recipes()[stem], load_config(stem)
+    head, model, transforms = config.model.head, official["model"], config.data.train_transforms
+    assert isinstance(head, UperNetConfig)
+    decode, auxiliary = model["decode_head"], model["auxiliary_head"]
+    assert (head.num_classes, head.channels, head.dropout) == (150, decode["channels"], decode["dropout_ratio"])
+    assert (auxiliary["num_classes"], auxiliary["channels"], auxiliary["dropout_ratio"]) == (150, head.channels, 0.1)
+    assert list(head.pool_scales) == decode["pool_scales"]
+    assert (head.auxiliary_level, head.auxiliary_weight) == (
+        auxiliary["in_index"],
+        auxiliary["loss_decode"]["loss_weight"],
+    )
+    assert model["test_cfg"] == {"mode": "slide", "crop_size": [head.window] * 2, "stride": [head.stride] * 2}
+
+    train = official["data"]["train"]["pipeline"]
+    (resize,), (crop,), (pad,), (normalise,) = (
+        steps(train, kind) for kind in ("Resize", "RandomCrop", "Pad", "Normalize")
+    )
+    assert (transforms.resize, transforms.ratio_range) == (tuple(resize["img_scale"]), tuple(resize["ratio_range"]))
+    assert ([transforms.crop] * 2, transforms.crop_max_share) == (crop["crop_size"], crop["cat_max_ratio"])
+    assert [transforms.pad_divisor] * 2 == pad["size"]
+    assert transforms.flip == steps(train, "RandomFlip")[0]["prob"]
+    assert transforms.photometric == bool(steps(train, "PhotoMetricDistortion"))
+    assert (list(config.model.mean), list(config.model.std)) == (normalise["mean"], normalise["std"])
+    (test,) = steps(official["data"]["val"]["pipeline"], "MultiScaleFlipAug")
+    assert config.data.val_transforms.resize == (None, min(test["img_scale"]))
+    assert config.data.train.reduce_zero_label == steps(train, "LoadAnnotations")[0]["reduce_zero_label"]
+
+    optimizer, rate, schedule = official["optimizer"], official["lr_config"], config.schedule
+    assert (config.optim.lr, config.optim.weight_decay) == (optimizer["lr"], optimizer["weight_decay"])
+    assert list(config.optim.betas) == optimizer["betas"]
+    assert config.optim.layer_decay == optimizer["paramwise_cfg"]["layer_decay_rate"]
+    assert config.optim.clip_grad_norm is None
+    assert config.data.batch_size == 8 * official["data"]["samples_per_gpu"] == 16
+    assert schedule.iterations == official["runner"]["max_iters"]
+    assert (schedule.policy, schedule.power, schedule.min_lr_ratio) == ("poly", rate["power"], rate["min_lr"])
+    assert (schedule.warmup_iterations, schedule.warmup_ratio) == (rate["warmup_iters"], rate["warmup_ratio"])
+
+
+@pytest.mark.parametrize("stem", MASK_RCNN + UPERNET)
 def test_layer_decay_has_the_released_strides(stem: str) -> None:
     """Blocks of a shallower ViT branch are spread over the decay's layers as `skip_stride` says."""
     decay = official_recipes()[stem]["optimizer"].get("paramwise_cfg")
@@ -138,7 +181,8 @@ def test_layer_decay_has_the_released_strides(stem: str) -> None:
     if decay is None or not depths:
         return
     assert max(depths) == decay["num_layers"]
-    strides = [*reversed(decay.get("skip_stride", [])), 1]
+    given = decay.get("skip_stride", [])
+    strides = [*reversed(given if isinstance(given, list) else [given]), 1]
     for branch, stride in zip(branches, strides, strict=True):
         if not isinstance(branch, ConvNeXtConfig):
             assert max(depths) / branch.depth == stride
