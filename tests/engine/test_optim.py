@@ -15,6 +15,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from piip.config import OptimConfig, ScheduleConfig, load_config
+from piip.convert.keys import key_table
 from piip.engine.optim import build_optimizer, lr_factor, parameter_groups, set_lr, total_iterations
 from piip.model import build_model
 
@@ -34,7 +35,7 @@ def official_layer_ids(recorded: dict[str, Any]) -> dict[str, int]:
     return ids
 
 
-@pytest.mark.parametrize("network", ["tsb", "lh6b"])
+@pytest.mark.parametrize("network", RECORDED)
 def test_groups_equal_the_recorded_official_ones(network: str) -> None:
     recorded = RECORDED[network]
     config = OptimConfig(lr=recorded["lr"], weight_decay=recorded["weight_decay"], layer_decay=recorded["layer_decay"])
@@ -49,6 +50,24 @@ def test_groups_equal_the_recorded_official_ones(network: str) -> None:
         assert found[name]["weight_decay"] == weight_decay, name
         assert found[name]["name"] == key, name
     assert len(groups) == len({key for *_, key in recorded["parameters"]})
+
+
+def test_our_network_puts_every_parameter_into_the_official_group() -> None:
+    """PIIP-H6B 512/192: of two branches of unequal depth, and with batch norms behind them."""
+    config = load_config("upernet_internvit_h6b_192_512_80k_ade20k_bs16_lr4e-5")
+    with torch.device("meta"):
+        model = build_model(config.model)
+    groups = parameter_groups(model.named_parameters(), model.layer_ids(), model.num_layers, config.optim)
+    table = key_table(config.model.backbone)
+    found = {
+        table.to_official(name): [group["lr_scale"], group["weight_decay"], group["name"]]
+        for group in groups
+        for name in group["param_names"]
+    }
+    recorded = {name: group for name, _, *group in RECORDED["h6b_upernet"]["parameters"]}
+    assert found.keys() == recorded.keys()
+    assert all(found[name][1:] == recorded[name][1:] for name in recorded)
+    assert all(found[name][0] == pytest.approx(recorded[name][0], rel=1e-12) for name in recorded)
 
 
 def test_frozen_parameters_are_in_no_group_and_a_wrong_layer_id_is_refused() -> None:
