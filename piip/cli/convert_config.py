@@ -11,7 +11,7 @@ from piip.cli.options import Json
 
 
 def convert_config(
-    official: Annotated[Path, typer.Argument(metavar="OFFICIAL.py", help="A Python config of an official detector or UperNet.")],
+    official: Annotated[Path, typer.Argument(metavar="OFFICIAL.py", help="An official Python config.")],
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Write our config of it, a YAML file.")
     ] = None,

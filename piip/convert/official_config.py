@@ -1,4 +1,4 @@
-"""Official configs of detection and segmentation, explained as ours: what the values of the released Python files are called here."""
+"""Official configs, explained as ours: what the values of the released Python files are called here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from piip.config import Config, load_config, shipped_configs
+from piip.convert.official_classification import classification_settings, is_classification
 from piip.convert.official_settings import even_or_listed, our_settings
 from piip.convert.python_config import read_python_config
 from piip.files import write_file
@@ -34,7 +35,7 @@ class Explanation:
 def explain_official_config(path: Path) -> Explanation:
     """Reads an official Python config as data and finds the shipped config that is nearest to it.
 
-    Raises ConfigError for a file that cannot be read as data or is no PIIP detector or UperNet.
+    Raises ConfigError for a file that cannot be read as data or is no PIIP network.
     """
     return explain_settings(read_python_config(path), path)
 
@@ -42,7 +43,8 @@ def explain_official_config(path: Path) -> Explanation:
 def explain_settings(official: Mapping[str, Any], path: Path) -> Explanation:
     """The same for the resolved settings of an official config; path: the file they come from."""
     unmapped: list[str] = []
-    settings = our_settings(official, path, unmapped)
+    read = classification_settings if is_classification(official) else our_settings
+    settings = read(official, path, unmapped)
     compared = {name: _differences(settings, config) for name, config in _official_configs().items()}
     # Of two networks that differ equally, the one with the shorter name is the plainer one.
     shipped = min(compared, key=lambda name: (len(compared[name]), len(name)))

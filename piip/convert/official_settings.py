@@ -50,7 +50,7 @@ def our_settings(official: Mapping[str, Any], path: Path, unmapped: list[str]) -
         finest = train.get("crop") or max(size[0] for size in train["resize"])
         settings: dict[str, Any] = {
             "model": {
-                "backbone": _backbone(backbone, finest, unmapped),
+                "backbone": backbone_settings(backbone, unmapped, finest),
                 "neck": {"type": "none"} if segments else _neck(model["neck"], unmapped),
                 "head": upernet_settings(model, unmapped) if segments else _head(model, unmapped),
                 "mean": list(normalize["mean"]),
@@ -68,13 +68,16 @@ def our_settings(official: Mapping[str, Any], path: Path, unmapped: list[str]) -
     return settings
 
 
-def _backbone(backbone: Mapping[str, Any], finest: int, unmapped: list[str]) -> dict[str, Any]:
+def backbone_settings(
+    backbone: Mapping[str, Any], unmapped: list[str], resolution: int | None = None
+) -> dict[str, Any]:
+    """The backbone by our keys; resolution: of a single branch, in pixels, where its settings do not say."""
     kind = backbone["type"]
     if kind not in _PYRAMIDS:
         if kind not in _CLASSES:
             raise ValueError(f"backbone {kind}")
         branch = _branch(backbone, _CLASSES[kind], "model.backbone", unmapped)
-        single = {"branches": [branch], "resolutions": [backbone.get("real_size", finest)]}
+        single = {"branches": [branch], "resolutions": [backbone.get("real_size", resolution)]}
         if kind == "ConvNextHFWrapper" and not backbone.get("with_simple_fpn"):
             single["outputs"] = [0, 1, 2]
         return single
@@ -269,6 +272,8 @@ def _optimizer(official: Mapping[str, Any], unmapped: list[str]) -> dict[str, An
         "lr": optimizer["lr"],
         "weight_decay": optimizer["weight_decay"],
         "betas": list(optimizer.get("betas", (0.9, 0.999))),
+        # Plain AdamW, without the official constructor of groups, decays everything.
+        "decay_all": "constructor" not in optimizer,
         "layer_decay": (optimizer.get("paramwise_cfg") or {}).get("layer_decay_rate", 1.0),
         "clip_grad_norm": clip["max_norm"] if clip else None,
     }

@@ -31,6 +31,22 @@ def as_python(settings: dict) -> str:
     return "".join(f"{name} = {value!r}\n" for name, value in settings.items())
 
 
+def test_a_changed_classification_config_is_explained_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    settings = json.loads(json.dumps(official_recipes()["piip_3branch_tsb_368-192-128_cls_token_deit1"]))
+    settings["model"]["backbone"]["interaction_drop_path_rate"] = 0.2
+    settings["model"]["backbone"]["branch1"]["drop_rate"] = 0.1
+    path.write_text(as_python(settings))
+    found = explain_official_config(path)
+    assert found.shipped == "classification/piip_tsb_368_192_128"
+    assert found.differences == {"model.backbone.interaction.drop_path": (0.4, 0.2)}
+    assert found.unmapped == ["model.backbone.branch1.drop_rate"]
+    settings["model"]["backbone"]["separate_head"] = False
+    path.write_text(as_python(settings))
+    with pytest.raises(ConfigError, match="not the config of an official PIIP classifier"):
+        explain_official_config(path)
+
+
 @pytest.fixture
 def official(tmp_path: Path) -> Path:
     """The single ViT-B in two files: a base with everything, and an empty one on top."""

@@ -123,6 +123,7 @@ def test_images_optimizer_and_schedule_are_the_official_ones(stem: str) -> None:
     assert list(config.optim.betas) == optimizer["betas"]
     decay = optimizer.get("paramwise_cfg", {})
     assert config.optim.layer_decay == decay.get("layer_decay_rate", 1.0)
+    assert config.optim.decay_all == ("constructor" not in optimizer)
     assert config.optim.clip_grad_norm is None
     assert config.data.batch_size == (32 if "bs32" in stem else 16)
     assert config.schedule.epochs == official["runner"]["max_epochs"]
