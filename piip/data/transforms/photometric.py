@@ -67,7 +67,7 @@ def rgb_to_hsv(image: Tensor) -> Tensor:
 def hsv_to_rgb(hsv: Tensor) -> Tensor:
     """The inverse of `rgb_to_hsv`, as OpenCV's COLOR_HSV2RGB computes it: in float32, rounded down at the end.
 
-    Equal but for one grey level in a pixel of a thousand, where OpenCV multiplies and adds without rounding in between.
+    Equal but for a grey level in a few values of a thousand, where OpenCV does not round between product and sum.
     """
     hue = hsv[0].float().mul_(6 / _HUES)
     saturation, value = hsv[1:].float().mul_(1 / 255)
