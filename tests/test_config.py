@@ -377,6 +377,16 @@ def test_a_malformed_file_is_refused(text: str, message: str, tmp_path: Path) ->
         load_config(tmp_path / "odd.yaml")
 
 
+@pytest.mark.parametrize("key", ["model.head", "model.neck", "model.backbone.branches.0", "data.train",
+                                 "data.train_transforms"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [TSB, "segmentation/upernet_piip_tsb_512_448_336", "classification/piip_sbl_384_192_128"]
+)
+def test_a_mistake_is_named_by_the_keys_of_the_file_whatever_the_type_of_the_part(name: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf": {key}\.colour: unknown key 'colour'"):
+        load_config(name, [f"{key}.colour=red"])
+
+
 def test_a_list_index_is_plain_decimal() -> None:
     with pytest.raises(ConfigError, match=r"branches\.² does not exist|branches\.²"):
         load_config("detection/mask_rcnn_piip_nano_shapes", ["model.backbone.branches.².depth=3"])

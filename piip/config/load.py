@@ -184,7 +184,18 @@ def _child(node: Any, part: str, where: str) -> Any:
 
 
 # What pydantic adds to the location of a mistake inside a discriminated union; no keys of a file.
-_TAGS = {"coco", "shapes", "vit", "convnext", "fpn", "channel_mapper", "mask_rcnn", "dino"}
+_TAGS = {
+    "coco",
+    "label_maps",
+    "image_folder",
+    "shapes",
+    "detection",
+    "segmentation",
+    "classification",
+    "vit",
+    "convnext",
+}
+_TAGS |= {"fpn", "channel_mapper", "none", "mask_rcnn", "dino", "upernet", "classifier"}
 
 
 def _describe(error: Any, origin: dict[str, str], source: str) -> str:

@@ -1,4 +1,4 @@
-"""What is recorded of the 33 official detection configs: state-dict keys with shapes, and the resolved recipes."""
+"""What is recorded of the 41 official configs: state-dict keys with shapes, and the resolved recipes."""
 
 from __future__ import annotations
 
