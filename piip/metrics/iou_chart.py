@@ -46,9 +46,9 @@ def draw_ious(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, float], p
 
 def _draw_column(axes: Axes, rows: Sequence[Mapping[str, Any]], height: int) -> None:
     axes.barh(range(len(rows)), [row["iou"] for row in rows], color=_BAR, height=0.64)
+    marks = [(place, row["acc"]) for place, row in enumerate(rows) if row["acc"] is not None]
+    axes.scatter([acc for _, acc in marks], [place for place, _ in marks], marker="|", s=90, color=_MARK, linewidths=2)
     for place, row in enumerate(rows):
-        if row["acc"] is not None:
-            axes.plot([row["acc"]] * 2, [place - 0.4, place + 0.4], color=_MARK, linewidth=2, solid_capstyle="butt")
         axes.text(1.13, place, f"{row['iou']:.3f}", va="center", ha="right", color=_INK, fontsize=8)
         axes.text(1.29, place, f"{100 * row['pixels']:.2f} %", va="center", ha="right", color=_PALE, fontsize=8)
     axes.set_yticks(range(len(rows)), [row["class"] for row in rows])

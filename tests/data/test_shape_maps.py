@@ -1,0 +1,49 @@
+"""The generated label maps: of the same pictures as the instances, and agreeing with them pixel by pixel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from piip.config import ShapesData
+from piip.data import CocoDataset, LabelMapDataset, build_dataset
+from piip.data.shapes import CLASS_NAMES
+
+
+def config(root: Path, **changes: object) -> ShapesData:
+    return ShapesData(**({"root": root, "images": 5, "size": 96} | changes))
+
+
+def test_maps_show_the_visible_part_of_every_instance_on_a_background_class(tmp_path: Path) -> None:
+    instances = build_dataset(config(tmp_path), training=False)
+    maps = build_dataset(config(tmp_path, form="label_maps"), training=False)
+    assert isinstance(instances, CocoDataset)
+    assert isinstance(maps, LabelMapDataset)
+    assert maps.class_names == ["background", *CLASS_NAMES]
+    assert len(maps) == len(instances) == 5
+    for index in range(5):
+        assert torch.equal(maps.image(index), instances.image(index))
+        target = instances.target(index)
+        expected = (target["masks"] * (1 + target["labels"])[:, None, None]).sum(0)
+        assert torch.equal(maps.target(index)["label_map"].long(), expected)
+
+
+def test_a_set_is_written_once_and_the_same_everywhere(tmp_path: Path) -> None:
+    contents = []
+    for root in (tmp_path / "a", tmp_path / "b"):
+        build_dataset(config(root, form="label_maps"), training=True)
+        files = {path.relative_to(root): path for path in root.rglob("*") if path.is_file()}
+        contents.append({name: path.read_bytes() for name, path in files.items()})
+        before = {name: path.stat().st_mtime_ns for name, path in files.items()}
+        build_dataset(config(root, form="label_maps"), training=True)
+        assert {name: path.stat().st_mtime_ns for name, path in files.items()} == before
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 10
+
+
+def test_all_classes_occur(tmp_path: Path) -> None:
+    dataset = build_dataset(config(tmp_path, form="label_maps", images=20, size=64), training=True)
+    found = np.unique(np.stack([dataset.target(index)["label_map"] for index in range(len(dataset))]))
+    assert found.tolist() == [0, 1, 2, 3, 4, 5]
