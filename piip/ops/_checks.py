@@ -11,16 +11,28 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_LEVELS = 16  # kMaxLevels and kMaxPyramidLevels in csrc
+MAX_SIDE = 2**31 - 1
+
+
+def host_list(name: str, values: Any, meaning: str) -> list[Any]:
+    """The items of a sequence, an array or a tensor on the host; a tensor is read, on a GPU by waiting for it."""
+    if isinstance(values, Tensor) and values.is_meta:
+        raise ValueError(f"{name} must hold numbers, got a tensor on the meta device; pass host integers")
+    items = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        raise TypeError(f"{name} must be {meaning}, got {values!r}")
+    return list(items)
 
 
 def host_shapes(name: str, shapes: Sequence[Sequence[int]] | Tensor) -> list[tuple[int, int]]:
-    """(H, W) pairs as host integers; a tensor is read, which on a GPU waits for the device."""
-    pairs = shapes.tolist() if isinstance(shapes, Tensor) else list(shapes)
+    """(H, W) pairs as host integers."""
+    meaning = "a non-empty sequence of (H, W) pairs"
+    pairs = host_list(name, shapes, meaning)
     if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
-        raise ValueError(f"{name} must be a non-empty sequence of (H, W) pairs, got {shapes!r}")
+        raise ValueError(f"{name} must be {meaning}, got {shapes!r}")
     sizes = [(_integer(name, h), _integer(name, w)) for h, w in pairs]
-    if any(h < 1 or w < 1 for h, w in sizes):
-        raise ValueError(f"{name} must hold positive sizes, got {sizes}")
+    if any(h < 1 or w < 1 or h > MAX_SIDE or w > MAX_SIDE for h, w in sizes):
+        raise ValueError(f"{name} must hold positive sizes below 2**31, got {sizes}")
     return sizes
 
 
@@ -37,6 +49,8 @@ def _integer(name: str, number: Any) -> int:
 def check_float(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call to_dense() first")
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
 

@@ -2,6 +2,10 @@
 
 Two ops share the kernels: `piip::deform_attn` takes raw offsets and logits, `piip::ms_deform_attn` locations and
 weights.
+
+`torch.onnx.export` needs nothing special: while it runs, both functions trace their definition in `piip.ops.reference`,
+plain operators of ONNX with GridSample for the sampling (opset 16 and later). spatial_shapes are part of the graph, so
+pass host integers; batch and queries may be dynamic. `torch.export` keeps the ops themselves.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import torch
 from torch import Tensor
 
 from piip.ops import reference
-from piip.ops._checks import MAX_LEVELS, check_device, check_shape, host_shapes
+from piip.ops._checks import MAX_LEVELS, check_device, check_shape, host_list, host_shapes
 from piip.ops._extension import (
     DTYPE_TAGS,
     has_kernels,
@@ -78,7 +82,7 @@ def deform_attn(
         dtype = reference.compute_dtype(value.dtype)
         size = torch.tensor([(w, h) for h, w in shapes], dtype=dtype, device=value.device)
         cells = reference_points[..., 2:].to(dtype) * size * (0.5 / points)
-        sampling_offsets = sampling_offsets.to(dtype) * cells[:, :, None, :, None]
+        sampling_offsets = reference.scaled_offsets(sampling_offsets.to(dtype), cells)
         reference_points = reference_points[..., :2]
     flat = [side for shape in shapes for side in shape]
     return torch.ops.piip.deform_attn(value, flat, reference_points, sampling_offsets, attention_logits)
@@ -145,7 +149,7 @@ def _check_starts(starts: Sequence[int] | Tensor | None, shapes: Shapes) -> None
     if starts is None or (isinstance(starts, Tensor) and starts.device.type != "cpu"):
         return
     expected = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
-    given = starts.tolist() if isinstance(starts, Tensor) else list(starts)
+    given = host_list("level_start_index", starts, f"{expected} for these spatial_shapes")
     if given != expected:
         raise ValueError(f"level_start_index must be {expected} for these spatial_shapes, got {given}")
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from piip.ops._checks import check_shape
 from piip.ops.deform_attn import deform_attn
 
 
@@ -20,7 +21,7 @@ class MSDeformAttn(nn.Module):
     n_levels, n_heads, n_points: maps, attention heads, and sampled points per head and map.
     ratio: width of the values as a share of d_model.
     d_feat: channels of the attended features; d_model by default.
-    Raises ValueError where a width is not divisible by n_heads.
+    Raises ValueError for sizes that are not positive and widths that are not divisible by n_heads.
     """
 
     def __init__(
@@ -34,9 +35,13 @@ class MSDeformAttn(nn.Module):
         d_feat: int | None = None,
     ) -> None:
         super().__init__()
+        sizes = {"d_model": d_model, "n_levels": n_levels, "n_heads": n_heads, "n_points": n_points}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}")
         if d_model % n_heads:
             raise ValueError(f"d_model must be divisible by n_heads, got {d_model} and {n_heads}")
-        d_value = int(d_model * ratio)
+        d_value = int(d_model * ratio) if math.isfinite(ratio) else 0
         if d_value < 1 or d_value % n_heads:
             raise ValueError(f"d_model * ratio must be a positive multiple of n_heads, got {d_value} and {n_heads}")
         self.d_model, self.n_levels, self.n_heads, self.n_points, self.ratio = (
@@ -46,9 +51,10 @@ class MSDeformAttn(nn.Module):
             n_points,
             ratio,
         )
+        self.d_feat = d_model if d_feat is None else d_feat
         self.sampling_offsets = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
         self.attention_weights = nn.Linear(d_model, n_heads * n_levels * n_points)
-        self.value_proj = nn.Linear(d_model if d_feat is None else d_feat, d_value)
+        self.value_proj = nn.Linear(self.d_feat, d_value)
         self.output_proj = nn.Linear(d_value, d_model)
         self.reset_parameters()
 
@@ -86,9 +92,16 @@ class MSDeformAttn(nn.Module):
         input_padding_mask: (B, S), True where a cell is padding.
         Returns (B, Q, d_model).
         """
+        check_shape("query", query, (None, None, self.d_model), "(B, Q, d_model)")
         batch, queries, _ = query.shape
+        check_shape("input_flatten", input_flatten, (batch, None, self.d_feat), "(B, S, d_feat)")
         value = self.value_proj(input_flatten)
         if input_padding_mask is not None:
+            if input_padding_mask.dtype != torch.bool or input_padding_mask.shape != input_flatten.shape[:2]:
+                raise ValueError(
+                    f"input_padding_mask must be bool of shape (B, S) = {tuple(input_flatten.shape[:2])}, "
+                    f"got {input_padding_mask.dtype} of {tuple(input_padding_mask.shape)}"
+                )
             value = value.masked_fill(input_padding_mask[..., None], 0.0)
         offsets = self.sampling_offsets(query).view(batch, queries, self.n_heads, self.n_levels, self.n_points, 2)
         logits = self.attention_weights(query).view(batch, queries, self.n_heads, self.n_levels * self.n_points)

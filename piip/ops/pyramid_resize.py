@@ -1,16 +1,20 @@
-"""All levels of an image pyramid from one read of the images, and the op's registration with PyTorch."""
+"""All levels of an image pyramid from one read of the images, and the op's registration with PyTorch.
+
+`torch.onnx.export` traces the definition in `piip.ops.reference`: a Resize operator for every level.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from piip.ops import reference
-from piip.ops._checks import FLOATS, MAX_LEVELS, host_shapes
+from piip.ops._checks import FLOATS, MAX_LEVELS, MAX_SIDE, host_list, host_shapes
 from piip.ops._extension import (
     DTYPE_TAGS,
     has_kernels,
@@ -56,15 +60,22 @@ def pyramid_resize(
     dtype = dtype or (torch.float32 if images.dtype == torch.uint8 else images.dtype)
     if dtype not in FLOATS:
         raise TypeError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype}")
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if not isinstance(antialias, bool):
+        raise TypeError(f"antialias must be True or False, got {antialias!r}")
     batch = images.shape[0]
     height, width = images.shape[1:3] if channels_last else images.shape[2:]
     channels = images.shape[3] if channels_last else images.shape[1]
     shapes, factors = _levels(height, width, sizes, scale_factors)
-    _check_statistics(mean, std, channels)
+    mean, std = _statistics("mean", mean, channels), _statistics("std", std, channels)
+    if (mean is None) != (std is None):
+        raise ValueError("give both of mean and std or none")
+    if std is not None and any(abs(x) < 1e-300 for x in std):
+        raise ValueError(f"std must not be zero, got {std}")
     if valid_sizes is not None:
-        valid_sizes = [] if batch == 0 and not len(valid_sizes) else host_shapes("valid_sizes", valid_sizes)
+        given = host_list("valid_sizes", valid_sizes, "a sequence of (h, w), one per image")
+        valid_sizes = host_shapes("valid_sizes", given) if given else []
         if len(valid_sizes) != batch or any(h > height or w > width for h, w in valid_sizes):
             raise ValueError(f"valid_sizes must hold {batch} (h, w) within ({height}, {width}), got {valid_sizes}")
         if all(size == (height, width) for size in valid_sizes):
@@ -92,8 +103,8 @@ def pyramid_resize(
             [side for factor in factors for side in factor or (0.0, 0.0)],
             mode,
             antialias,
-            None if mean is None else [float(x) for x in mean],
-            None if std is None else [float(x) for x in std],
+            mean,
+            std,
             dtype,
             None if valid_sizes is None else [side for size in valid_sizes for side in size],
         )
@@ -106,6 +117,8 @@ def _check_images(images: Tensor) -> bool:
     """Whether the channels come last, which uint8 images may have."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+    if images.layout != torch.strided:
+        raise TypeError(f"images must be a dense tensor, got layout {images.layout}; call to_dense() first")
     if images.dtype != torch.uint8 and images.dtype not in FLOATS:
         raise TypeError(f"images must be uint8 or a float dtype, got {images.dtype}")
     if images.dim() != 4:
@@ -133,12 +146,14 @@ def _levels(
         factors = [None] * len(shapes)
     else:
         assert scale_factors is not None
-        pairs = [_factor_pair(factor) for factor in scale_factors]
+        pairs = [_factor_pair(factor) for factor in host_list("scale_factors", scale_factors, "a sequence of factors")]
         if not pairs or any(not (0 < side < math.inf) for pair in pairs for side in pair):
             raise ValueError(f"scale_factors must be positive finite numbers, got {scale_factors}")
         shapes = [(math.floor(height * fy), math.floor(width * fx)) for fy, fx in pairs]
         if any(side < 1 for shape in shapes for side in shape):
             raise ValueError(f"scale_factors {scale_factors} leave no pixels of a {height} x {width} image")
+        if any(side > MAX_SIDE for shape in shapes for side in shape):
+            raise ValueError(f"scale_factors {scale_factors} give levels of more than 2**31 rows or columns")
         factors = list(pairs)
     if len(shapes) > MAX_LEVELS:
         name = "sizes" if sizes is not None else "scale_factors"
@@ -148,20 +163,26 @@ def _levels(
 
 def _factor_pair(factor: float | tuple[float, float]) -> tuple[float, float]:
     try:
-        y, x = (factor, factor) if isinstance(factor, (int, float)) else factor
+        y, x = factor if isinstance(factor, Sequence) else (factor, factor)
+        if not all(isinstance(side, (Real, torch.SymFloat)) for side in (y, x)):
+            raise TypeError
         return 1.0 * y, 1.0 * x
     except (TypeError, ValueError):
         raise TypeError(f"scale_factors must hold numbers or pairs of numbers, got {factor!r}") from None
 
 
-def _check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:
-    if (mean is None) != (std is None):
-        raise ValueError("give both of mean and std or none")
-    for name, values in (("mean", mean), ("std", std)):
-        if values is not None and (len(values) != channels or not all(math.isfinite(x) for x in values)):
-            raise ValueError(f"{name} must hold {channels} finite numbers, one per channel, got {values}")
-    if std is not None and any(x == 0 for x in std):
-        raise ValueError(f"std must not be zero, got {std}")
+def _statistics(name: str, values: Sequence[float] | Tensor | None, channels: int) -> list[float] | None:
+    if values is None:
+        return None
+    meaning = f"{channels} finite numbers, one per channel"
+    given = host_list(name, values, f"a sequence of {meaning}")
+    try:
+        numbers = [float(x) for x in given]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must hold {meaning}, got {values!r}") from None
+    if len(numbers) != channels or not all(math.isfinite(x) for x in numbers):
+        raise ValueError(f"{name} must hold {meaning}, got {values!r}")
+    return numbers
 
 
 # --- kernels --------------------------------------------------------------------------------------------------------

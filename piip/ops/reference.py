@@ -20,6 +20,15 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def scaled_offsets(offsets: Tensor, scales: Tensor) -> Tensor:
+    """offsets (B, Q, M, L, P, 2) times scales (B, Q, L, 2); offsets that are not finite give infinity and no gradient.
+
+    A plain product would hand their NaN to the gradient of the scales.
+    """
+    finite = offsets.isfinite()
+    return torch.where(finite, torch.where(finite, offsets, 0.0) * scales[:, :, None, :, None], torch.inf)
+
+
 def deform_attn(
     value: Tensor, spatial_shapes: Shapes, reference_points: Tensor, sampling_offsets: Tensor, attention_logits: Tensor
 ) -> Tensor:
@@ -32,7 +41,7 @@ def deform_attn(
     reference = reference_points.to(dtype)[:, :, None, :, None]
     offsets = sampling_offsets.to(dtype)
     if reference.shape[-1] == 4:
-        locations = reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
+        locations = reference[..., :2] + scaled_offsets(offsets, reference_points.to(dtype)[..., 2:] * (0.5 / points))
     else:
         size = torch.tensor([(w, h) for h, w in spatial_shapes], dtype=dtype, device=value.device)
         locations = reference + offsets / size[:, None]
@@ -62,10 +71,12 @@ def ms_deform_attn(
         inside = (((grid + 1) * size > -1) & ((grid + 1) * size < 2 * size + 1)).all(-1, keepdim=True)
         # grid_sample loses its way on NaN and on numbers beyond the integers: park what is outside beyond the corner.
         grid = torch.where(inside, grid, -3.0)
+        weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
         if grid.numel():
             samples = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-            weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
             out = out + (samples * weight).sum(-1)
+        else:  # grid_sample refuses it; the gradients are zero
+            out = out + 0 * (image.sum() + grid.sum() + weight.sum())
     return out.reshape(batch, heads * width, queries).transpose(1, 2).contiguous().to(value.dtype)
 
 

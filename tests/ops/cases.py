@@ -69,6 +69,11 @@ def make_case(
     return Case(shapes, *(t.to(dtype) for t in (value, reference, offsets, logits)))
 
 
+def strided(tensor: Tensor) -> Tensor:
+    """The same numbers with gaps between the rows and the first two dimensions swapped in memory."""
+    return tensor.repeat_interleave(2, dim=-2).transpose(0, 1).contiguous().transpose(0, 1)[..., ::2, :]
+
+
 def rounded_inputs(case: Case) -> Case:
     """The same stored numbers in float64: what the definition is given to compare with."""
     return case.to(torch.float64, torch.device("cpu"))

@@ -1,9 +1,10 @@
 """Runs the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: the op suite and generated problems.
 
-    python tests/ops/sanitize.py [--cases 20000] [--skip-suite]
+    python tests/ops/sanitize.py [--cases 20000] [--quick]
 
 Builds an instrumented extension in a temporary folder and repeats everything for every instruction set of the machine.
-Linux and GCC or Clang. Any report of a sanitizer ends the run with an error.
+--quick takes the best one only, and the generated problems only. Linux and GCC. Any report of a sanitizer ends the run
+with an error.
 """
 
 from __future__ import annotations
@@ -12,27 +13,55 @@ import argparse
 import importlib.util
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+RUNTIMES = ("libasan.so", "libubsan.so", "libstdc++.so.6")
 
 
-def build(folder: Path) -> Path:
+def instruction_sets() -> list[str]:
+    """Those of this machine, by the flags that csrc/dispatch.cpp asks for; the best one last."""
+    words = set(Path("/proc/cpuinfo").read_text().split())
+    avx2 = {"avx2", "fma", "f16c"}
+    needed = {"portable": set(), "avx2": avx2, "avx512": avx2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}
+    return [name for name, flags in needed.items() if flags <= words]
+
+
+def build(folder: Path, names: list[str]) -> Path:
     """The instrumented piip._C."""
-    environment = os.environ | {"PIIP_CUDA": "0", "PIIP_SANITIZE": "address,undefined"}
+    environment = os.environ | {"PIIP_CUDA": "0", "PIIP_SANITIZE": "address,undefined", "CXX": compiler()}
+    environment["PIIP_CPU_BUILD"] = " ".join(names)
     command = ["setup.py", "-q", "build_ext", "--build-lib", str(folder / "lib"), "--build-temp", str(folder / "temp")]
     subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     return next((folder / "lib" / "piip").glob("_C*"))
 
 
-def runtime(name: str) -> str:
-    compiler = os.environ.get("CXX", "c++").split()[0]
-    found = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
-    return str(Path(found.stdout.strip()).resolve())
+def compiler() -> str:
+    found = os.environ.get("CXX", "g++").split()[0]
+    if shutil.which(found) is None:
+        sys.exit(f"sanitize: {found} was not found; install GCC's g++ or name it in CXX")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
+    if "Free Software Foundation" not in version:
+        sys.exit(f"sanitize: GCC is needed, {found} is {version.splitlines()[0]}; name g++ in CXX")
+    return found
+
+
+def runtimes() -> str:
+    """What Python, which is not instrumented, has to load first."""
+    paths = []
+    for name in RUNTIMES:
+        # GCC answers with the bare name where it has no such file.
+        command = [compiler(), f"-print-file-name={name}"]
+        path = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+        if not path.is_absolute():
+            sys.exit(f"sanitize: GCC has no {name}; install its sanitizers (libasan and libubsan of the same version)")
+        paths.append(str(path.resolve()))
+    return " ".join(paths)
 
 
 def use_extension(path: Path) -> None:
@@ -110,11 +139,7 @@ def child(extension: Path, cases: int, suite: bool) -> int:
     from piip.ops import _extension
 
     assert _extension._C is not None
-    try:
-        name = _extension._C.cpu_instruction_set()
-    except ValueError:
-        print(f"{os.environ['PIIP_CPU']}: not on this machine")
-        return 0
+    name = _extension._C.cpu_instruction_set()
     torch.set_num_threads(2)
     # The tests that start processes of their own would run the ordinary extension; compiled code starts compilers.
     arguments = [
@@ -138,24 +163,29 @@ def child(extension: Path, cases: int, suite: bool) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=20000)
-    parser.add_argument("--skip-suite", action="store_true")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        sys.exit(child(arguments.child, arguments.cases, not arguments.skip_suite))
+        sys.exit(child(arguments.child, arguments.cases, not arguments.quick))
+    names = instruction_sets()[-1:] if arguments.quick else instruction_sets()
+    preload = runtimes()
     with tempfile.TemporaryDirectory() as folder:
-        extension = build(Path(folder))
-        for instruction_set in INSTRUCTION_SETS:
+        extension = build(Path(folder), names)
+        for name in names:
             environment = os.environ | {
-                "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')} {runtime('libstdc++.so.6')}",
+                "LD_PRELOAD": preload,
                 "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
                 "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
-                "PIIP_CPU": instruction_set,
+                "PIIP_CPU": name,
                 "PYTHONPATH": str(ROOT),
             }
             command = [sys.executable, __file__, "--child", str(extension), "--cases", str(arguments.cases)]
-            command += ["--skip-suite"] if arguments.skip_suite else []
-            subprocess.run(command, cwd=ROOT, env=environment, check=True)
+            command += ["--quick"] if arguments.quick else []
+            started = time.monotonic()
+            if subprocess.run(command, cwd=ROOT, env=environment).returncode:
+                sys.exit(f"sanitize: {name} failed, see above")
+            print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

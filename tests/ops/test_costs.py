@@ -25,18 +25,19 @@ def peak_of(call):
     kept = call()
     return status("VmHWM") - before
 
-def problem(side, queries, heads, width):
-    tensors = [torch.randn(1, side * side, heads, width), torch.rand(1, queries, 1, 2)]
-    tensors += [torch.randn(1, queries, heads, 1, 4, 2), torch.randn(1, queries, heads, 4)]
+def problem(batch, side, queries, heads, width):
+    tensors = [torch.randn(batch, side * side, heads, width), torch.rand(1, queries, 1, 2)]
+    tensors += [torch.randn(batch, queries, heads, 1, 4, 2), torch.randn(batch, queries, heads, 4)]
     return [t.requires_grad_() for t in tensors]
 
 torch.set_num_threads(2)
-warm = problem(8, 8, 2, 8)
+warm = problem(1, 8, 8, 2, 8)
 out = deform_attn(warm[0], [(8, 8)], *warm[1:])
 torch.autograd.grad(out, (warm[0], *warm[2:]), torch.ones_like(out))
-value, ref, offsets, logits = leaves = problem(200, 2000, 16, 32)
+batch, side, queries, heads, width = map(int, sys.argv[1:])
+value, ref, offsets, logits = problem(batch, side, queries, heads, width)
 outs = []
-forward = peak_of(lambda: outs.append(deform_attn(value, [(200, 200)], ref, offsets, logits)))
+forward = peak_of(lambda: outs.append(deform_attn(value, [(side, side)], ref, offsets, logits)))
 grad = torch.ones_like(outs[0])
 backward = peak_of(lambda: torch.autograd.grad(outs[0], (value, offsets, logits), grad))
 size = lambda *tensors: sum(t.numel() * 4 for t in tensors)
@@ -45,10 +46,19 @@ print(forward - size(outs[0]), backward - size(value, offsets, logits))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
-def test_peak_memory_is_the_results_and_a_few_planes_a_thread():
+@pytest.mark.parametrize(
+    ("batch", "side", "queries", "width"),
+    [
+        (4, 70, 98 * 98, 6),  # T<-S of PIIP-TSB, where locations alone would be 19 MiB
+        (1, 64, 32 * 32, 100),  # 6B<-H of PIIP-LH6B
+        (1, 200, 2000, 32),  # large planes
+    ],
+)
+def test_peak_memory_is_the_results_and_a_few_planes_a_thread(batch, side, queries, width):
     # A plane is one head of one image in float32 with a border; a thread of the backward holds values and gradients.
-    plane = 203 * 202 * 32 * 4
-    run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    plane = (side + 3) * (side + 2) * width * 4
+    problem = [str(number) for number in (batch, side, queries, 16, width)]
+    run = subprocess.run([sys.executable, "-c", PEAK, *problem], capture_output=True, text=True, check=True)
     forward, backward = (int(number) for number in run.stdout.split())
     slack = 4 * 2**20
     assert forward <= 2 * plane + slack

@@ -104,6 +104,10 @@ def test_initial_offsets_point_in_even_directions_and_weights_are_equal():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"n_heads": 0}, "n_heads must be a positive integer, got 0"),
+        ({"n_points": -1}, "n_points must be a positive integer, got -1"),
+        ({"d_model": 256.0}, "d_model must be a positive integer, got 256.0"),
+        ({"ratio": math.nan}, r"d_model \* ratio must be a positive multiple"),
         ({"d_model": 30, "n_heads": 4}, "d_model must be divisible by n_heads, got 30 and 4"),
         (
             {"d_model": 32, "n_heads": 4, "ratio": 0.2},
@@ -114,3 +118,23 @@ def test_initial_offsets_point_in_even_directions_and_weights_are_equal():
 def test_widths_that_do_not_divide_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         MSDeformAttn(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query": torch.zeros(5, 32)}, r"query must have shape \(B, Q, d_model\) = .*got \(5, 32\)"),
+        ({"input_flatten": torch.zeros(2, 30, 16)}, r"input_flatten must have shape \(B, S, d_feat\)"),
+        ({"input_padding_mask": torch.zeros(2, 29, dtype=torch.bool)}, "input_padding_mask must be bool of shape"),
+        ({"input_padding_mask": torch.zeros(2, 30)}, "input_padding_mask must be bool.*got torch.float32"),
+    ],
+)
+def test_forward_names_the_argument_it_refuses(changes, message):
+    inputs = {
+        "query": torch.zeros(2, 5, 32),
+        "reference_points": torch.zeros(2, 5, 2, 2),
+        "input_flatten": torch.zeros(2, 30, 32),
+        "input_spatial_shapes": SHAPES,
+    }
+    with pytest.raises(ValueError, match=message):
+        MSDeformAttn(32, 2, 4, 3)(**inputs | changes)

@@ -80,7 +80,7 @@ def test_any_size_and_factor_equals_interpolate(height, width, out, factor, mode
 def test_uint8_is_normalised_on_the_way(device, channels_last, dtype):
     images = torch.randint(0, 256, (2, 3, 33, 47), dtype=torch.uint8)
     mean, std = torch.tensor(MEAN).double()[:, None, None], torch.tensor(STD).double()[:, None, None]
-    normalised = (images.double() - mean) / std
+    normalised = ((images.double() - mean) / std).float()  # the coordinates are in float32
     given = (images.permute(0, 2, 3, 1).contiguous() if channels_last else images).to(device)
     levels = pyramid_resize(given, scale_factors=[1.0, 0.5, 0.3], mean=MEAN, std=STD, dtype=dtype)
     expected = [normalised, *(F.interpolate(normalised, scale_factor=f, mode="bilinear") for f in (0.5, 0.3))]
