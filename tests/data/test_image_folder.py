@@ -1,0 +1,172 @@
+"""Folders of images: the classes and files that torchvision finds, and a clear word on what does not fit."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from piip.config import ImageFolderData
+from piip.data import ImageFolderDataset, build_dataset, check_classes, check_same_classes
+from piip.errors import ConfigError, DataError
+
+
+def save(path: Path, side: int = 8) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(sum(path.name.encode())).integers(0, 256, (side, side + 2, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("n03/b.png", "n03/a.JPEG", "n01/x.bmp", "n02/deep/er/z.jpg", "n02/a.webp"):
+        save(tmp_path / "set" / name)
+    (tmp_path / "set" / "n01" / "notes.txt").write_text("no image")
+    return tmp_path / "set"
+
+
+def files(dataset: ImageFolderDataset) -> list[str]:
+    return [dataset.image_id(index) for index in range(len(dataset))]
+
+
+def test_classes_labels_and_files_are_those_of_torchvision(root: Path) -> None:
+    ours, theirs = ImageFolderDataset(root=root), ImageFolder(root)
+    assert ours.class_names == theirs.classes
+    expected = [(str(Path(path).relative_to(root)), label) for path, label in theirs.samples]
+    assert [(file, ours.target(index)["label"].item()) for index, file in enumerate(files(ours))] == expected
+    label = ours.target(0)["label"]
+    assert (label.dtype, label.shape) == (torch.int64, ())
+    assert ours.provides == {"label"}
+    assert ours.aspect_ratios.tolist() == [1.0] * 5
+    for index in (0, 1):
+        pixels = np.asarray(Image.open(root / ours.image_id(index)).convert("RGB"))
+        assert np.array_equal(ours.image(index).permute(1, 2, 0).numpy(), pixels)
+
+
+def test_a_config_builds_the_same_set_for_training_and_evaluation(root: Path) -> None:
+    for training in (True, False):
+        dataset = build_dataset(ImageFolderData(root=root), training=training)
+        assert len(dataset) == 5
+
+
+def test_hidden_files_and_folders_are_passed_over(root: Path) -> None:
+    before = files(ImageFolderDataset(root=root))
+    save(root / ".cache" / "a.png")
+    save(root / "n01" / ".thumbnails" / "x.png")
+    save(root / "n01" / "._x.png")
+    save(root / "stray.png")
+    dataset = ImageFolderDataset(root=root)
+    assert files(dataset) == before
+    assert dataset.class_names == ["n01", "n02", "n03"]
+
+
+def test_a_class_name_file_gives_names_order_and_selection(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("n03 great white shark, white shark\n\nn01\n", encoding="utf-8")
+    with caplog.at_level(logging.INFO):
+        dataset = ImageFolderDataset(root=root, class_names=names)
+    assert dataset.class_names == ["great white shark, white shark", "n01"]
+    assert files(dataset) == ["n03/a.JPEG", "n03/b.png", "n01/x.bmp"]
+    assert [dataset.target(index)["label"].item() for index in range(3)] == [0, 0, 1]
+    assert f"1 x folder left out, not listed in {names} (n02)" in caplog.text
+
+
+def test_two_classes_of_one_name_are_told_apart(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("n01 crane\nn02 stork\nn03 crane\n")
+    dataset = ImageFolderDataset(root=root, class_names=tmp_path / "names.txt")
+    assert dataset.class_names == ["crane (n01)", "stork", "crane (n03)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n01 a\nn09 b\nn08\n", "2 of the 3 class folders .* are missing from .*: n09, n08; add them, or correct"),
+        ("n01 a\nn01 b\n", "line 2: 'n01' occurs twice"),
+        ("../n01 a\n", r"line 1: '\.\./n01' must be the name of a folder in the root"),
+        ("\n \n", "is empty; it needs a line 'folder name' per class"),
+        (b"n01 caf\xe9\n", "is not UTF-8 text"),
+        (None, "cannot read the class-name file .*: No such file"),
+    ],
+)  # fmt: skip
+def test_a_faulty_class_name_file_is_an_error_that_says_where(
+    root: Path, tmp_path: Path, text: str | bytes | None, message: str
+) -> None:
+    names = tmp_path / "names.txt"
+    if text is not None:
+        names.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(DataError, match=message):
+        ImageFolderDataset(root=root, class_names=names)
+
+
+def test_an_empty_class_keeps_its_label_with_a_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (root / "n00").mkdir()
+    with caplog.at_level(logging.WARNING):
+        dataset = ImageFolderDataset(root=root)
+    assert dataset.class_names == ["n00", "n01", "n02", "n03"]
+    assert dataset.target(0)["label"] == 1
+    assert "1 x class folder without images (n00)" in caplog.text
+
+
+def test_roots_without_images_in_class_folders_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read the image folder .*nowhere: No such file"):
+        ImageFolderDataset(root=tmp_path / "nowhere")
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    with pytest.raises(DataError, match=r"no class folders in .*flat$"):
+        ImageFolderDataset(root=flat)
+    save(flat / "a.png")
+    with pytest.raises(
+        DataError, match=r"no class folders in .*flat; images lie directly in it, but need a folder per"
+    ):
+        ImageFolderDataset(root=flat)
+    (flat / "cat").mkdir()
+    with pytest.raises(DataError, match=r"no images in the 1 class folders of .*flat; images lie directly in it"):
+        ImageFolderDataset(root=flat)
+
+
+def test_links_are_followed_and_circles_refused(root: Path, tmp_path: Path) -> None:
+    save(tmp_path / "elsewhere" / "far.png")
+    (root / "n04").symlink_to(tmp_path / "elsewhere")
+    (root / "n01" / "one.png").symlink_to(tmp_path / "elsewhere" / "far.png")
+    assert {"n04/far.png", "n01/one.png"} <= set(files(ImageFolderDataset(root=root)))
+    (root / "n02" / "deep" / "round").symlink_to(root / "n02")
+    with pytest.raises(DataError, match="n02/deep/round is a link to a folder that it lies in"):
+        ImageFolderDataset(root=root)
+
+
+def test_damaged_and_missing_images_are_named_when_they_are_read(root: Path) -> None:
+    dataset = ImageFolderDataset(root=root, max_image_pixels=79)
+    with pytest.raises(DataError, match=r"n01/x\.bmp has 10 x 8 pixels, more than the limit of 79"):
+        dataset.image(0)
+    (root / "n03" / "b.png").write_bytes(b"no image")
+    (root / "n02" / "a.webp").unlink()
+    for index, message in ((4, r"n03/b\.png is not an image"), (1, r"image not found: .*n02/a\.webp")):
+        with pytest.raises(DataError, match=message):
+            dataset.image(index)
+
+
+def test_other_classes_in_training_than_in_evaluation_or_in_the_head_are_errors(root: Path, tmp_path: Path) -> None:
+    for name in ("n01", "n02", "n04"):
+        save(tmp_path / "val" / name / "a.png")
+    train, val = ImageFolderDataset(root=root), ImageFolderDataset(root=tmp_path / "val")
+    with pytest.raises(DataError, match=f"class 2 is 'n03' in {root} and 'n04' in {tmp_path / 'val'}"):
+        check_same_classes(train, val)
+    with pytest.raises(ConfigError, match=r"num_classes is 1000, but .* has 3 classes \(n01, n02, n03\); set"):
+        check_classes(1000, train)
+
+
+def test_a_file_costs_loader_processes_little_more_than_its_name(tmp_path: Path) -> None:
+    (tmp_path / "class").mkdir()
+    for number in range(2000):
+        (tmp_path / "class" / f"ILSVRC2012_train_{number:08d}.JPEG").touch()
+    dataset = ImageFolderDataset(root=tmp_path)
+    names = sum(len(file) for file in files(dataset))
+    assert len(pickle.dumps(dataset._files)) < names + 2000 * 32
