@@ -5,6 +5,7 @@ Every function also works without a process group, where it behaves as a group o
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +14,14 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from piip.engine.device import choose_device
 from piip.errors import PiipError
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 # A rank may wait for as long as another scores the whole validation set.
 _TIMEOUT = timedelta(hours=2)
@@ -65,6 +69,23 @@ def gather(value: T) -> list[T]:
 def barrier() -> None:
     if dist.is_initialized():
         gather(None)
+
+
+def synchronize_norms(model: nn.Module, device: torch.device) -> None:
+    """Lets the batch norms of a model, while it trains, see the images of all ranks; torch can do so on GPUs only."""
+    if world_size() == 1 or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    else:
+        _log.info("batch norm sees the images of one process at a time: on the CPU torch cannot synchronise it")
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives every rank the main process's buffers, such as the running statistics of batch norm."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def minimum_(tensor: torch.Tensor) -> torch.Tensor:

@@ -102,6 +102,7 @@ class Trainer:
         else:
             state.resume(checkpoint)
         if distributed.world_size() > 1:
+            distributed.synchronize_norms(state.model, self.device)
             self.wrapped = DistributedDataParallel(state.model, gradient_as_bucket_view=True)
         state.model.train()
         log = self.log = RunLog(
@@ -172,6 +173,8 @@ class Trainer:
             if self.stop.requested:
                 raise self._stopped(self.stop.requested)
 
+        # Where batch norms are not synchronised, every rank has seen other images; what is saved is the main one's.
+        distributed.share_buffers(self.state.evaluation_model)
         with rng.preserved():
             found = evaluate(
                 self.state.evaluation_model,

@@ -29,7 +29,7 @@ from piip.engine.checkpoint import (
 from piip.engine.evaluate import run_evaluation
 from piip.engine.train import train
 from piip.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss, Stopped
-from tests.engine.tiny import STEPS_PER_EPOCH, environment, tiny_config
+from tests.engine.tiny import STEPS_PER_EPOCH, environment, tiny_config, tiny_segmentation_config
 
 TIMES = ("time", "data_time", "memory_mib", "seconds", "waited")
 
@@ -150,6 +150,26 @@ def test_a_stopped_run_continues_bit_for_bit(
     metrics = train(tiny_config(data, train__log_every=1, data__eval_batch_size=2), output=tmp_path, resume="auto")
     assert metrics == read_evaluation(reference / "checkpoints" / "6")["metrics"]  # type: ignore[index]
     assert_same_run(reference, tmp_path)
+
+
+def test_a_network_with_batch_norms_continues_bit_for_bit(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_segmentation_config(data)
+    train(config, output=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        send_at_step(patch, signal.SIGTERM, 4)
+        with pytest.raises(Stopped):
+            train(config, output=tmp_path / "stopped")
+    train(config, output=tmp_path / "stopped", resume="auto")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    last = follow(tmp_path / "whole" / "checkpoints", "last")
+    assert last is not None
+    weights, average = (load_file(last / f"{name}.safetensors") for name in ("model", "ema"))
+    assert weights["head.fuse.1.num_batches_tracked"] == average["head.fuse.1.num_batches_tracked"] == 6
+    assert not torch.equal(weights["head.fuse.1.running_mean"], average["head.fuse.1.running_mean"])
+    metrics = run_evaluation(config, weights=last).metrics
+    assert metrics == read_evaluation(last)["metrics"]
 
 
 def test_a_run_stopped_in_its_evaluation_repeats_it_and_continues(

@@ -82,3 +82,18 @@ def tiny_config(root: Path, **changes: Any) -> Config:
             node = node[parent]
         node[last] = value
     return config_from_dict(data)
+
+
+def tiny_segmentation_config(root: Path, **changes: Any) -> Config:
+    """The same with an UperNet, which has batch norms, on the label maps of the generated images."""
+    shapes = {"type": "shapes", "root": str(root), "form": "label_maps", "size": 64}
+    transforms = {"type": "segmentation", "resize": [64, 64]}
+    settings: dict[str, Any] = {
+        "model__neck": {"type": "none"},
+        "model__head": {"type": "upernet", "num_classes": 6, "channels": 8, "window": 48, "stride": 32},
+        "data__train": {**shapes, "split": "train", "images": 6},
+        "data__val": {**shapes, "split": "val", "images": 3},
+        "data__train_transforms": {**transforms, "ratio_range": [0.75, 1.5], "crop": 64, "flip": 0.5},
+        "data__val_transforms": transforms,
+    }
+    return tiny_config(root, **settings | changes)

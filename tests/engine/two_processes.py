@@ -17,14 +17,14 @@ from piip.config import OptimConfig
 from piip.data import Batch
 from piip.engine import distributed
 from piip.engine import train as train_module
-from piip.engine.checkpoint import newest_checkpoint
+from piip.engine.checkpoint import follow, newest_checkpoint
 from piip.engine.evaluate import run_evaluation
 from piip.engine.step import optimizer_step
 from piip.engine.train import train
 from piip.errors import ConfigError, NonFiniteLoss, PiipError, Stopped
 from tests.engine.test_step import Regression, batches
 from tests.engine.test_training import assert_same_run
-from tests.engine.tiny import tiny_config
+from tests.engine.tiny import tiny_config, tiny_segmentation_config
 
 
 def same_on_all(value: Any) -> None:
@@ -126,6 +126,17 @@ def check_training(folder: Path, data: Path) -> None:
         train(config, output=folder / "whole")
 
 
+def check_batch_norm(folder: Path, data: Path) -> None:
+    """The ranks' batch norms have seen other images, but all evaluate what the main process saves."""
+    # Four images a step are two a rank, the fewest for the mean over a map.
+    config = tiny_segmentation_config(data, data__batch_size=4, schedule__epochs=3)
+    metrics = train(config, output=folder / "normed")
+    same_on_all(metrics)
+    last = follow(folder / "normed" / "checkpoints", "last")
+    assert last is not None
+    assert run_evaluation(config, weights=last).metrics == metrics
+
+
 def check_evaluation(folder: Path, data: Path) -> None:
     for images in (1, 3):
         config = tiny_config(
@@ -141,6 +152,7 @@ def main(folder: Path, data: Path) -> None:
         check_collectives(folder)
         check_steps()
         check_training(folder, data)
+        check_batch_norm(folder, data)
         check_evaluation(folder, data)
         distributed.barrier()
         if distributed.is_main():
