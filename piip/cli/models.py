@@ -22,6 +22,9 @@ _NOT_RELEASED = {
     "mask_rcnn_vit-t_vit-s_convnext-b_1024_672_448_regular-fpn",
 }
 
+# What a row may publish, with the digits of its table.
+_SCORES = {"box_ap": 1, "mask_ap": 1, "miou": 2, "top1": 1}
+
 
 def models(json: Json = False) -> None:
     """List the shipped configs with their published figures, costs and released checkpoints."""
@@ -35,13 +38,13 @@ def models(json: Json = False) -> None:
     console = out()
     numbered = [(str(number), row) for number, row in enumerate(rows, 1)]
     figures = ((number, *_figures(row)) for number, row in numbered)
-    console.print(table(("", "config", "params", "paper", "runs", "box/mask"), figures, align="rlrrrr"))
+    console.print(table(("", "config", "params", "paper", "runs", "score"), figures, align="rlrrrr"))
     names = ((number, *_names(row)) for number, row in numbered if row["official"])
     console.print(table(("", "official name, accepted as an alias", "released checkpoint"), names, align="rll"))
     console.print(
         "params: of the whole network. paper, runs: GMACs for a square image of the highest resolution, as\n"
         "the published tables count and as the network multiplies, with neck and head (see `piip flops`).\n"
-        "box/mask: AP on COCO val2017, as published."
+        "score: box/mask AP on COCO val2017, mIoU on ADE20K, top-1 on ImageNet, as published, in percent."
     )
 
 
@@ -64,7 +67,7 @@ def _row(name: str, config: Any) -> dict[str, Any]:
 
 def _figures(row: dict[str, Any]) -> list[str | None]:
     published, paper, actual = row["published"] or {}, row["paper"], row["actual"]
-    scores = [f"{published[key]:.1f}" for key in ("box_ap", "mask_ap") if key in published]
+    scores = [f"{published[key]:.{digits}f}" for key, digits in _SCORES.items() if key in published]
     params = f"{actual['params'] / 1e6:.0f}M" if actual else None
     return [row["name"], params, _giga(paper), _giga(actual), "/".join(scores) or None]
 

@@ -240,6 +240,10 @@ def test_models_lists_every_shipped_config_with_its_published_figures():
     assert row["checkpoint"] == "mask_rcnn_deit_tsb_1568_1120_672_fpn_1x_coco_bs16.pth"
     text = run("models").stdout
     assert all(name in text for name in shipped_configs())
+    scores = {words[1]: words[-1] for words in map(str.split, text.splitlines()) if len(words) == 6}
+    assert scores[TSB] == "46.5/41.3"
+    assert scores["segmentation/upernet_piip_h6b_512_512"] == "59.85"
+    assert scores["classification/piip_tsb_368_192_128"] == "82.1"
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
 
 
@@ -254,6 +258,7 @@ def test_models_names_a_checkpoint_only_where_one_was_released():
     missing = {row["name"].split("/")[1] for row in document if row["official"] and not row["checkpoint"]}
     assert {"mask_rcnn_convnext_b", "mask_rcnn_piip_h6b_1024_512_speedup"} < missing
     assert not missing & {"mask_rcnn_vit_b", "mask_rcnn_piip_ct_cs_cb_1024_672_448", "dino_piip_h6b_1024_768"}
+    assert not any(name.startswith(("upernet_", "piip_")) for name in missing)  # all of segmentation and classification
 
 
 def test_doctor_finds_nothing_wrong_here():
