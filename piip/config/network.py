@@ -264,7 +264,6 @@ class ClassifierConfig(Strict):
         "mean over the patches",
     )
     norm_eps: float = Field(1e-6, gt=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="for labels that were not mixed and smoothed before")
 
 
 def _neck_type(neck: Any) -> str:

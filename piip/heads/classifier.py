@@ -33,11 +33,9 @@ class Classifier(Head):
         num_classes: int = 1000,
         token: Literal["first_patch", "class", "mean"] = "first_patch",
         norm_eps: float = 1e-6,
-        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.token = token
-        self.label_smoothing = label_smoothing
         self.norms = nn.ModuleList(nn.LayerNorm(spec.channels, eps=norm_eps) for spec in specs)
         linears = [nn.Linear(spec.channels, num_classes) for spec in specs]
         for linear in linears:
@@ -61,13 +59,9 @@ class Classifier(Head):
     def loss(
         self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Cross-entropy with each image's label, smoothed, or with the probabilities (n,) that mixing gave it."""
-        logits = self(features)
-        if "probabilities" in targets[0]:
-            wanted = torch.stack([target["probabilities"] for target in targets])
-            return {"loss_cls": F.cross_entropy(logits, wanted)}
-        labels = torch.stack([target["label"] for target in targets])
-        return {"loss_cls": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
+        """Cross-entropy with each image's label, or with the probabilities (n,) that mixing and smoothing gave it."""
+        name = "probabilities" if "probabilities" in targets[0] else "label"
+        return {"loss_cls": F.cross_entropy(self(features), torch.stack([target[name] for target in targets]))}
 
     def detect(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
         """Logits (B, n)."""
