@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, maximum_position
 from torch import Tensor
 
 from piip.results.drawing import MIN_SIDE, class_colour
@@ -38,8 +38,7 @@ def draw_label_map(
     pixels[_edges(indices, max(1, round(max(indices.shape) / 700)))] *= 0.25
     picture = Image.fromarray(pixels.round().astype(np.uint8))
     size = max(14, round(max(picture.size) / 50))
-    for label in shares:
-        _write_name(ImageDraw.Draw(picture), class_names[label], labels.cpu().numpy() == label, zoom, size)
+    _write_names(picture, indices, shares, class_names, size)
     legend = _legend(shares, class_names, picture.width, size)
     sheet = Image.new("RGB", (picture.width, picture.height + legend.height), _PAPER)
     sheet.paste(picture, (0, 0))
@@ -59,17 +58,21 @@ def _edges(labels: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
     return edges
 
 
-def _write_name(pen: ImageDraw.ImageDraw, name: str, inside: NDArray[np.bool_], zoom: int, size: int) -> None:
-    """Writes a name where its class reaches furthest around, if it has room for a letter there."""
-    depths = distance_transform_edt(np.pad(inside, 1))
-    y, x = np.unravel_index(depths.argmax(), depths.shape)
-    if depths[y, x] * zoom < size:
-        return
-    font = ImageFont.load_default(size=size)
-    half = font.getlength(name) / 2 + size / 4
-    centre = min(max((x - 0.5) * zoom, half), max(inside.shape[1] * zoom - half, half))
-    place = (centre, (y - 0.5) * zoom)
-    pen.text(place, name, fill=_PAPER, font=font, anchor="mm", stroke_width=max(1, size // 10), stroke_fill=_INK)
+def _write_names(
+    picture: Image.Image, indices: NDArray[np.int64], shares: Iterable[int], class_names: Sequence[str], size: int
+) -> None:
+    """Writes the name of a class where it reaches furthest around, if it has room for a letter there."""
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=size)
+    coarse = indices[:: size // 4, :: size // 4]
+    depths = distance_transform_edt(np.pad(~_edges(coarse, 1), 1))[1:-1, 1:-1] * (size // 4)
+    for label, (row, column) in zip(shares, maximum_position(depths, coarse, list(shares)), strict=True):
+        if coarse[row, column] != label or depths[row, column] < size:
+            continue
+        name = class_names[label]
+        half = font.getlength(name) / 2 + size / 4
+        x = min(max(column * (size // 4), half), max(picture.width - half, half))
+        place = (x, row * (size // 4))
+        pen.text(place, name, fill=_PAPER, font=font, anchor="mm", stroke_width=max(1, size // 10), stroke_fill=_INK)
 
 
 def _legend(shares: Mapping[int, float], class_names: Sequence[str], width: int, size: int) -> Image.Image:
