@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import RandAugment, posterize, rand_augment_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import (
@@ -66,12 +66,25 @@ def _training(config: ClassificationTransforms) -> Operation:
             "img_mean": _FILL,
             "interpolation": Image.Resampling.BICUBIC,
         }
-        return Compose([*steps, rand_augment_transform(config.rand_augment, settings)])
+        return Compose([*steps, _rand_augment(config.rand_augment, settings)])
     if config.augment == "three":
         steps.append(RandomChoice([Grayscale(3), ImageOps.solarize, _blur]))
     if config.color_jitter:
         steps.append(ColorJitter(config.color_jitter, config.color_jitter, config.color_jitter))
     return Compose(steps)
+
+
+def _rand_augment(policy: str, settings: dict[str, Any]) -> RandAugment:
+    """timm's, at whose strongest magnitude posterising keeps no bit, which recent versions of Pillow refuse to do."""
+    augment = rand_augment_transform(policy, settings)
+    for operation in augment.ops:
+        if operation.aug_fn is posterize:
+            operation.aug_fn = _posterize
+    return augment
+
+
+def _posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
+    return posterize(image, bits, **settings) if bits else Image.new(image.mode, image.size)
 
 
 def _crop(config: ClassificationTransforms) -> Operation:
