@@ -10,8 +10,8 @@ from piip.config import SegmentationTransforms
 from piip.data.transforms.photometric import distort
 from piip.data.transforms.resize import resize_image, resize_masks, resized_size
 from piip.data.transforms.sample import Sample
+from piip.metrics.miou import NO_LABEL
 
-_NO_LABEL = 255
 # Parts that may hold too much of one class before the next one is taken as it is.
 _CROP_TRIES = 10
 
@@ -62,7 +62,7 @@ def _draw_part(labels: Tensor, side: int, max_share: float, rng: np.random.Gener
     part = draw()
     if max_share < 1:
         for _ in range(_CROP_TRIES):
-            counts = torch.bincount(labels[part].flatten(), minlength=_NO_LABEL + 1)[:_NO_LABEL]
+            counts = torch.bincount(labels[part].flatten(), minlength=NO_LABEL + 1)[:NO_LABEL]
             if counts.max() < max_share * counts.sum():
                 break
             part = draw()
