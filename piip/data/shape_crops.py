@@ -42,9 +42,10 @@ def _write(config: ShapesData, folder: Path) -> None:
 
 
 def draw_crop(size: int, rng: np.random.Generator) -> tuple[Image.Image, int]:
-    """A square of size x size pixels around one object, and its label; parts of others may show."""
+    """A square of size x size pixels around one object, and its label; parts of others may show beside it."""
     scene, objects = draw_image(_SCENE * size, rng)
-    label, visible = objects[int(rng.integers(len(objects)))]
+    # The frontmost, which no other hides.
+    label, visible = objects[-1]
     return scene.crop(_square(visible, rng)).resize((size, size), Image.Resampling.BICUBIC), label
 
 

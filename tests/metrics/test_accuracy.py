@@ -1,0 +1,130 @@
+"""Accuracy: against timm's on the logits and counts by hand, over several processes, and as pictures."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from PIL import Image
+from timm.utils import accuracy
+from torch import Tensor
+
+from piip.errors import PiipError
+from piip.metrics import AccuracyMetric
+from piip.metrics.confusion import draw_confusion
+
+NAMES = ["ant", "bee", "cat", "dog"]
+
+
+def label_of(image_id: str) -> int:
+    return int(image_id.partition("/")[0])
+
+
+def results(logits: Tensor) -> list[dict[str, Tensor]]:
+    scores, labels = logits.softmax(dim=1).topk(min(5, logits.shape[1]), dim=1)
+    return [{"labels": a, "scores": b} for a, b in zip(labels, scores, strict=True)]
+
+
+def by_hand() -> AccuracyMetric:
+    """Two ants, one taken for a dog; three bees, twice taken for cats and once for an ant; a cat; no dog at all."""
+    metric = AccuracyMetric(NAMES, label_of)
+    for image_id, first in (("0/a", 0), ("0/b", 3), ("1/c", 2), ("1/d", 0), ("1/e", 2), ("2/f", 2)):
+        metric.update([{"labels": torch.tensor([first, (first + 1) % 4])}], [image_id])
+    return metric
+
+
+@pytest.mark.parametrize("classes", [3, 5, 6, 40])
+def test_top1_and_top5_are_timms(classes: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    labels = torch.randint(classes, (60,), generator=generator)
+    logits = torch.randn(60, classes, generator=generator) + torch.nn.functional.one_hot(labels, classes)
+    ids = [f"{label}/{number}.jpg" for number, label in enumerate(labels.tolist())]
+    metric = AccuracyMetric([f"class {label}" for label in range(classes)], label_of)
+    for part in (slice(0, 25), slice(25, 60)):
+        metric.update(results(logits[part]), ids[part])
+    figures = metric.compute()
+    expected = [value.item() / 100 for value in accuracy(logits, labels, topk=(1, 5))]
+    assert figures["top1"] == pytest.approx(expected[0])
+    assert list(figures) == (["top1", "top5"] if classes > 5 else ["top1"])
+    if classes > 5:
+        assert figures["top5"] == pytest.approx(expected[1])
+
+
+def test_the_table_counts_images_and_names_the_commonest_mistake() -> None:
+    assert by_hand().table() == [
+        {"class": "ant", "images": 2, "top1": 0.5, "most_confused_with": "dog"},
+        {"class": "bee", "images": 3, "top1": 0.0, "most_confused_with": "cat"},
+        {"class": "cat", "images": 1, "top1": 1.0, "most_confused_with": None},
+        {"class": "dog", "images": 0, "top1": None, "most_confused_with": None},
+    ]
+    assert by_hand().compute() == {"top1": pytest.approx(1 / 3)}
+    assert by_hand().confusion().tolist() == [[1, 0, 0, 1], [1, 0, 2, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_an_image_counts_once_however_often_it_comes() -> None:
+    metric = by_hand()
+    metric.update([{"labels": torch.tensor([0, 1])}] * 2, ["0/a", "0/b"])
+    assert metric.compute() == {"top1": 0.5}
+    assert metric.table()[0] == {"class": "ant", "images": 2, "top1": 1.0, "most_confused_with": None}
+
+
+def test_a_label_beyond_the_classes_is_an_error() -> None:
+    with pytest.raises(PiipError, match="results with label 4, but the data have 4 classes"):
+        AccuracyMetric(NAMES, label_of).update([{"labels": torch.tensor([0, 4])}], ["0/a"])
+
+
+def _share(rank: int, folder: Path, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    whole = by_hand()
+    metric = AccuracyMetric(NAMES, label_of)
+    # The second process sees one image, which the first has seen too.
+    for image_id in list(whole._found) if rank == 0 else ["1/c"]:
+        metric.update([{"labels": torch.tensor(whole._found[image_id])}], [image_id])
+    metric.synchronize()
+    assert metric.table() == whole.table()
+    assert metric.compute() == whole.compute()
+    (folder / str(rank)).touch()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_merge_what_they_saw(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_share, (tmp_path, port), nprocs=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
+
+
+def colours(path: Path) -> set[tuple[int, int, int]]:
+    with Image.open(path) as picture:
+        return {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("classes", [2, 11, 35, 51, 400])
+def test_a_picture_shows_right_answers_blue_and_mistakes_orange(tmp_path: Path, classes: int) -> None:
+    """A matrix of few classes has both; of many, the commonest mistakes are bars."""
+    names = [f"a rather long name of class {label}" for label in range(classes)]
+    right = np.eye(classes, dtype=np.int64) * 10
+    clean, mixed = tmp_path / "clean.png", tmp_path / "mixed.png"
+    draw_confusion(right, names, clean)
+    wrong = right.copy()
+    wrong[0] = 0
+    wrong[0, 1] = 10
+    assert draw_confusion(wrong, names, mixed) == mixed
+    blue, orange = (0x33, 0x66, 0xCC), (0xE0, 0x7B, 0x39)
+    assert (blue in colours(clean)) == (classes <= 50)
+    assert orange not in colours(clean)
+    assert orange in colours(mixed)
+
+
+def test_draw_writes_into_the_folder_and_names_the_file(tmp_path: Path) -> None:
+    assert by_hand().draw(tmp_path) == [tmp_path / "confusion.png"]
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert min(picture.size) > 300
