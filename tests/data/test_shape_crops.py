@@ -65,7 +65,7 @@ def test_a_crop_is_a_square_in_the_picture_with_the_whole_frontmost_object(
     side = right - left
     assert side == bottom - top
     assert longest <= side <= 1.4 * longest + 1
-    assert 0 <= min(left, top)
+    assert min(left, top) >= 0
     assert max(right, bottom) <= 128
 
 
