@@ -49,8 +49,9 @@ class MIoUMetric(Metric):
                 raise PiipError(
                     f"image {image_id}: results with label {found.max()}, but the data have {classes} classes"
                 )
-            cells, counts = torch.unique(truth * classes + found, return_counts=True)
-            self._cells[image_id] = cells.numpy().astype(np.int32), counts.numpy().astype(np.int32)
+            counts = torch.bincount(truth * classes + found, minlength=classes * classes).numpy()
+            (cells,) = np.nonzero(counts)
+            self._cells[image_id] = cells.astype(np.int32), counts[cells].astype(np.int32)
 
     def synchronize(self) -> None:
         """Merges what all ranks have seen into every rank. All ranks must call it; any may have seen nothing."""
