@@ -121,8 +121,9 @@ def test_a_chart_is_drawn_that_grows_with_the_classes(tmp_path: Path, classes: i
     assert [path.name for path in tmp_path.iterdir()] == ["iou.png"]
     with Image.open(file) as picture:
         width, height = picture.size
-        assert width > 600 * -(-classes // 50)
-        assert height > 25 * min(classes, 50)
+        columns = -(-classes // 50)
+        assert width > 600 * columns
+        assert height > 25 * classes / columns
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 50
 
 
