@@ -33,6 +33,7 @@ from piip.errors import ConfigError
 from piip.features import FeatureSpec
 from piip.heads import DINO, Classifier, Head, MaskRCNN, UperNet
 from piip.necks import FPN, ChannelMapper, GivenPyramid, SimplePyramid
+from piip.ops import pyramid_resize
 
 if TYPE_CHECKING:
     from piip.data.loader import Batch
@@ -65,9 +66,12 @@ class Model(nn.Module):
         with self._head_precision(batch.images.device):
             return self.head.loss(features, batch.image_sizes, batch.targets)
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W), normalised -> the neck's maps (B, C, H/s, W/s), finest first."""
-        maps = self.backbone(images)
+    def features(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
+        """Images (B, 3, H, W), normalised, or uint8 with their valid sizes -> the neck's maps (B, C, H/s, W/s)."""
+        if images.dtype == torch.uint8:
+            maps = self.backbone(images, mean=self.config.mean, std=self.config.std, valid_sizes=image_sizes)
+        else:
+            maps = self.backbone(images)
         # As released: under autocast the backbone runs in bfloat16, the neck in float32.
         with torch.autocast(images.device.type, enabled=False):
             return self.neck([x.float() for x in maps])
@@ -76,8 +80,8 @@ class Model(nn.Module):
     def infer(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Any:
         """Results in batch pixels.
 
-        images: (B, 3, H, W), normalised and zero-padded at the bottom and right; image_sizes: each image's valid (h,
-        w).
+        images: (B, 3, H, W), normalised and zero-padded at the bottom and right, or padded uint8 pixels; image_sizes:
+        each image's valid (h, w).
         Returns the head's results: for detection a dict per image with boxes (n, 4) xyxy, scores (n,), labels (n,) and
         masks (n, h, w) bool; for segmentation logits (B, classes, H, W), for classification logits (B, classes).
         """
@@ -100,7 +104,7 @@ class Model(nn.Module):
         if self.transforms is None:
             raise ConfigError("this model has no transforms; build it with piip.create_model, or set model.transforms")
         pixels = [image if isinstance(image, Tensor) else read_image(Path(image)) for image in images]
-        batch, image_sizes = prepare(pixels, self.transforms, self.config.mean, self.config.std)
+        batch, image_sizes = prepare(pixels, self.transforms)
         device = next(self.parameters()).device
         original_sizes = [(image.shape[1], image.shape[2]) for image in pixels]
         return self._restored(batch.to(device), image_sizes, original_sizes)
@@ -111,10 +115,13 @@ class Model(nn.Module):
         return self.head.restore(self._view(images, image_sizes), list(image_sizes), list(original_sizes))
 
     def _view(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Any:
+        if images.dtype == torch.uint8 and self.head.several_views:
+            mean, std = self.config.mean, self.config.std
+            (images,) = pyramid_resize(images, scale_factors=[1.0], mean=mean, std=std, valid_sizes=image_sizes)
         return self.head.view(self._detect, images, list(image_sizes))
 
     def _detect(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Any:
-        features = self.features(images)
+        features = self.features(images, image_sizes)
         with self._head_precision(images.device):
             return self.head.detect(features, image_sizes)
 

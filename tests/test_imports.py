@@ -27,7 +27,9 @@ ALLOWED = {
     "results": {"errors", "files"},
     "data": {"errors", "config", "metrics", "ops"},
     "convert": {"errors", "files", "config", "model", "branches", "engine"},
-    "model": {"errors", "config", "features", "branches", "backbone", "necks", "heads", "data", "convert", "engine"},
+    "model": {
+        *("errors", "config", "features", "ops", "branches", "backbone", "necks", "heads", "data", "convert", "engine")
+    },
     "engine": {"__version__", "errors", "files", "config", "model", "data", "metrics", "results", "convert"},
     "flops": {"errors", "files", "config", "model", "heads", "ops"},
     "doctor": {"errors", "config", "ops", "_C"},

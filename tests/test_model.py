@@ -15,7 +15,8 @@ from torch import Tensor
 
 import piip
 from piip.config import load_config
-from piip.data.loader import Batch, prepare
+from piip.data.loader import Batch
+from piip.data.transforms import normalise_and_pad, prepare
 from piip.engine.weights import write_weights
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.model import Model, build_model
@@ -67,9 +68,10 @@ def test_predict_prepares_infers_and_scales_back(nano: Model, tmp_path: Path) ->
         torch.testing.assert_close(value, from_file[name], msg=name)
     assert from_tensor["masks"].shape[1:] == (200, 300)
 
-    images, sizes = prepare([image], nano.transforms, nano.config.mean, nano.config.std)
-    (in_batch,) = nano.infer(images, sizes)
+    pixels, sizes = prepare([image], nano.transforms)
     height, width = sizes[0]
+    images = normalise_and_pad([pixels[0, :, :height, :width]], nano.config.mean, nano.config.std, 32)
+    (in_batch,) = nano.infer(images, sizes)
     scale = torch.tensor([300 / width, 200 / height] * 2)
     torch.testing.assert_close(from_tensor["boxes"], in_batch["boxes"] * scale, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(from_tensor["scores"], in_batch["scores"])
@@ -144,3 +146,15 @@ def test_under_autocast_only_the_backbone_leaves_float32(nano: Model) -> None:
         hook.remove()
     assert torch.bfloat16 in dtypes["backbone"]
     assert dtypes["neck"] == dtypes["head"] == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["segmentation/upernet_piip_nano_shapes", "classification/piip_nano_shapes"])
+def test_pixels_give_what_normalised_images_give(name: str) -> None:
+    torch.manual_seed(0)
+    model = piip.create_model(name)
+    pixels, sizes = torch.zeros(2, 3, 96, 96, dtype=torch.uint8), [(96, 64), (80, 96)]
+    for image, (height, width) in zip(pixels, sizes, strict=True):
+        image[:, :height, :width] = picture(height, width)
+    valid = [image[:, :height, :width] for image, (height, width) in zip(pixels, sizes, strict=True)]
+    images = normalise_and_pad(valid, model.config.mean, model.config.std, 96)
+    torch.testing.assert_close(model.infer(pixels, sizes), model.infer(images, sizes), rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -54,14 +55,23 @@ class PIIP(nn.Module):
         scales = [self.resolutions[0] / resolution for resolution in self.resolutions]
         return [FeatureSpec(spec.channels, round(spec.stride * scale)) for spec, scale in zip(last, scales)]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        valid_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[Tensor]:
         """Images (B, 3, H, W), normalised, as the finest branch sees them -> maps (B, C, H/s, W/s), finest first.
 
+        Images may be uint8 too, with mean and std (RGB in 0..255) and the valid (h, w) of each, beyond which it is
+        padding; they are then normalised in the pass that makes the pyramid.
         Without a merge, the maps of the branches are followed by the class tokens (B, C, 1, 1) of those that have one.
         """
         factors = [resolution / self.resolutions[0] for resolution in self.resolutions]
         # The official code rescales by factor, not to a size; at odd products the two differ in their sampling step.
-        levels = pyramid_resize(images, scale_factors=factors)
+        levels = pyramid_resize(images, scale_factors=factors, mean=mean, std=std, valid_sizes=valid_sizes)
         tokens = [branch.embed(level) for branch, level in zip(self.branches, levels, strict=True)]
         maps = [x.map for x in tokens]
         starts: tuple[int, ...] = (0,) * len(maps)

@@ -60,6 +60,7 @@ class TrainConfig(Strict):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on GPUs that have it")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the exponential moving average of the weights")
+    evaluate_ema: bool = Field(True, description="false: the average is kept, but the weights themselves are evaluated")
     ema_warmup: bool = Field(False, description="let the decay rise as 1 - steps^(-2/3) up to ema, for short runs")
     eval_every: int = Field(1, gt=0, description="in the unit of schedule: epochs or iterations")
     checkpoint_every: int = Field(1, gt=0, description="in the unit of schedule: epochs or iterations")

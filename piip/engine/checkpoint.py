@@ -33,7 +33,6 @@ from piip.errors import CheckpointError
 from piip.files import sync, to_json, write_file
 
 POINTERS = ("last", "best")
-# In the order of preference: the moving average is what was evaluated during training.
 _WEIGHTS = ("ema.safetensors", "model.safetensors")
 
 _log = logging.getLogger(__name__)
@@ -180,8 +179,10 @@ def find_weights(path: Path) -> Path:
                 f"{path} holds no checkpoint; expected a run directory, a checkpoint or a weight file"
             )
         root = checkpoint
-    files = read_meta(root, only=_WEIGHTS)["files"]
-    return root / next(name for name in _WEIGHTS if name in files)
+    meta = read_meta(root, only=_WEIGHTS)
+    # What was evaluated during training; checkpoints from before there was a choice hold no word of it.
+    averaged = meta["config"].get("train", {}).get("evaluate_ema", True) and "ema.safetensors" in meta["files"]
+    return root / ("ema.safetensors" if averaged else "model.safetensors")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:

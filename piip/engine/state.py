@@ -60,8 +60,8 @@ class RunState:
 
     @property
     def evaluation_model(self) -> Model:
-        """What is evaluated: the moving average where there is one, else the weights themselves."""
-        return self.model if self.ema is None else self.ema.module
+        """What is evaluated: the moving average where there is one, unless the config wants the weights."""
+        return self.ema.module if self.ema is not None and self.config.train.evaluate_ema else self.model
 
     @property
     def position(self) -> dict[str, Any]:

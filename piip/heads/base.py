@@ -18,6 +18,8 @@ class Head(nn.Module):
     mixed_precision = False
     # What its results are; it decides how they are written and drawn.
     task: Literal["detection", "segmentation", "classification"]
+    # Whether `view` makes images of its own, for which they must be normalised already.
+    several_views = False
     # The entries of a target that `loss` learns from.
     needs: frozenset[str]
 

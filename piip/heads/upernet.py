@@ -68,6 +68,7 @@ class UperNet(Head):
 
     task = "segmentation"
     needs = frozenset({"label_map"})
+    several_views = True
 
     def __init__(
         self,

@@ -227,8 +227,11 @@ def test_evaluation_prepares_images_like_prediction(root: Path) -> None:
     dataset = build_dataset(config.data.val, training=False)
     for number, batch in enumerate(build_loader(config, dataset, training=False)):
         raw = [dataset.image(2 * number + offset) for offset in range(2)]
-        images, sizes = prepare(raw, config.data.val_transforms, config.model.mean, config.model.std)
-        assert torch.equal(batch.images, images)
+        pixels, sizes = prepare(raw, config.data.val_transforms)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (config.model.mean, config.model.std))
+        height, width = sizes[0]
+        assert torch.equal(batch.images[..., :height, :width], ((pixels - mean) / std)[..., :height, :width])
+        assert batch.images.shape == pixels.shape
         assert batch.image_sizes == sizes == [(72, 72)] * 2
         assert batch.original_sizes == [(64, 64)] * 2
 

@@ -257,11 +257,10 @@ def test_normalise_then_pad_with_zeros_to_a_common_multiple() -> None:
 
 def test_prepare_gives_the_valid_sizes_of_a_padded_batch() -> None:
     config = DetectionTransforms(resize=((48, 40), (200, 200)), flip=1.0, pad_divisor=16)
-    batch, sizes = prepare([picture(20, 30), picture(30, 20), picture(48, 12)], config, MEAN, STD)
+    batch, sizes = prepare([picture(20, 30), picture(30, 20), picture(48, 12)], config)
     assert sizes == [(32, 48), (48, 32), (48, 12)]
     assert batch.shape == (3, 3, 48, 48)
-    expected = normalise_and_pad([resize_image(picture(20, 30), (32, 48))], MEAN, STD, 16)
-    assert torch.equal(batch[0], F.pad(expected[0], (0, 0, 0, 16)))
+    assert torch.equal(batch[0], F.pad(resize_image(picture(20, 30), (32, 48)), (0, 0, 0, 16)))
 
 
 @pytest.mark.parametrize(
@@ -275,6 +274,6 @@ def test_prepare_gives_the_valid_sizes_of_a_padded_batch() -> None:
 )
 def test_prepare_refuses_other_tensors(image: torch.Tensor, kind: str) -> None:
     with pytest.raises(DataError, match=rf"uint8 RGB tensors of shape \(3, H, W\), got {kind}"):
-        prepare([image], DetectionTransforms(resize=((48, 40),)), MEAN, STD)
+        prepare([image], DetectionTransforms(resize=((48, 40),)))
     with pytest.raises(DataError, match="no images"):
-        prepare([], DetectionTransforms(resize=((48, 40),)), MEAN, STD)
+        prepare([], DetectionTransforms(resize=((48, 40),)))

@@ -246,3 +246,11 @@ def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> No
     (tmp_path / "2" / "trainer.pt").unlink()
     save(tmp_path, 2)
     assert read_meta(tmp_path / "2")["step"] == 2
+
+
+def test_weights_are_those_that_training_evaluates(tmp_path: Path) -> None:
+    for choice, name in ((True, "ema.safetensors"), (False, "model.safetensors")):
+        weights = {"model": network().state_dict(), "ema": network().state_dict()}
+        config = {"train": {"evaluate_ema": choice}}
+        path = save_checkpoint(tmp_path / name, 1, weights=weights, trainer={}, config=config, class_names=NAMES)
+        assert find_weights(path).name == name

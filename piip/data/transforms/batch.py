@@ -1,4 +1,4 @@
-"""From samples of any size to one normalised batch."""
+"""From samples of any size to one batch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ def normalise_and_pad(images: Sequence[Tensor], mean: Sequence[float], std: Sequ
     H and W are the largest h and w rounded up to a multiple of `divisor`. mean and std are RGB in 0..255.
     """
     device = images[0].device
-    height, width = (-(-max(image.shape[dim] for image in images) // divisor) * divisor for dim in (1, 2))
-    batch = torch.zeros(len(images), 3, height, width, device=device)
+    batch = torch.zeros(len(images), 3, *_padded_size(images, divisor), device=device)
     offset, gain = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
     for image, place in zip(images, batch, strict=True):
         torch.sub(image, offset, out=place[:, : image.shape[1], : image.shape[2]]).div_(gain)
     return batch
 
 
-def prepare(
-    images: Sequence[Tensor], transforms: TransformConfig, mean: Sequence[float], std: Sequence[float]
-) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Images as the network takes them in evaluation: resized to the first scale, normalised, padded.
+def _padded_size(images: Sequence[Tensor], divisor: int) -> tuple[int, int]:
+    height, width = (-(-max(image.shape[dim] for image in images) // divisor) * divisor for dim in (1, 2))
+    return height, width
 
-    images: uint8 RGB (3, H, W), of any sizes. mean, std: RGB in 0..255.
-    Returns the batch (B, 3, H', W') and every image's valid (h, w) in it. Raises DataError for other dtypes and shapes.
+
+def prepare(images: Sequence[Tensor], transforms: TransformConfig) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Images as the network takes them in evaluation, but not normalised yet: resized and padded.
+
+    images: uint8 RGB (3, H, W), of any sizes.
+    Returns the uint8 batch (B, 3, H', W'), of the size that `normalise_and_pad` gives, and every image's valid (h, w)
+    in it. Raises DataError for other dtypes and shapes.
     """
     if not images:
         raise DataError("no images were given")
@@ -42,4 +45,7 @@ def prepare(
             raise DataError(f"images must be non-empty uint8 RGB tensors of shape (3, H, W), got {kind}")
     resized = [transform({"image": image}, transforms, None)["image"] for image in images]
     sizes = [(image.shape[1], image.shape[2]) for image in resized]
-    return normalise_and_pad(resized, mean, std, transforms.pad_divisor), sizes
+    batch = resized[0].new_zeros(len(images), 3, *_padded_size(resized, transforms.pad_divisor))
+    for image, place in zip(resized, batch, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    return batch, sizes
