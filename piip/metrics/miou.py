@@ -69,11 +69,16 @@ class MIoUMetric(Metric):
         return matrix.reshape(classes, classes)
 
     def compute(self) -> dict[str, float]:
-        """miou, aacc (of all pixels) and macc (mean over the classes), in [0, 1]; NaN if no pixel had a label."""
+        """miou, aacc (of all pixels) and macc (mean over the classes), in [0, 1].
+
+        Raises PiipError if no pixel had a label.
+        """
         matrix = self.confusion()
+        if not matrix.any():
+            raise PiipError(f"none of the {len(self._cells)} evaluated images has a pixel with a label")
         ious, accuracies = _per_class(matrix)
-        right = np.trace(matrix) / matrix.sum() if matrix.any() else np.nan
-        return {"miou": _mean(ious), "aacc": float(right), "macc": _mean(accuracies)}
+        right = np.trace(matrix) / matrix.sum()
+        return {"miou": float(np.nanmean(ious)), "aacc": float(right), "macc": float(np.nanmean(accuracies))}
 
     def table(self) -> list[dict[str, Any]]:
         """Per class a row of class, iou, acc (None where there is none) and pixels, its share of those with a label."""
@@ -95,8 +100,3 @@ def _per_class(matrix: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[
     right, true, found = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     with np.errstate(invalid="ignore"):
         return right / (true + found - right), right / true
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
