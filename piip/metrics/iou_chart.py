@@ -33,10 +33,9 @@ def draw_ious(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, float], p
     for index, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
         _draw_column(axes, known[index * height : (index + 1) * height], height)
     figures = f"mIoU {metrics['miou']:.4f}   aAcc {metrics['aacc']:.4f}   mAcc {metrics['macc']:.4f}"
-    absent = len(rows) - len(known)
-    note = "bar: IoU, mark: accuracy, number: IoU and share of the pixels"
-    note += f"; {absent} of {len(rows)} classes do not occur" if absent else ""
-    figure.suptitle(f"{figures}\n{note}", x=0.01, ha="left", fontsize=10, color=_INK, linespacing=1.6)
+    occurring = f"   {len(known)} of {len(rows)} classes occur" if len(known) < len(rows) else ""
+    note = "bar: IoU, mark: accuracy, figures: IoU and share of the pixels"
+    figure.suptitle(f"{figures}{occurring}\n{note}", x=0.01, ha="left", fontsize=10, color=_INK, linespacing=1.6)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png")
