@@ -8,6 +8,7 @@ SOURCES := $(wildcard csrc/*)
 DEMO := detection/mask_rcnn_piip_nano_shapes
 RUN ?= runs/demo
 SMOKE ?= runs/smoke
+NANO := $(DEMO) segmentation/upernet_piip_nano_shapes classification/piip_nano_shapes
 SMALL := data.train.root=$(SMOKE)/shapes data.train.images=64 data.val.root=$(SMOKE)/shapes data.val.images=16 \
 	schedule.iterations=32 schedule.warmup_iterations=4
 
@@ -18,7 +19,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make lint   check style, types and formatting"
 	@echo "make format rewrite the sources in the project's style"
-	@echo "make smoke  two minutes of the main job through the command line"
+	@echo "make smoke  two minutes of the main jobs through the command line"
 	@echo "make bench  measure the ops; the table goes to benchmarks/results"
 	@echo "make sanitize  run the CPU kernels under AddressSanitizer and UBSan"
 	@echo "make gpu    build, test and measure the ops on a GPU machine"
@@ -46,12 +47,15 @@ test: export OMP_WAIT_POLICY ?= passive
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-# The whole chain in little: it shows that the parts fit, not that anything is learned.
+# The whole chain of every task in little: it shows that the parts fit, not that anything is learned.
 smoke: $(INSTALLED)
-	$(BIN)/piip train $(DEMO) --output $(SMOKE) $(SMALL)
-	$(BIN)/piip eval $(DEMO) --weights $(SMOKE)/checkpoints/last $(SMALL) --json
-	$(BIN)/piip predict $(DEMO) $(SMOKE)/shapes/val-*/images --weights $(SMOKE)/checkpoints/last --output $(SMOKE)/predictions
-	test -s $(SMOKE)/curves.png -a -s $(SMOKE)/metrics.jsonl
+	set -e; for config in $(NANO); do \
+		run=$(SMOKE)/$$(basename $$config); \
+		$(BIN)/piip train $$config --output $$run $(SMALL); \
+		$(BIN)/piip eval $$config --weights $$run --output $$run/eval $(SMALL) --json; \
+		$(BIN)/piip predict $$config $(SMOKE)/shapes/val-*/images --weights $$run --output $$run/predictions; \
+		test -s $$run/curves.png -a -s $$run/metrics.jsonl -a -s $$run/eval/metrics.json; \
+	done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
