@@ -72,7 +72,7 @@ def test_eval_prints_a_row_per_class_and_says_what_it_wrote(trained, tmp_path):
 
 def test_predict_prints_scores_and_names_and_draws_each_image(trained, tmp_path):
     root, _ = trained
-    images = [path for path in next((root / "shapes").glob("crops-val-*")).rglob("*.jpg")][:3]
+    images = list(next((root / "shapes").glob("crops-val-*")).rglob("*.jpg"))[:3]
     done = run("predict", NANO, *images, "--weights", root / "run", "--output", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     document = json.loads((tmp_path / "out" / "predictions.json").read_text())
