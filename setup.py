@@ -27,6 +27,7 @@ CXX_FLAGS = [
     "-fvisibility=hidden",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fno-tree-loop-distribute-patterns",  # a call of memcpy takes longer than a row of a few vectors
     "-Wall",
     "-Wno-psabi",
 ]

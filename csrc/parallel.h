@@ -9,6 +9,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace piip {
 
@@ -33,6 +36,7 @@ struct FreeDeleter {
 template <class T>
 class Scratch {
  public:
+  Scratch() = default;
   explicit Scratch(size_t count) {
     const size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
     memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes ? bytes : 64)));
@@ -43,5 +47,16 @@ class Scratch {
  private:
   std::unique_ptr<T, FreeDeleter> memory_;
 };
+
+// Asks for large pages where whole ones lie inside memory that is about to be written for the first time: the system
+// then maps and clears 2 MB at once, which takes a fraction of the time of 512 page faults.
+inline void use_large_pages(void* memory, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = uintptr_t(2) << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes)) / kPage * kPage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
 
 }  // namespace piip

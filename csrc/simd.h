@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "common.h"
 
@@ -26,6 +27,10 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
+// Lanes of the vectors of T; those of double are lowered to what the machine has.
+template <class T>
+constexpr int kLanes = sizeof(T) == 8 ? 4 : kVectorBytes / 4;
+
 template <class T, int N>
 struct VectorOf {
   typedef T type __attribute__((vector_size(N * sizeof(T))));
@@ -45,22 +50,6 @@ PIIP_INLINE void store(T* p, Vector<T, N> v) {
   std::memcpy(p, &v, sizeof(v));
 }
 
-// The first `count` < N lanes, in pieces of constant size: masked stores are slow on AMD before AVX-512.
-template <class T, int N>
-PIIP_INLINE void store_first(T* p, Vector<T, N> v, int count) {
-  alignas(64) T lanes[N];
-  std::memcpy(lanes, &v, sizeof(v));
-  int done = 0;
-  if constexpr (N > 8) {
-    if (count & 8) std::memcpy(p + done, lanes + done, 8 * sizeof(T)), done += 8;
-  }
-  if constexpr (N > 4) {
-    if (count & 4) std::memcpy(p + done, lanes + done, 4 * sizeof(T)), done += 4;
-  }
-  if (count & 2) std::memcpy(p + done, lanes + done, 2 * sizeof(T)), done += 2;
-  if (count & 1) p[done] = lanes[done];
-}
-
 // Fetches the cache lines of `count` items; any address will do.
 template <class S>
 PIIP_INLINE void prefetch(const S* p, int count) {
@@ -69,36 +58,63 @@ PIIP_INLINE void prefetch(const S* p, int count) {
     __builtin_prefetch(reinterpret_cast<const void*>(line));
 }
 
-// Swaps rows and columns.
-template <class V>
-PIIP_INLINE void transpose(V (&tile)[4]) {
-  const V a = __builtin_shufflevector(tile[0], tile[1], 0, 4, 1, 5),
-          b = __builtin_shufflevector(tile[0], tile[1], 2, 6, 3, 7);
-  const V c = __builtin_shufflevector(tile[2], tile[3], 0, 4, 1, 5),
-          d = __builtin_shufflevector(tile[2], tile[3], 2, 6, 3, 7);
-  tile[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
-  tile[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
-  tile[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
-  tile[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+// Lane i gets lane i ^ kDistance.
+template <int kDistance, class V, int... kLane>
+PIIP_INLINE V swap_lanes(V v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(v, v, (kLane ^ kDistance)...);
+}
+template <int kDistance, class T, int N>
+PIIP_INLINE Vector<T, N> swap_lanes(Vector<T, N> v) {
+  return swap_lanes<kDistance>(v, std::make_integer_sequence<int, N>());
 }
 
-// Sums of four vectors at once.
+// Vectors are seen as groups of four units of kUnit lanes. Of each group pair, the units kPick: 0 to 3 are those of a,
+// 4 to 7 those of b.
+template <int kUnit, int... kPick, class V, int... kLane>
+PIIP_INLINE V pick(V a, V b, std::integer_sequence<int, kLane...>) {
+  constexpr int N = sizeof...(kLane), picks[] = {kPick...};
+  return __builtin_shufflevector(a, b,
+                                 (picks[kLane / kUnit % 4] / 4 * N + kLane / (4 * kUnit) * (4 * kUnit) +
+                                  picks[kLane / kUnit % 4] % 4 * kUnit + kLane % kUnit)...);
+}
+
+// Unit i of every group gets the sum over the group's units of vector i.
+template <int kUnit, class T, int N>
+PIIP_INLINE Vector<T, N> sum_units(const Vector<T, N>* v) {
+  constexpr auto lanes = std::make_integer_sequence<int, N>();
+  const auto ab = pick<kUnit, 0, 4, 1, 5>(v[0], v[1], lanes) + pick<kUnit, 2, 6, 3, 7>(v[0], v[1], lanes);
+  const auto cd = pick<kUnit, 0, 4, 1, 5>(v[2], v[3], lanes) + pick<kUnit, 2, 6, 3, 7>(v[2], v[3], lanes);
+  return pick<kUnit, 0, 1, 4, 5>(ab, cd, lanes) + pick<kUnit, 2, 3, 6, 7>(ab, cd, lanes);
+}
+
+// Lane i gets the sum of the lanes of vector i.
+template <class T, int N>
+PIIP_INLINE Vector<T, N> sum_each(const Vector<T, N> (&v)[N]) {
+  Vector<T, N> quads[N / 4];
+  for (int i = 0; i < N / 4; ++i) quads[i] = sum_units<1, T, N>(v + 4 * i);
+  if constexpr (N == 4) {
+    return quads[0];
+  } else if constexpr (N == 8) {
+    return __builtin_shufflevector(quads[0], quads[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+           __builtin_shufflevector(quads[0], quads[1], 4, 5, 6, 7, 12, 13, 14, 15);
+  } else {
+    return sum_units<4, T, N>(quads);
+  }
+}
+
+// Sums of four vectors.
 template <class T, int N>
 PIIP_INLINE Vector<T, 4> sum_lanes(Vector<T, N> a, Vector<T, N> b, Vector<T, N> c, Vector<T, N> d) {
+  const Vector<T, N> v[] = {a, b, c, d};
+  const auto quads = sum_units<1, T, N>(v);
   if constexpr (N == 4) {
-    const auto ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    const auto cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    return quads;
+  } else if constexpr (N == 8) {
+    return __builtin_shufflevector(quads, quads, 0, 1, 2, 3) + __builtin_shufflevector(quads, quads, 4, 5, 6, 7);
   } else {
-    const auto fold = [](Vector<T, N> v) {
-      if constexpr (N == 8) {
-        return __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
-      } else {
-        return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-               __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-      }
-    };
-    return sum_lanes<T, N / 2>(fold(a), fold(b), fold(c), fold(d));
+    const auto halves = __builtin_shufflevector(quads, quads, 0, 1, 2, 3, 4, 5, 6, 7) +
+                        __builtin_shufflevector(quads, quads, 8, 9, 10, 11, 12, 13, 14, 15);
+    return __builtin_shufflevector(halves, halves, 0, 1, 2, 3) + __builtin_shufflevector(halves, halves, 4, 5, 6, 7);
   }
 }
 
@@ -179,6 +195,11 @@ PIIP_INLINE Vector<T, N> widen_vector(const S* p) {
     const __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     std::memcpy(&v, &wide, sizeof(v));
     return v;
+  } else if constexpr (std::is_same_v<S, Half> && N == 16) {
+    const Vector<T, 8> halves[] = {widen_vector<T, 8>(p), widen_vector<T, 8>(p + 8)};
+    Vector<T, N> v;
+    std::memcpy(&v, halves, sizeof(v));
+    return v;
 #endif
   } else if constexpr (std::is_same_v<S, Bfloat>) {
     const auto bits = __builtin_convertvector((load<uint16_t, N>(&p->bits)), Vector<uint32_t, N>) << 16;
@@ -210,6 +231,66 @@ PIIP_INLINE void widen_row(const S* __restrict source, T* __restrict target, int
 template <class S, class T>
 PIIP_INLINE void narrow_row(const T* __restrict source, S* __restrict target, int count) {
   for (int i = 0; i < count; ++i) target[i] = narrow<S>(source[i]);
+}
+
+// The same for rows of a few vectors: whole ones, then the rest in halves.
+template <class T, int N, class S>
+PIIP_INLINE void widen_items(const S* source, T* target, int count) {
+  int i = 0;
+  for (; i + N <= count; i += N) store<T, N>(target + i, widen_vector<T, N>(source + i));
+  if constexpr (N > 1) {
+    if (i < count) widen_items<T, N / 2>(source + i, target + i, count - i);
+  }
+}
+
+template <class T, int N, class S>
+PIIP_INLINE void narrow_items(const T* source, S* target, int count) {
+  int i = 0;
+  for (; i + N <= count; i += N) narrow_vector<T, N>(load<T, N>(source + i), target + i);
+  if constexpr (N > 1) {
+    if (i < count) narrow_items<T, N / 2>(source + i, target + i, count - i);
+  }
+}
+
+// The first `count` items, then zeros; nothing beyond them is touched.
+template <class T, int N, class S>
+PIIP_INLINE Vector<T, N> widen_first(const S* p, int count) {
+  Vector<T, N> v;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<S, float> && N == 16) {
+    const __m512 first = _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+    std::memcpy(&v, &first, sizeof(v));
+    return v;
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<S, float> && N == 8) {
+    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    const __m256 first = _mm256_maskload_ps(p, mask);
+    std::memcpy(&v, &first, sizeof(v));
+    return v;
+  }
+#endif
+  alignas(64) T lanes[N] = {};
+  widen_items<T, N>(p, lanes, count);
+  std::memcpy(&v, lanes, sizeof(v));
+  return v;
+}
+
+// Writes the first `count` of N items; as many as N may be read. Masked stores are slow on AMD before AVX-512.
+template <class T, int N, class S>
+PIIP_INLINE void narrow_first(const T* source, S* target, int count) {
+#if defined(__AVX512VL__)
+  if constexpr (std::is_same_v<S, float> && N == 16) {
+    _mm512_mask_storeu_ps(target, __mmask16((1u << count) - 1), _mm512_loadu_ps(source));
+  } else if constexpr (std::is_same_v<S, float> && N == 8) {
+    _mm256_mask_storeu_ps(target, __mmask8((1u << count) - 1), _mm256_loadu_ps(source));
+  } else {
+    narrow_items<T, N>(source, target, count);
+  }
+#else
+  narrow_items<T, N>(source, target, count);
+#endif
 }
 
 // e^x to about two units in the last place for x <= 0; a loop over it vectorises. NaN gives NaN.

@@ -1,0 +1,110 @@
+// The values of a head as a plane of its own: rows padded to whole vectors, in the compute type, with a border of zeros
+// around every map. A sample's four cells then always exist, outside ones read zeros, neighbours along x are adjacent,
+// and the plane of a narrow head stays in the cache.
+#pragma once
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "deform_attn.h"
+#include "simd.h"
+
+namespace piip {
+namespace PIIP_ISA {
+
+// The maps of one head inside a plane, in cells.
+struct Layout {
+  int32_t start[kMaxLevels];  // of the level's border row
+  int row[kMaxLevels];        // cells per row, border included
+  int64_t cells;
+
+  explicit Layout(const DeformAttn& a) {
+    cells = 0;
+    for (int level = 0; level < a.levels; ++level) {
+      start[level] = int32_t(cells);
+      row[level] = a.width_of[level] + 2;
+      // A border row above, one below, and one more: samples outside are sent to the last two, which are both zero.
+      cells += int64_t(row[level]) * (a.height_of[level] + 3);
+    }
+    if (cells > INT32_MAX) throw std::invalid_argument("piip: deform_attn takes maps of fewer than 2^31 cells");
+  }
+  int32_t cell(int level, int y, int x) const { return start[level] + (y + 1) * row[level] + x + 1; }
+  int32_t outside(const DeformAttn& a, int level) const { return cell(level, a.height_of[level], -1); }
+};
+
+// Neighbouring heads of one image.
+struct Heads {
+  int64_t image;
+  int first, count;
+};
+
+// Planes of several heads, one after the other. Lanes from the head's width on are zero.
+template <class T, int N>
+struct Planes {
+  const DeformAttn& a;
+  const Layout& layout;
+  int pitch;  // elements from cell to cell
+
+  int64_t size() const { return layout.cells * pitch; }
+
+  // Cells are read as they lie, all heads of one together.
+  template <class S>
+  void fill(Heads heads, T* planes) const {
+    constexpr int kAhead = 16;  // cells
+    const int64_t step = int64_t(a.heads) * a.width, plane = size();
+    const S* source = static_cast<const S*>(a.value) + heads.image * a.cells * step + heads.first * a.width;
+    for (int level = 0; level < a.levels; ++level) {
+      const int width = a.width_of[level], height = a.height_of[level];
+      const int64_t row = int64_t(layout.row[level]) * pitch;
+      T* target = planes + int64_t(layout.cell(level, 0, 0)) * pitch;
+      for (int h = 0; h < heads.count; ++h) {
+        T *first = target + h * plane, *below = first + height * row;
+        std::fill(first - row - pitch, first, T(0));
+        std::fill(below, below + 2 * row - pitch, T(0));
+      }
+      for (int y = 0; y < height; ++y, source += width * step, target += row) {
+        for (int x = 0; x < width; ++x) {
+          prefetch(source + (x + kAhead) * step, heads.count * a.width);
+          for (int h = 0; h < heads.count; ++h)
+            widen_cell(source + x * step + h * a.width, target + h * plane + int64_t(x) * pitch);
+        }
+        for (int h = 0; h < heads.count; ++h) {
+          T* border = target + h * plane + int64_t(width) * pitch;
+          std::fill(border, border + 2 * pitch, T(0));
+        }
+      }
+    }
+  }
+
+  // Reads finished gradient planes back.
+  template <class S>
+  void store(Heads heads, const T* planes) const {
+    const int64_t step = int64_t(a.heads) * a.width;
+    const int64_t plane = size();
+    S* target = static_cast<S*>(a.grad_value) + heads.image * a.cells * step + heads.first * a.width;
+    for (int level = 0; level < a.levels; ++level)
+      for (int y = 0; y < a.height_of[level]; ++y) {
+        const T* source = planes + int64_t(layout.cell(level, y, 0)) * pitch;
+        for (int x = 0; x < a.width_of[level]; ++x, target += step, source += pitch)
+          for (int h = 0; h < heads.count; ++h) narrow_cell(source + h * plane, target + h * a.width);
+      }
+  }
+
+  // One cell of one head, widened and padded.
+  template <class S>
+  PIIP_INLINE void widen_cell(const S* source, T* target) const {
+    const int whole = pitch - N;
+    for (int d = 0; d < whole; d += N) PIIP_ISA::store<T, N>(target + d, widen_vector<T, N>(source + d));
+    PIIP_ISA::store<T, N>(target + whole, widen_first<T, N>(source + whole, a.width - whole));
+  }
+
+  template <class S>
+  PIIP_INLINE void narrow_cell(const T* source, S* target) const {
+    const int whole = pitch - N;
+    for (int d = 0; d < whole; d += N) narrow_vector<T, N>(load<T, N>(source + d), target + d);
+    narrow_first<T, N>(source + whole, target + whole, a.width - whole);
+  }
+};
+
+}  // namespace PIIP_ISA
+}  // namespace piip
