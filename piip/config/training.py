@@ -80,6 +80,9 @@ class Published(Strict):
     flops: str | None = None
 
 
+_TASKS = {"mask_rcnn": "detection", "dino": "detection", "upernet": "segmentation", "classifier": "classification"}
+
+
 class Config(Strict):
     """One experiment."""
 
@@ -96,3 +99,15 @@ class Config(Strict):
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _one_task(self) -> Config:
+        task = _TASKS[self.model.head.type]
+        for name in ("train_transforms", "val_transforms"):
+            found = getattr(self.data, name).type
+            if found != task:
+                raise ValueError(
+                    f"data.{name} are for {found}, but model.head {self.model.head.type} is for {task}: set "
+                    f"data.{name}.type: {task}, with its settings"
+                )
+        return self

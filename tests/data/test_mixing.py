@@ -206,3 +206,11 @@ def test_a_damaged_image_gives_its_place_to_the_next_as_elsewhere(tmp_path: Path
     assert sum(len(item.images) for item in batches) == 12
     assert sum(len(item.replaced) for item in batches) <= 1
     assert dataset.image_id(2) not in {id_ for item in batches for id_ in item.image_ids}
+
+
+def test_a_recipe_of_another_task_than_the_head_is_refused(root: Path) -> None:
+    settings = make_config(root).model_dump(mode="json")
+    settings["data"]["val_transforms"] = {"type": "detection", "resize": [[32, 32]]}
+    message = r"data\.val_transforms are for detection, but model\.head classifier is for classification: set"
+    with pytest.raises(ConfigError, match=message):
+        config_from_dict(settings)
