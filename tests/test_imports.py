@@ -109,7 +109,19 @@ def test_the_backbone_sees_what_a_branch_is_but_no_particular_branch():
 
 
 def test_the_engine_names_no_task():
-    tasks = {"coco", "shapes", "ade20k", "imagefolder", "miou", "accuracy", "heads", "backbone", "branches", "necks"}
+    tasks = {
+        "coco",
+        "shapes",
+        "ade20k",
+        "label_maps",
+        "image_folder",
+        "miou",
+        "accuracy",
+        "heads",
+        "backbone",
+        "branches",
+        "necks",
+    }
     for path in FILES:
         if part_of(path) == "engine":
             named = {part for module, _ in imported(path) if module.startswith("piip") for part in module.split(".")}
