@@ -45,8 +45,10 @@ class ImageFolderData(Strict):
 
     type: Literal["image_folder"] = "image_folder"
     root: Path
-    class_names: Path | None = Field(
-        None, description="text file with 'folder name' a line, which also gives the order; else folders in their order"
+    class_names: Path | Literal["imagenet"] | None = Field(
+        None,
+        description="text file with 'folder name' a line, which also gives the order; imagenet: the 1000 synsets and "
+        "their names; else folders in their order",
     )
     max_image_pixels: int = Field(100_000_000, gt=0, description="larger images are refused from their header")
 

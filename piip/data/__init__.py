@@ -7,7 +7,7 @@ from piip.data.dataset import ImageDataset, check_classes, check_same_classes, c
 from piip.data.image_folder import ImageFolderDataset
 from piip.data.images import read_image
 from piip.data.label_maps import LabelMapDataset
-from piip.data.loader import Batch, Loader, build_dataset, build_loader, explain_worker_death
+from piip.data.loader import Batch, Loader, build_dataset, build_loader, explain_worker_death, known_class_names
 from piip.data.transforms import prepare
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "check_same_classes",
     "check_targets",
     "explain_worker_death",
+    "known_class_names",
     "prepare",
     "read_image",
     "self_test",

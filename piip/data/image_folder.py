@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
 from piip.data.dataset import ImageDataset
@@ -32,18 +33,22 @@ class ImageFolderDataset(ImageDataset):
     Names that begin with a dot, and files without an image's ending, are passed over.
     An empty folder keeps its label, with a warning: a small validation set need not have every class.
     class_names: text file with 'folder name' a line, in label order, such as 'n01440764 tench'; a line of one word is
-    folder and name in one. Folders that it does not list are left out.
+    folder and name in one. Folders that it does not list are left out. 'imagenet' stands for the file of ImageNet-1k.
     Raises DataError for a missing root, folders missing from it, bad lines, links in a circle, and no image at all.
     """
 
     provides = frozenset({"label"})
 
     def __init__(
-        self, *, root: Path, class_names: Path | None = None, max_image_pixels: int = MAX_IMAGE_PIXELS
+        self,
+        *,
+        root: Path,
+        class_names: Path | Literal["imagenet"] | None = None,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         self.source, self.max_image_pixels, self.report = root, max_image_pixels, Report(str(root))
         found = _class_folders(root)
-        names = _read_class_names(class_names) if class_names is not None else {folder: folder for folder in found}
+        names = {folder: folder for folder in found} if class_names is None else _folder_names(class_names)
         missing = [folder for folder in names if folder not in found]
         if missing:
             raise DataError(
@@ -134,8 +139,17 @@ def _has_images(root: Path) -> bool:
     return any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir())
 
 
-def _read_class_names(path: Path) -> dict[str, str]:
-    """Name by folder, in the file's order."""
+def imagenet_classes() -> list[str]:
+    """The names of ImageNet-1k in label order, as a data set with class_names 'imagenet' has them."""
+    return _distinct(_folder_names("imagenet"))
+
+
+def _folder_names(path: Path | Literal["imagenet"]) -> dict[str, str]:
+    """Name by folder, in the file's order; of ImageNet's synonyms the first."""
+    if path == "imagenet":
+        info = ImageNetInfo("imagenet-1k")
+        return {synset: info.label_name_to_description(synset).split(",")[0] for synset in info.label_names()}
+    path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

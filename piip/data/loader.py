@@ -29,7 +29,7 @@ from piip.config import (
 )
 from piip.data.coco import CocoDataset
 from piip.data.dataset import ImageDataset
-from piip.data.image_folder import ImageFolderDataset
+from piip.data.image_folder import ImageFolderDataset, imagenet_classes
 from piip.data.images import read_image
 from piip.data.label_maps import LabelMapDataset, read_class_names
 from piip.data.mixing import Mixing
@@ -112,6 +112,15 @@ def build_dataset(config: DatasetConfig, *, training: bool) -> ImageDataset:
         return LabelMapDataset(images=images, labels=labels, class_names=MAP_CLASS_NAMES)
     images, annotations = write_shapes(config)
     return CocoDataset(images=images, annotations=annotations, training=training)
+
+
+def known_class_names(config: DatasetConfig) -> list[str] | None:
+    """The names of a public data set's classes, in label order, where the config says which it is; no file is read."""
+    if isinstance(config, ImageFolderData) and config.class_names == "imagenet":
+        return imagenet_classes()
+    if isinstance(config, LabelMapData) and config.class_names == "ade20k":
+        return read_class_names(config.class_names)
+    return None
 
 
 def build_loader(

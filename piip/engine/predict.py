@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from piip.config import Config
+from piip.data import known_class_names
 from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_image
 from piip.engine.checkpoint import load_weights
 from piip.engine.device import autocast, choose_device
@@ -59,7 +60,9 @@ def run_prediction(
         model = build_model(config.model)
         model.transforms = config.data.val_transforms
         loaded = load_weights(model, weights)
-        names = loaded.class_names or [f"class {label}" for label in range(config.model.head.num_classes)]
+        count = config.model.head.num_classes
+        names = loaded.class_names or known_class_names(config.data.val) or []
+        names = names if len(names) == count else [f"class {label}" for label in range(count)]
         model.to(target).eval()
         limit = getattr(config.data.val, "max_image_pixels", MAX_IMAGE_PIXELS)
         writer = build_writer(model.head.task, names, score_threshold=score_threshold)

@@ -13,7 +13,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from piip.config import ImageFolderData
-from piip.data import ImageFolderDataset, build_dataset, check_classes, check_same_classes
+from piip.data import ImageFolderDataset, build_dataset, check_classes, check_same_classes, known_class_names
+from piip.data.image_folder import imagenet_classes
 from piip.errors import ConfigError, DataError
 
 
@@ -170,3 +171,14 @@ def test_a_file_costs_loader_processes_little_more_than_its_name(tmp_path: Path)
     dataset = ImageFolderDataset(root=tmp_path)
     names = sum(len(file) for file in files(dataset))
     assert len(pickle.dumps(dataset._files)) < names + 300 * 32
+
+
+def test_imagenet_has_its_names_in_label_order(tmp_path: Path) -> None:
+    names = imagenet_classes()
+    assert len(set(names)) == 1000
+    assert (names[0], names[1], names[207], names[999]) == ("tench", "goldfish", "golden retriever", "toilet tissue")
+    assert [name for name in names if name.startswith("crane")] == ["crane (n02012849)", "crane (n03126707)"]
+    config = ImageFolderData(root=tmp_path / "absent", class_names="imagenet")
+    assert known_class_names(config) == names
+    with pytest.raises(DataError, match="cannot read the image folder"):
+        build_dataset(config, training=False)
