@@ -61,7 +61,8 @@ def convert_checkpoint(
     meta = beside.get("meta")
     names = meta.get("CLASSES") if isinstance(meta, dict) else None
     with replacing(output) as temporary:
-        class_names = list(names) if names else None
+        # mmsegmentation's list for ADE20K has a name with a space behind it.
+        class_names = [str(name).strip() for name in names] if names else None
         write_weights(temporary, state, config=config.model_dump(mode="json"), class_names=class_names)
     return report
 

@@ -52,9 +52,12 @@ def run_prediction(
 
     images: files, folders, and patterns with wildcards. weights: a run, a checkpoint or a weight file.
     What predictions.json holds is said by the writers in `piip.results`.
-    An image that cannot be read is reported and left out. Raises DataError if none can, and the kinds of PiipError.
+    An image that cannot be read is reported and left out. Raises DataError if none can, or if an image would be
+    overwritten, and the kinds of PiipError.
     """
     files = find_images(images)
+    overlays = _overlay_paths(files, output)
+    _check_inputs_stay(files, overlays)
     with logging_to() as console:
         target = choose_device(device)
         model = build_model(config.model)
@@ -70,7 +73,7 @@ def run_prediction(
         try:
             output.mkdir(parents=True, exist_ok=True)
             with Bar(console, "predicting", total=len(files)) as bar:
-                for file, overlay in zip(files, _overlay_paths(files, output)):
+                for file, overlay in zip(files, overlays):
                     image = _read(file, limit)
                     if isinstance(image, DataError):
                         predictions.append(Prediction(file, error=str(image)))
@@ -129,3 +132,13 @@ def _overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
         number = f"_{seen[file.stem]}" if seen[file.stem] > 1 else ""
         paths.append(output / f"{file.stem}{number}.jpg")
     return paths
+
+
+def _check_inputs_stay(files: Sequence[Path], overlays: Sequence[Path]) -> None:
+    """Raises DataError if an overlay, or a PNG that a writer puts beside it, would take the place of an image."""
+    given = {file.resolve() for file in files}
+    for overlay in overlays:
+        for suffix in (".jpg", ".png"):
+            path = overlay.with_name(f"{overlay.stem}{suffix}")
+            if path.resolve() in given:
+                raise DataError(f"the prediction would overwrite the image {path}; choose another --output")

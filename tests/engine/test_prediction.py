@@ -167,3 +167,10 @@ def test_a_device_that_is_not_there_is_a_usage_error() -> None:
             choose_device(name)
     with autocast(torch.device("cpu"), "auto"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_images_are_never_overwritten(photos: Path, weights: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in photos.iterdir() if path.is_file()}
+    with pytest.raises(DataError, match=r"would overwrite the image .*a\.PNG|b\.jpg"):
+        run_prediction(tiny_config(tmp_path), [photos], weights=weights, output=photos)
+    assert {path: path.read_bytes() for path in photos.iterdir() if path.is_file()} == before
