@@ -5,8 +5,9 @@
 The table is printed and written to FOLDER (benchmarks/results) as <machine>.md and <machine>.json.
 
 Ours and a rival are timed in turn within one run. On the CPU the process's CPU time counts, so that other load on the
-machine matters little; it adds up over threads. Every entry gives minimum, median and maximum in ms, the ratio of the
-medians, and our largest error relative to the definition in float64.
+machine matters little. It adds up over threads, also over those that only wait; so one thread is the default. An entry
+gives minimum, median and maximum in ms, the ratio of the medians, and our largest error relative to the definition in
+float64.
 """
 
 from __future__ import annotations
@@ -276,7 +277,7 @@ def save(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", choices=["deform_attn", "pyramid_resize"])
