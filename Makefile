@@ -49,7 +49,7 @@ test: $(INSTALLED)
 
 # The whole chain of every task in little: it shows that the parts fit, not that anything is learned.
 smoke: $(INSTALLED)
-	set -e; for config in $(NANO); do \
+	@set -ex; for config in $(NANO); do \
 		run=$(SMOKE)/$$(basename $$config); \
 		$(BIN)/piip train $$config --output $$run $(SMALL); \
 		$(BIN)/piip eval $$config --weights $$run --output $$run/eval $(SMALL) --json; \

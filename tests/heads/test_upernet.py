@@ -83,9 +83,9 @@ def test_convolutions_are_normed_and_initialised_like_those_of_mmcv() -> None:
     assert sum(isinstance(module, ConvNorm) for module in head.modules()) == 4 + 1 + 3 + 3 + 1 + 1
     conv, norm, _ = head.fuse
     assert conv.bias is None
-    assert float(conv.weight.std()) == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)  # fan out
+    assert conv.weight.detach().std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)  # fan out
     assert (norm.eps, norm.momentum) == (1e-5, 0.1)
-    assert float(head.classifier[1].weight.std()) == pytest.approx(0.01, rel=0.1)
+    assert head.classifier[1].weight.detach().std().item() == pytest.approx(0.01, rel=0.1)
 
 
 # --- views -----------------------------------------------------------------------------------------------------------
