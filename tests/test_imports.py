@@ -17,6 +17,7 @@ ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "features": set(),
+    "rng": set(),
     "config": {"errors"},
     "ops": {"errors", "_C"},
     "branches": {"errors", "features", "ops"},
@@ -25,12 +26,12 @@ ALLOWED = {
     "heads": {"errors", "features", "ops"},
     "metrics": {"errors", "data", "files"},
     "results": {"errors", "files"},
-    "data": {"errors", "config", "metrics", "ops"},
+    "data": {"errors", "config", "metrics", "ops", "rng"},
     "convert": {"errors", "files", "config", "model", "branches", "engine"},
     "model": {
         *("errors", "config", "features", "ops", "branches", "backbone", "necks", "heads", "data", "convert", "engine")
     },
-    "engine": {"__version__", "errors", "files", "config", "model", "data", "metrics", "results", "convert"},
+    "engine": {"__version__", "errors", "files", "rng", "config", "model", "data", "metrics", "results", "convert"},
     "flops": {"errors", "files", "config", "model", "heads", "ops"},
     "doctor": {"errors", "config", "ops", "_C"},
     "cli": {

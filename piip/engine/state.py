@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
+from piip import rng
 from piip.config import Config
 from piip.convert import load_pretrained
-from piip.engine import distributed, rng
+from piip.engine import distributed
 from piip.engine.checkpoint import (
     load_trainer_state,
     point,

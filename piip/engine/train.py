@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from piip import rng
 from piip.config import Config
 from piip.data import (
     build_dataset,
@@ -22,7 +23,7 @@ from piip.data import (
     check_targets,
     explain_worker_death,
 )
-from piip.engine import distributed, rng
+from piip.engine import distributed
 from piip.engine.device import peak_memory_mib
 from piip.engine.evaluate import evaluate
 from piip.engine.log import Bar, RunLog, logging_to
