@@ -46,7 +46,7 @@ class Meter:
             "time": self.seconds / self.count,
             "data_time": self.waited / self.count,
         }
-        self.__init__()  # type: ignore[misc]
+        vars(self).update(vars(Meter()))
         return record
 
     def state(self) -> dict[str, Any]:

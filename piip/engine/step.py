@@ -71,8 +71,8 @@ def optimizer_step(
         batch = next(batches).to(device, non_blocking=True)
         waited += time.perf_counter() - waiting
         # Gradients travel between the ranks once a step, with the last backward pass.
-        silent = isinstance(model, DistributedDataParallel) and index < config.accumulate - 1
-        with model.no_sync() if silent else nullcontext():  # type: ignore[operator]
+        last = index == config.accumulate - 1
+        with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
             with autocast(device, precision):
                 found: dict[str, Tensor] = model(batch)
             torch.stack([loss.float() for loss in found.values()]).sum().div(config.accumulate).backward()

@@ -35,7 +35,8 @@ class PixelClassifier(nn.Sequential):
     def __init__(self, channels: int, num_classes: int, *, dropout: float) -> None:
         conv = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(conv.weight, std=0.01)
-        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
         super().__init__(nn.Dropout2d(dropout), conv)
 
 

@@ -105,12 +105,13 @@ def test_curves_are_drawn_from_the_records_also_when_there_are_none(tmp_path: Pa
 
 def test_the_bar_is_shown_on_terminals_only() -> None:
     for terminal in (True, False):
-        console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+        output = io.StringIO()
+        console = Console(file=output, force_terminal=terminal, width=100)
         with Bar(console, "training", total=3, done=1) as bar:
             bar.advance(note="loss 0.5")
             with bar.paused(), Bar(console, "evaluating", total=1) as inner:
                 inner.advance()
-        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        shown = output.getvalue()
         assert ("2/3" in shown and "loss 0.5" in shown and "evaluating" in shown) == terminal
         assert bool(shown) == terminal
 

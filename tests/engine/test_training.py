@@ -148,7 +148,9 @@ def test_a_stopped_run_continues_bit_for_bit(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     # A few steps at a time, and with a change that does no harm.
     metrics = train(tiny_config(data, train__log_every=1, data__eval_batch_size=2), output=tmp_path, resume="auto")
-    assert metrics == read_evaluation(reference / "checkpoints" / "6")["metrics"]  # type: ignore[index]
+    unbroken = read_evaluation(reference / "checkpoints" / "6")
+    assert unbroken is not None
+    assert metrics == unbroken["metrics"]
     assert_same_run(reference, tmp_path)
 
 

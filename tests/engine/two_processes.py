@@ -110,10 +110,10 @@ def check_training(folder: Path, data: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args, **kwargs)
 
-    train_module.optimizer_step = step  # type: ignore[assignment]
-    with pytest.raises(Stopped):
-        train(config, output=folder / "stopped")
-    train_module.optimizer_step = original  # type: ignore[assignment]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train_module, "optimizer_step", step)
+        with pytest.raises(Stopped):
+            train(config, output=folder / "stopped")
     newest = newest_checkpoint(folder / "stopped" / "checkpoints")
     assert newest is not None
     assert newest.name in ("4", "5")

@@ -46,8 +46,8 @@ def _taps(length: int, resized: int, device: torch.device, *, clamp_weights: boo
         fraction = fraction.masked_fill((first < 0) | (first >= length - 1), 0.0)
     weights = torch.stack([1.0 - fraction, fraction]).mul_(2048).round_().int()
     first = first.long()
-    taps = first.clamp(0, length - 1), (first + 1).clamp(0, length - 1), weights
-    return tuple(tap.to(device) for tap in taps)  # type: ignore[return-value]
+    before, after = first.clamp(0, length - 1), (first + 1).clamp(0, length - 1)
+    return before.to(device), after.to(device), weights.to(device)
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
