@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from piip import config as config_module
 from piip.config import (
     BackboneConfig,
     Config,
+    Strict,
     ViTConfig,
     config_from_dict,
     dump_config,
@@ -22,6 +24,11 @@ from piip.config import (
 from piip.errors import ConfigError
 
 TSB = "detection/mask_rcnn_piip_tsb_1568_1120_672"
+CONVNEXT = "detection/mask_rcnn_piip_ct_cs_cb_1024_672_448"
+DINO = "detection/dino_piip_sbl_1792_1120_672_3x"
+UPERNET = "segmentation/upernet_piip_tsb_512_448_336"
+CLASSIFIER = "classification/piip_sbl_384_192_128"
+SHAPES = "detection/mask_rcnn_piip_nano_shapes"
 
 # A whole experiment in as few keys as one needs.
 MINIMAL = """
@@ -379,12 +386,57 @@ def test_a_malformed_file_is_refused(text: str, message: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("key", ["model.head", "model.neck", "model.backbone.branches.0", "data.train",
                                  "data.train_transforms"])  # fmt: skip
+@pytest.mark.parametrize("name", [TSB, UPERNET, CLASSIFIER])
+@pytest.mark.parametrize("unknown", ["colour", "vit", "shapes", "none"])
+def test_an_unknown_key_is_named_as_written_whatever_the_type_of_the_part(name: str, key: str, unknown: str) -> None:
+    text = message(load_config, name, [f"{key}.{unknown}=red"])
+    assert text.startswith(f"command line: {key}.{unknown}: unknown key '{unknown}'; ")
+
+
 @pytest.mark.parametrize(
-    "name", [TSB, "segmentation/upernet_piip_tsb_512_448_336", "classification/piip_sbl_384_192_128"]
+    ("name", "key", "value"),
+    [
+        (TSB, "data.train.keep_empty", "perhaps"),
+        (UPERNET, "data.train.reduce_zero_label", "perhaps"),
+        (CLASSIFIER, "data.val.max_image_pixels", "0"),
+        (SHAPES, "data.val.size", "8"),
+        (DINO, "data.train_transforms.resize.0.1", "wide"),
+        (UPERNET, "data.val_transforms.pad_divisor", "0"),
+        (CLASSIFIER, "data.train_transforms.mixup", "-1"),
+        (TSB, "model.neck.levels", "0"),
+        (DINO, "model.neck.out_channels", "7"),
+        (TSB, "model.head.nms", "2"),
+        (DINO, "model.head.points", "0"),
+        (UPERNET, "model.head.window", "0"),
+        (CLASSIFIER, "model.head.token", "last"),
+        (TSB, "model.backbone.branches.2.drop_path", "1"),
+        (CONVNEXT, "model.backbone.branches.1.model", "3"),
+        # Unions without a type.
+        (TSB, "model.backbone.interactions", "many"),
+        (UPERNET, "data.train.class_names", "3"),
+    ],
 )
-def test_a_mistake_is_named_by_the_keys_of_the_file_whatever_the_type_of_the_part(name: str, key: str) -> None:
-    with pytest.raises(ConfigError, match=rf": {key}\.colour: unknown key 'colour'"):
-        load_config(name, [f"{key}.colour=red"])
+def test_a_wrong_value_is_named_by_its_key_as_written_and_nothing_else_is(name: str, key: str, value: str) -> None:
+    lines = message(load_config, name, [f"{key}={value}"]).splitlines()
+    assert {line.split(": ")[1] for line in lines} == {key}
+
+
+def test_a_key_may_be_called_like_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Square(Strict):
+        type: Literal["square"]
+        square: int
+        round: int
+
+    class Round(Strict):
+        type: Literal["round"]
+
+    class Form(Strict):
+        square: list[Annotated[Square | Round, Field(discriminator="type")]]
+
+    monkeypatch.setattr(config_module.load, "Config", Form)
+    data = {"square": [{"type": "square", "square": "x"}, {"type": "round", "square": 1}]}
+    keys = [line.split(": ")[1] for line in message(config_from_dict, data).splitlines()]
+    assert keys == ["square.0.square", "square.0.round", "square.1.square"]
 
 
 def test_a_list_index_is_plain_decimal() -> None:

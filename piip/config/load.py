@@ -7,11 +7,12 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
+from piip.config.base import Strict
 from piip.config.training import Config
 from piip.errors import ConfigError
 
@@ -183,23 +184,33 @@ def _child(node: Any, part: str, where: str) -> Any:
     raise ConfigError(f"{where} does not exist")
 
 
-# What pydantic adds to the location of a mistake inside a discriminated union; no keys of a file.
-_TAGS = {
-    "coco",
-    "label_maps",
-    "image_folder",
-    "shapes",
-    "detection",
-    "segmentation",
-    "classification",
-    "vit",
-    "convnext",
-}
-_TAGS |= {"fpn", "channel_mapper", "none", "mask_rcnn", "dino", "upernet", "classifier"}
+def _keys(location: Sequence[str | int]) -> list[str]:
+    """The keys of a file that lead to a mistake: pydantic's location without what it adds for the members of unions.
+
+    The models are followed along, since a key may be called like a member.
+    """
+    keys: list[str] = []
+    models: list[type[Strict]] = [Config]
+    for part in location:
+        if isinstance(part, int):
+            keys.append(str(part))
+        elif len(models) > 1:  # here pydantic adds the type that tells them apart
+            models = [model for model in models if part in get_args(model.model_fields["type"].annotation)] or models
+        elif models and part in models[0].model_fields:
+            keys.append(part)
+            models = _models(models[0].model_fields[part].annotation)
+    return keys
+
+
+def _models(annotation: Any) -> list[type[Strict]]:
+    """The models in a type such as `tuple[A | B, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]
 
 
 def _describe(error: Any, origin: dict[str, str], source: str) -> str:
-    parts = [str(part) for part in error["loc"] if part not in _TAGS]
+    parts = _keys(error["loc"])
     if error["type"] == "unknown_key":
         parts.append(error["ctx"]["key"])
     dotted = ".".join(parts)
