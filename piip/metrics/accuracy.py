@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,15 +16,15 @@ from piip.metrics.base import ImageId, Metric
 _TOP = 5
 
 
-class AccuracyMetric(Metric):
+class AccuracyMetric(Metric[tuple[int, ...]]):
     """Top-1 accuracy and, where there are more than five classes, top-5 accuracy, over all images that came.
 
     class_names: in label order. label_of: the right label of an image by its id.
     """
 
     def __init__(self, class_names: Sequence[str], label_of: Callable[[Any], int]) -> None:
+        super().__init__()
         self._class_names, self._label_of = list(class_names), label_of
-        self._found: dict[ImageId, tuple[int, ...]] = {}
 
     def update(self, results: Sequence[dict[str, Tensor]], image_ids: Sequence[ImageId]) -> None:
         """results: per image labels (k,), the likeliest first."""
@@ -34,13 +33,6 @@ class AccuracyMetric(Metric):
             if not all(0 <= label < len(self._class_names) for label in labels):
                 raise PiipError(f"results with label {max(labels)}, but the data have {len(self._class_names)} classes")
             self._found[image_id] = labels
-
-    def synchronize(self) -> None:
-        """Merges what all ranks have seen; an image that several have seen counts once. All ranks must call it."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            gathered: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(gathered, self._found)
-            self._found = {id_: labels for part in gathered for id_, labels in part.items()}
 
     def compute(self) -> dict[str, float]:
         """top1 and perhaps top5, in [0, 1]."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import faster_coco_eval
 import numpy as np
 import torch
-import torch.distributed
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -37,7 +36,7 @@ class _Detections(NamedTuple):
     masks: list[dict[str, Any]] | None
 
 
-class CocoMetric(Metric):
+class CocoMetric(Metric[_Detections]):
     """COCO AP over a data set.
 
     update() takes results in original pixels; masks are run-length encoded at once, so that memory stays small.
@@ -48,8 +47,8 @@ class CocoMetric(Metric):
     """
 
     def __init__(self, dataset: CocoDataset, *, backend: Literal["faster", "pycocotools"] = "faster") -> None:
+        super().__init__()
         self._dataset, self._backend = dataset, backend
-        self._detections: dict[ImageId, _Detections] = {}
         self._precision: dict[str, np.ndarray[Any, Any]] | None = None
 
     def update(self, results: Sequence[dict[str, Tensor]], image_ids: Sequence[ImageId]) -> None:
@@ -59,16 +58,12 @@ class CocoMetric(Metric):
             boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
             scores, labels = result["scores"].detach().cpu().double().numpy(), result["labels"].detach().cpu().numpy()
             masks = _encode(result["masks"]) if "masks" in result else None
-            self._detections[image_id] = _Detections(boxes, scores, labels, masks)
+            self._found[image_id] = _Detections(boxes, scores, labels, masks)
         self._precision = None
 
     def synchronize(self) -> None:
-        """Merges the detections of all ranks into every rank. All ranks must call it; any may have seen nothing."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            gathered: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(gathered, self._detections)
-            self._detections = {id_: found for part in gathered for id_, found in part.items()}
-            self._precision = None
+        super().synchronize()
+        self._precision = None
 
     def compute(self) -> dict[str, float]:
         """The figures in [0, 1] by name, the main one first."""
@@ -98,7 +93,7 @@ class CocoMetric(Metric):
         if self._precision is None:
             truth = self._dataset.ground_truth()
             kinds = ["box"]
-            with_masks = [found.masks is not None for found in self._detections.values()]
+            with_masks = [found.masks is not None for found in self._found.values()]
             if self._dataset.has_masks and all(with_masks):
                 kinds.append("mask")
             self._precision = {kind: self._evaluate_kind(kind, copy.deepcopy(truth)) for kind in kinds}
@@ -130,10 +125,10 @@ class CocoMetric(Metric):
         """The detections in COCO's form, numbered from 1. The area decides the size range: of the mask for masks."""
         annotations: list[dict[str, Any]] = []
         category_ids = self._dataset.category_ids
-        for image_id in sorted(self._detections):
+        for image_id in sorted(self._found):
             if image_id not in known:
                 raise PiipError(f"results for image {image_id}, which {self._dataset.source} does not list")
-            boxes, scores, labels, masks = self._detections[image_id]
+            boxes, scores, labels, masks = self._found[image_id]
             for i in range(len(scores)):
                 if not 0 <= labels[i] < len(category_ids):
                     classes = f"{self._dataset.source} has {len(category_ids)} classes"

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,19 +17,21 @@ from piip.metrics.iou_chart import draw_ious
 
 NO_LABEL = 255
 
+# The cells of a confusion matrix that are not 0, by their number in it, and their counts: of one image most are 0.
+_Cells = tuple[NDArray[np.int32], NDArray[np.int32]]
 
-class MIoUMetric(Metric):
+
+class MIoUMetric(Metric[_Cells]):
     """mIoU, aAcc and mAcc from one confusion matrix over all pixels that have a label, as mmsegmentation counts them.
 
     class_names: in label order. label_map_of: the true labels (H, W) uint8 of an image by its id, 255 for none.
     A class that is neither in the data nor in the results has no IoU, one that is not in the data no accuracy; means
-    leave it out. An image that several ranks have seen counts once.
+    leave it out.
     """
 
     def __init__(self, class_names: Sequence[str], label_map_of: Callable[[Any], Tensor]) -> None:
+        super().__init__()
         self._class_names, self._label_map_of = list(class_names), label_map_of
-        # Per image the cells of its confusion matrix that are not 0, as most are, and their counts.
-        self._cells: dict[ImageId, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
 
     def update(self, results: Sequence[dict[str, Tensor]], image_ids: Sequence[ImageId]) -> None:
         """results: per image labels (H, W) in the image's pixels, on any device.
@@ -51,20 +52,13 @@ class MIoUMetric(Metric):
                 )
             counts = torch.bincount(truth * classes + found, minlength=classes * classes).numpy()
             (cells,) = np.nonzero(counts)
-            self._cells[image_id] = cells.astype(np.int32), counts[cells].astype(np.int32)
-
-    def synchronize(self) -> None:
-        """Merges what all ranks have seen into every rank. All ranks must call it; any may have seen nothing."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            gathered: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(gathered, self._cells)
-            self._cells = {image_id: cells for part in gathered for image_id, cells in part.items()}
+            self._found[image_id] = cells.astype(np.int32), counts[cells].astype(np.int32)
 
     def confusion(self) -> NDArray[np.int64]:
         """Pixels (classes, classes) by their true label and the one found."""
         classes = len(self._class_names)
         matrix = np.zeros(classes * classes, dtype=np.int64)
-        for cells, counts in self._cells.values():
+        for cells, counts in self._found.values():
             matrix[cells] += counts
         return matrix.reshape(classes, classes)
 
@@ -75,7 +69,7 @@ class MIoUMetric(Metric):
         """
         matrix = self.confusion()
         if not matrix.any():
-            raise PiipError(f"none of the {len(self._cells)} evaluated images has a pixel with a label")
+            raise PiipError(f"none of the {len(self._found)} evaluated images has a pixel with a label")
         ious, accuracies = _per_class(matrix)
         right = np.trace(matrix) / matrix.sum()
         return {"miou": float(np.nanmean(ious)), "aacc": float(right), "macc": float(np.nanmean(accuracies))}
