@@ -400,7 +400,7 @@ def test_an_unknown_key_is_named_as_written_whatever_the_type_of_the_part(name: 
         (UPERNET, "data.train.reduce_zero_label", "perhaps"),
         (CLASSIFIER, "data.val.max_image_pixels", "0"),
         (SHAPES, "data.val.size", "8"),
-        (DINO, "data.train_transforms.resize.0.1", "wide"),
+        (TSB, "data.train_transforms.resize.0.1", "wide"),
         (UPERNET, "data.val_transforms.pad_divisor", "0"),
         (CLASSIFIER, "data.train_transforms.mixup", "-1"),
         (TSB, "model.neck.levels", "0"),

@@ -83,7 +83,7 @@ def config_from_dict(data: dict[str, Any], *, origin: dict[str, str] | None = No
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(_describe(item, origin or {}, source) for item in error.errors())) from None
+        raise ConfigError("\n".join(_describe(item, origin or {}, source) for item in _mistakes(error))) from None
 
 
 def dump_config(config: Config) -> str:
@@ -182,6 +182,13 @@ def _child(node: Any, part: str, where: str) -> Any:
             raise ConfigError(f"{where} does not exist; the list has items 0 to {len(node) - 1}")
         return node[int(part)]
     raise ConfigError(f"{where} does not exist")
+
+
+def _mistakes(error: ValidationError) -> list[Any]:
+    """All of them, but not that a list is too short because its items are wrong: pydantic counts the right ones."""
+    found = error.errors()
+    containers = {item["loc"][:end] for item in found for end in range(len(item["loc"]))}
+    return [item for item in found if item["type"] != "too_short" or item["loc"] not in containers]
 
 
 def _keys(location: Sequence[str | int]) -> list[str]:
