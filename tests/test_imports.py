@@ -26,7 +26,7 @@ ALLOWED = {
     "heads": {"errors", "features", "ops"},
     "metrics": {"errors", "data", "files"},
     "results": {"errors", "files"},
-    "data": {"errors", "config", "metrics", "ops", "rng"},
+    "data": {"errors", "files", "config", "metrics", "ops", "rng"},
     "convert": {"errors", "files", "config", "model", "branches", "engine"},
     "model": {
         *("errors", "config", "features", "ops", "branches", "backbone", "necks", "heads", "data", "convert", "engine")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from PIL import Image
 
 from piip.errors import PiipError
+from piip.files import sync
 
 logger = logging.getLogger(__name__)
+
+_JPEG_QUALITY = 92
 
 
 def write_once(final: Path, write: Callable[[Path], None]) -> None:
@@ -41,7 +44,7 @@ def write_once(final: Path, write: Callable[[Path], None]) -> None:
         raise PiipError(f"cannot write the generated images to {final}: {error.strerror or error}") from None
 
 
-def to_disk(file: Any) -> None:
-    """Waits until what was written to an open file is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
+def save_image(image: Image.Image, path: Path) -> None:
+    """Writes an image, in the format that the path's ending names, and waits until it is on the disk."""
+    image.save(path, quality=_JPEG_QUALITY)
+    sync(path)

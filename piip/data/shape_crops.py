@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from piip.config import ShapesData
-from piip.data.generated import to_disk, write_once
-from piip.data.shapes import CLASS_NAMES, JPEG_QUALITY, draw_image, shape_generator
+from piip.data.generated import save_image, write_once
+from piip.data.shapes import CLASS_NAMES, draw_image, shape_generator
 
 # Part of the cache's name: raise it when the drawing changes.
 _VERSION = 1
@@ -36,9 +36,7 @@ def _write(config: ShapesData, folder: Path) -> None:
         (folder / name).mkdir()
     for number in range(config.images):
         picture, label = draw_crop(config.size, shape_generator(config, number))
-        with (folder / CLASS_NAMES[label] / f"{number + 1:06d}.jpg").open("wb") as file:
-            picture.save(file, "JPEG", quality=JPEG_QUALITY)
-            to_disk(file)
+        save_image(picture, folder / CLASS_NAMES[label] / f"{number + 1:06d}.jpg")
 
 
 def draw_crop(size: int, rng: np.random.Generator) -> tuple[Image.Image, int]:

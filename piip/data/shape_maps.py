@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from piip.config import ShapesData
-from piip.data.generated import to_disk, write_once
-from piip.data.shapes import CLASS_NAMES, JPEG_QUALITY, draw_image, shape_generator
+from piip.data.generated import save_image, write_once
+from piip.data.shapes import CLASS_NAMES, draw_image, shape_generator
 
 # What is no shape is a class of its own, as `wall` or `sky` are in photographs.
 MAP_CLASS_NAMES = ["background", *CLASS_NAMES]
@@ -36,9 +36,5 @@ def _write(config: ShapesData, folder: Path) -> None:
         labels = np.zeros((config.size, config.size), dtype=np.uint8)
         for label, visible in objects:
             labels[visible] = 1 + label
-        with (folder / "images" / f"{number + 1:06d}.jpg").open("wb") as file:
-            picture.save(file, "JPEG", quality=JPEG_QUALITY)
-            to_disk(file)
-        with (folder / "labels" / f"{number + 1:06d}.png").open("wb") as file:
-            Image.fromarray(labels).save(file, "PNG")
-            to_disk(file)
+        save_image(picture, folder / "images" / f"{number + 1:06d}.jpg")
+        save_image(Image.fromarray(labels), folder / "labels" / f"{number + 1:06d}.png")

@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as mask_utils
 
 from piip.config import ShapesData
-from piip.data.generated import to_disk, write_once
+from piip.data.generated import save_image, write_once
 from piip.data.transforms import generator
+from piip.files import sync
 
 CLASS_NAMES = ["circle", "rectangle", "triangle", "star", "cross"]
 
@@ -33,8 +34,6 @@ _SUPERSAMPLING = 4
 _MOST_TURN = math.radians(20)
 _HUE_SPREAD = 50 / 360
 _LEAST_VISIBLE = 0.5
-
-JPEG_QUALITY = 92
 
 Floats = NDArray[np.float32]
 Points = NDArray[np.float64]
@@ -62,16 +61,14 @@ def _write(config: ShapesData, folder: Path) -> None:
     for number in range(config.images):
         image_id, file_name = number + 1, f"{number + 1:06d}.jpg"
         picture, objects = draw_image(config.size, shape_generator(config, number))
-        with (folder / "images" / file_name).open("wb") as file:
-            picture.save(file, "JPEG", quality=JPEG_QUALITY)
-            to_disk(file)
+        save_image(picture, folder / "images" / file_name)
         images.append({"id": image_id, "file_name": file_name, "height": config.size, "width": config.size})
         for label, visible in objects:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **_describe(label, visible)})
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASS_NAMES)]
-    with (folder / "annotations.json").open("w", encoding="utf-8") as text:
-        json.dump({"images": images, "annotations": annotations, "categories": categories}, text)
-        to_disk(text)
+    text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    (folder / "annotations.json").write_text(text, encoding="utf-8")
+    sync(folder / "annotations.json")
 
 
 def _describe(label: int, visible: NDArray[np.bool_]) -> dict[str, Any]:
