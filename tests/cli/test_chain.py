@@ -11,45 +11,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from piip.cli.main import app
+from tests.cli.chain import figures, run, small, succeed
 
 ROOT = Path(__file__).parents[2]
 NANO = "detection/mask_rcnn_piip_nano_shapes"
 
 
-def run(*arguments: object):
-    return CliRunner().invoke(app, list(map(str, arguments)), prog_name="piip")
-
-
-def small(root: Path) -> list[str]:
-    """Overrides that make the demo's config a matter of seconds."""
-    return [
-        f"data.train={{type: shapes, split: train, root: {root}/shapes, images: 4, size: 64}}",
-        f"data.val={{type: shapes, split: val, root: {root}/shapes, images: 3, size: 64}}",
-        "data.workers=0",
-        "data.batch_size=2",
-        "model.head.rpn_proposals=20",
-        "schedule={iterations: 2, warmup_iterations: 1}",
-        "train.eval_every=2",
-        "train.checkpoint_every=1",
-        "train.log_every=1",
-    ]
+def settings(root: Path) -> list[str]:
+    return [*small(root, "instances"), "model.head.rpn_proposals=20"]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run, the folder it lies in, and what the command printed."""
     root = tmp_path_factory.mktemp("chain")
-    done = run("train", NANO, *small(root), "--output", root / "run")
-    assert done.exit_code == 0, done.stderr
-    return root, done
-
-
-def figures(table: str) -> dict[str, list[str]]:
-    """The rows of a printed table by their first word."""
-    return {words[0]: words[1:] for line in table.splitlines() if (words := line.split())}
+    return root, succeed("train", NANO, *settings(root), "--output", root / "run")
 
 
 def test_train_ends_with_its_metrics_and_where_everything_lies(trained):
@@ -64,8 +41,7 @@ def test_train_ends_with_its_metrics_and_where_everything_lies(trained):
 
 def test_eval_of_the_run_gives_what_training_reported(trained):
     root, _ = trained
-    done = run("eval", NANO, "--weights", root / "run", "--json", *small(root), "--output", root / "eval")
-    assert done.exit_code == 0, done.stderr
+    done = succeed("eval", NANO, "--weights", root / "run", "--json", *settings(root), "--output", root / "eval")
     document = json.loads(done.stdout)
     recorded = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
     assert document["metrics"] == pytest.approx(recorded[-1]["metrics"])
@@ -75,8 +51,7 @@ def test_eval_of_the_run_gives_what_training_reported(trained):
 
 def test_eval_prints_a_table_of_metrics_and_one_of_classes(trained):
     root, _ = trained
-    done = run("eval", NANO, *small(root), "--weights", root / "run", "--backend", "pycocotools")
-    assert done.exit_code == 0, done.stderr
+    done = succeed("eval", NANO, *settings(root), "--weights", root / "run", "--backend", "pycocotools")
     rows = figures(done.stdout)
     assert rows["metric"] == ["box", "mask"]
     assert rows.keys() >= {"ap50", "circle", "cross"}
@@ -85,8 +60,9 @@ def test_eval_prints_a_table_of_metrics_and_one_of_classes(trained):
 def test_predict_writes_an_overlay_and_a_row_per_image(trained, tmp_path):
     root, _ = trained
     images = next((root / "shapes").glob("val-*")) / "images"
-    done = run("predict", NANO, images, "--weights", root / "run", "--output", tmp_path / "out", "--score-threshold", 0)
-    assert done.exit_code == 0, done.stderr
+    done = succeed(
+        "predict", NANO, images, "--weights", root / "run", "--output", tmp_path / "out", "--score-threshold", 0
+    )
     document = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert len(document["images"]) == len(list((tmp_path / "out").glob("*.jpg"))) == 3
     rows = figures(done.stdout)
@@ -135,10 +111,9 @@ def test_what_cannot_be_done_is_said_in_a_few_lines(trained, arguments, code, wo
 @pytest.mark.parametrize("place", [0, 1, 4])
 def test_a_bare_resume_may_stand_anywhere_and_a_finished_run_repeats_its_result(trained, place):
     root, first = trained
-    words = [NANO, *small(root), "--output", str(root / "run")]
+    words = [NANO, *settings(root), "--output", str(root / "run")]
     words.insert(place, "--resume")
-    done = run("train", *words)
-    assert done.exit_code == 0, done.stderr
+    done = succeed("train", *words)
     assert done.stdout == first.stdout
 
 
@@ -146,7 +121,7 @@ def test_a_bare_resume_may_stand_anywhere_and_a_finished_run_repeats_its_result(
     ("sent", "code", "words"), [(signal.SIGTERM, 75, "error: stopped"), (signal.SIGINT, 130, "interrupted: stopped")]
 )
 def test_a_stopped_training_saves_says_how_to_go_on_and_exits_75_or_130(tmp_path, sent, code, words):
-    overrides = [*small(tmp_path), "schedule={iterations: 1000, warmup_iterations: 1}", "train.eval_every=1000"]
+    overrides = [*settings(tmp_path), "schedule={iterations: 1000, warmup_iterations: 1}", "train.eval_every=1000"]
     arguments = ["piip", "train", NANO, *overrides, "--output", str(tmp_path / "run")]
     script = f"import sys; sys.argv = {arguments!r}; from piip.cli.main import app; app()"
     with subprocess.Popen(
@@ -172,8 +147,7 @@ def test_convert_reports_what_became_of_every_weight(monkeypatch, tmp_path):
         loaded=["a", "b"], resized=["pos"], unused=[f"key{index}" for index in range(12)], unknown=[], missing=["w"]
     )
     monkeypatch.setattr(piip.convert, "convert_checkpoint", lambda *_, **settings: report)
-    done = run("convert-ckpt", tmp_path / "a.pth", tmp_path / "b.safetensors", "--config", NANO, "--no-strict")
-    assert done.exit_code == 0, done.stderr
+    done = succeed("convert-ckpt", tmp_path / "a.pth", tmp_path / "b.safetensors", "--config", NANO, "--no-strict")
     rows = figures(done.stdout)
     assert rows["written"] == [str(tmp_path / "b.safetensors")]
     assert [rows[name][0] for name in ("loaded", "resized", "unused", "unknown", "missing")] == [

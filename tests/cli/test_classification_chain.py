@@ -7,51 +7,27 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from piip.cli.main import app
 from piip.cli.metrics import class_table
+from tests.cli.chain import figures, small, succeed
 
 NANO = "classification/piip_nano_shapes"
 
 
-def run(*arguments: object):
-    return CliRunner().invoke(app, list(map(str, arguments)), prog_name="piip")
-
-
-def small(root: Path) -> list[str]:
-    """Overrides that make the demo's config a matter of seconds."""
-    shapes = f"type: shapes, form: crops, root: {root}/shapes, size: 64"
-    return [
-        f"data.train={{{shapes}, split: train, images: 8}}",
-        f"data.val={{{shapes}, split: val, images: 6}}",
-        "data.workers=0",
-        "data.batch_size=4",
-        "schedule={iterations: 2, warmup_iterations: 1}",
-        "train.eval_every=2",
-        "train.checkpoint_every=2",
-        "train.log_every=1",
-    ]
-
-
-def figures(table: str) -> dict[str, list[str]]:
-    """The rows of a printed table by their first word."""
-    return {words[0]: words[1:] for line in table.splitlines() if (words := line.split())}
+def settings(root: Path) -> list[str]:
+    return small(root, "crops", train=8, val=6)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("chain")
-    done = run("train", NANO, *small(root), "--output", root / "run")
-    assert done.exit_code == 0, done.stderr
-    return root, done
+    return root, succeed("train", NANO, *settings(root), "--output", root / "run")
 
 
 def test_train_eval_and_metrics_json_agree(trained):
     root, done = trained
     top1 = float(figures(done.stdout)["top1"][0])
-    done = run("eval", NANO, "--weights", root / "run", "--json", *small(root), "--output", root / "eval")
-    assert done.exit_code == 0, done.stderr
+    done = succeed("eval", NANO, "--weights", root / "run", "--json", *settings(root), "--output", root / "eval")
     document = json.loads(done.stdout)
     assert document["metrics"]["top1"] == pytest.approx(top1, abs=5e-5)
     assert [row["class"] for row in document["classes"]] == ["circle", "cross", "rectangle", "star", "triangle"]
@@ -62,8 +38,7 @@ def test_train_eval_and_metrics_json_agree(trained):
 
 def test_eval_prints_a_row_per_class_and_says_what_it_wrote(trained, tmp_path):
     root, _ = trained
-    done = run("eval", NANO, *small(root), "--weights", root / "run", "--output", tmp_path / "out")
-    assert done.exit_code == 0, done.stderr
+    done = succeed("eval", NANO, *settings(root), "--weights", root / "run", "--output", tmp_path / "out")
     rows = figures(done.stdout)
     assert rows["class"] == ["images", "top1", "most", "confused", "with"]
     assert sum(int(rows[name][0]) for name in ("circle", "cross", "rectangle", "star", "triangle")) == 6
@@ -73,8 +48,7 @@ def test_eval_prints_a_row_per_class_and_says_what_it_wrote(trained, tmp_path):
 def test_predict_prints_scores_and_names_and_draws_each_image(trained, tmp_path):
     root, _ = trained
     images = list(next((root / "shapes").glob("crops-val-*")).rglob("*.jpg"))[:3]
-    done = run("predict", NANO, *images, "--weights", root / "run", "--output", tmp_path / "out")
-    assert done.exit_code == 0, done.stderr
+    done = succeed("predict", NANO, *images, "--weights", root / "run", "--output", tmp_path / "out")
     document = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert len(list((tmp_path / "out").glob("*.jpg"))) == len(document["images"]) == 3
     rows = figures(done.stdout)
@@ -108,6 +82,5 @@ def test_a_long_table_says_where_all_classes_are(trained, monkeypatch):
     root, _ = trained
     monkeypatch.setattr("piip.cli.metrics.MOST_ROWS", 4)
     monkeypatch.setattr("piip.cli.metrics.WORST_ROWS", 2)
-    done = run("eval", NANO, *small(root), "--weights", root / "run")
-    assert done.exit_code == 0, done.stderr
+    done = succeed("eval", NANO, *settings(root), "--weights", root / "run")
     assert "the 2 worst of 5 classes; --json and metrics.json of --output have all" in done.stdout

@@ -12,16 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from piip.cli import errors
-from piip.cli.main import app
 from piip.errors import CheckError, ConfigError, PiipError, Stopped
+from tests.cli.chain import run
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["train", "eval", "predict", "flops", "convert-ckpt", "convert-config", "models", "doctor"]
 TSB = "detection/mask_rcnn_piip_tsb_1568_1120_672"
-
-
-def run(*arguments: str):
-    return CliRunner().invoke(app, list(arguments), prog_name="piip")
 
 
 def piip(*arguments: str, code: str = "", **options) -> subprocess.CompletedProcess[str]:

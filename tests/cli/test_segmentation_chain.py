@@ -8,61 +8,41 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from piip.cli.main import app
+from tests.cli.chain import figures, small, succeed
 
 NANO = "segmentation/upernet_piip_nano_shapes"
 CLASSES = ["background", "circle", "rectangle", "triangle", "star", "cross"]
 
 
-def run(*arguments: object):
-    return CliRunner().invoke(app, list(map(str, arguments)), prog_name="piip")
-
-
-def small(root: Path) -> list[str]:
-    shapes = f"type: shapes, form: label_maps, root: {root}/shapes, size: 64"
-    return [
-        f"data.train={{{shapes}, split: train, images: 4}}",
-        f"data.val={{{shapes}, split: val, images: 3}}",
-        "data.workers=0",
-        "data.batch_size=2",
-        "schedule={iterations: 2, warmup_iterations: 1}",
-        "train.eval_every=2",
-        "train.checkpoint_every=2",
-    ]
+def settings(root: Path) -> list[str]:
+    return small(root, "label_maps")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("segmentation")
-    done = run("train", NANO, *small(root), "--output", root / "run")
-    assert done.exit_code == 0, done.stderr
-    return root, done
+    return root, succeed("train", NANO, *settings(root), "--output", root / "run")
 
 
 def test_train_ends_with_its_metrics(trained):
     _, done = trained
-    rows = [line.split() for line in done.stdout.splitlines() if line.strip()]
-    assert [row[0] for row in rows if row[0] in ("miou", "aacc", "macc")] == ["miou", "aacc", "macc"]
+    assert [name for name in figures(done.stdout) if name in ("miou", "aacc", "macc")] == ["miou", "aacc", "macc"]
 
 
 def test_eval_gives_what_training_reported_with_a_row_per_class_and_a_chart(trained):
     root, _ = trained
-    words = ["eval", NANO, "--weights", root / "run", *small(root)]
-    done = run(*words, "--json", "--output", root / "eval")
-    assert done.exit_code == 0, done.stderr
+    words = ["eval", NANO, "--weights", root / "run", *settings(root)]
+    done = succeed(*words, "--json", "--output", root / "eval")
     document = json.loads(done.stdout)
     recorded = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
     assert document["metrics"] == pytest.approx(recorded[-1]["metrics"])
     assert [row["class"] for row in document["classes"]] == CLASSES
     assert sum(row["pixels"] for row in document["classes"]) == pytest.approx(1)
     assert {path.name for path in (root / "eval").iterdir()} == {"metrics.json", "iou.png"}
-    table = run(*words)
-    assert table.exit_code == 0, table.stderr
-    first = {line.split()[0]: line.split() for line in table.stdout.splitlines() if line.strip()}
-    assert first["class"] == ["class", "iou", "acc", "pixels"]
-    assert first.keys() >= {"miou", *CLASSES}
+    rows = figures(succeed(*words).stdout)
+    assert rows["class"] == ["iou", "acc", "pixels"]
+    assert rows.keys() >= {"miou", *CLASSES}
 
 
 def test_predict_writes_a_label_map_and_an_overlay_of_every_image(trained, tmp_path):
@@ -70,8 +50,9 @@ def test_predict_writes_a_label_map_and_an_overlay_of_every_image(trained, tmp_p
     folder = next((root / "shapes").glob("*val-*")) / "images"
     with Image.open(folder / "000001.jpg") as image:
         image.resize((90, 50)).save(tmp_path / "wide.jpg")
-    done = run("predict", NANO, folder, tmp_path / "wide.jpg", "--weights", root / "run", "--output", tmp_path / "out")
-    assert done.exit_code == 0, done.stderr
+    done = succeed(
+        "predict", NANO, folder, tmp_path / "wide.jpg", "--weights", root / "run", "--output", tmp_path / "out"
+    )
     document = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [entry["name"] for entry in document["classes"]] == CLASSES
     assert [entry["label_map"] for entry in document["images"]] == [

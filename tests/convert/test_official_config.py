@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from piip.cli.main import app
 from piip.config import load_config
 from piip.convert.official_config import explain_official_config, explain_settings, write_explained_config
 from piip.convert.python_config import read_python_config
 from piip.errors import ConfigError
+from tests.cli.chain import run, succeed
 from tests.convert.official import official_recipes
 
 UPERNET = "upernet_internvit_h6b_256_512_80k_ade20k_bs16_lr4e-5"
@@ -218,21 +217,16 @@ def test_a_file_of_another_kind_is_no_piip_detector(tmp_path: Path) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def run(*arguments: str):
-    return CliRunner().invoke(app, ["convert-config", *arguments], prog_name="piip")
-
-
 def test_the_command_names_the_equal_shipped_config(official: Path) -> None:
-    done = run(str(official))
-    assert done.exit_code == 0, done.stderr
+    done = succeed("convert-config", official)
     assert "equals shipped config  detection/mask_rcnn_vit_b" in done.stdout
-    assert json.loads(run(str(official), "--json").stdout)["equal"] is True
+    assert json.loads(run("convert-config", official, "--json").stdout)["equal"] is True
 
 
 def test_the_command_writes_differences_and_fails_for_what_has_no_counterpart(official: Path) -> None:
     official.write_text(official.read_text() + "model = dict(backbone=dict(use_moe=True, drop_path_rate=0.5))\n")
     output = official.with_name("ours.yaml")
-    done = run(str(official), "--output", str(output))
+    done = run("convert-config", official, "--output", output)
     assert done.exit_code == 3
     assert "model.backbone.use_moe" in done.stderr
     assert "nearest shipped config" in done.stdout
@@ -241,4 +235,4 @@ def test_the_command_writes_differences_and_fails_for_what_has_no_counterpart(of
 
 @pytest.mark.parametrize("arguments", [["nowhere.py"], ["a.py", "--output", "b.txt"]])
 def test_the_command_refuses_with_exit_code_2(arguments: list[str]) -> None:
-    assert run(*arguments).exit_code == 2
+    assert run("convert-config", *arguments).exit_code == 2

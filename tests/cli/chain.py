@@ -1,0 +1,41 @@
+"""Training, evaluating and predicting through the command line on a few generated images, in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typer.testing import CliRunner, Result
+
+from piip.cli.main import app
+
+
+def run(*arguments: object) -> Result:
+    """Runs `piip` with these words in this process, to whatever end."""
+    return CliRunner().invoke(app, list(map(str, arguments)), prog_name="piip")
+
+
+def succeed(*arguments: object) -> Result:
+    """Runs `piip` to its end, which must be a good one."""
+    done = run(*arguments)
+    assert done.exit_code == 0, done.stderr
+    return done
+
+
+def small(root: Path, form: str, *, train: int = 4, val: int = 3) -> list[str]:
+    """Overrides that make a demo's config a matter of seconds: so many generated images of `form` below `root`."""
+    shapes = f"type: shapes, form: {form}, root: {root}/shapes, size: 64"
+    return [
+        f"data.train={{{shapes}, split: train, images: {train}}}",
+        f"data.val={{{shapes}, split: val, images: {val}}}",
+        "data.workers=0",
+        "data.batch_size=2",
+        "schedule={iterations: 2, warmup_iterations: 1}",
+        "train.eval_every=2",
+        "train.checkpoint_every=1",
+        "train.log_every=1",
+    ]
+
+
+def figures(table: str) -> dict[str, list[str]]:
+    """The rows of a printed table by their first word."""
+    return {words[0]: words[1:] for line in table.splitlines() if (words := line.split())}
