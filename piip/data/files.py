@@ -1,4 +1,4 @@
-"""Which files lie in a folder, or may be named by an annotation file and are there."""
+"""Which files lie in a folder, or are named by an annotation file and are there."""
 
 from __future__ import annotations
 
@@ -12,34 +12,48 @@ from piip.errors import DataError
 _NAMED = 5
 
 
-def list_files(root: Path, suffixes: Collection[str]) -> list[str]:
-    """The files below `root` with one of these endings (in lower case), relative to it, sorted.
+def list_folder(folder: Path, suffixes: Collection[str]) -> tuple[list[str], list[str]]:
+    """The names of the folders in a folder, and of its files with one of these endings (in lower case), each sorted.
 
-    Names that begin with a dot are passed over. Raises DataError for folders that cannot be read, and for links that
-    lead out of `root` or in a circle.
+    A link is what it leads to. Names that begin with a dot are passed over. Raises DataError for what cannot be read.
     """
-    return sorted(_below(root, "", suffixes, (root.resolve(),)))
-
-
-def _below(root: Path, folder: str, suffixes: Collection[str], above: tuple[Path, ...]) -> Iterator[str]:
-    """above: the real folders from the root to this one."""
+    folders, files = [], []
     try:
-        with os.scandir(root / folder) as found:
-            entries = [entry for entry in found if not entry.name.startswith(".")]
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif os.path.splitext(entry.name)[1].lower() in suffixes:
+                    files.append(entry.name)
     except OSError as error:
-        raise DataError(f"cannot read the folder {root / folder}: {error.strerror}") from None
-    for entry in entries:
-        name = f"{folder}{entry.name}"
-        inner = entry.is_dir()
-        if not inner and os.path.splitext(entry.name)[1].lower() not in suffixes:
-            continue
-        real = Path(entry.path).resolve() if entry.is_symlink() else above[-1] / entry.name
-        if not real.is_relative_to(above[0]) or (inner and real in above):
-            raise DataError(f"{root / name} is refused; it is a link out of {root}, or to a folder that it lies in")
-        if inner:
-            yield from _below(root, f"{name}/", suffixes, (*above, real))
-        else:
-            yield name
+        raise DataError(f"cannot read the folder {error.filename or folder}: {error.strerror}") from None
+    return sorted(folders), sorted(files)
+
+
+def list_files(root: Path, suffixes: Collection[str], folder: str = "") -> Iterator[str]:
+    """The files with one of these endings below `root`, or only those below a folder in it, relative to `root`.
+
+    The files of a folder come before those of the folders in it, each sorted by name. Names that begin with a dot are
+    passed over. Links are followed wherever they lead, for large sets are often linked together.
+    Raises DataError for folders that cannot be read and for links to a folder that they lie in.
+    """
+    above = (os.path.realpath(root),) if folder else ()
+    return _below(root, folder, suffixes, above)
+
+
+def _below(root: Path, folder: str, suffixes: Collection[str], above: tuple[str, ...]) -> Iterator[str]:
+    """above: the real folders that this one lies in."""
+    real = os.path.realpath(root / folder)
+    if real in above:
+        raise DataError(f"{root / folder} is a link to a folder that it lies in; remove it")
+    folders, files = list_folder(root / folder, suffixes)
+    prefix = f"{folder}/" if folder else ""
+    for name in files:
+        yield prefix + name
+    for name in folders:
+        yield from _below(root, prefix + name, suffixes, (*above, real))
 
 
 def check_image_files(folder: Path, names: Sequence[str], source: Path) -> None:

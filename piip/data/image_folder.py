@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
 from piip.data.dataset import ImageDataset
+from piip.data.files import list_files, list_folder
 from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_image
 from piip.data.records import Records
 from piip.data.report import Report
@@ -30,7 +30,7 @@ class ImageFolderDataset(ImageDataset):
     """Images labelled by the folder below `root` that they lie in, at any depth.
 
     Without a class-name file every folder is a class, in order of their names, as torchvision's ImageFolder has it.
-    Names that begin with a dot, and files without an image's ending, are passed over.
+    Links are followed. Names that begin with a dot, and files without an image's ending, are passed over.
     An empty folder keeps its label, with a warning: a small validation set need not have every class.
     class_names: text file with 'folder name' a line, in label order, such as 'n01440764 tench'; a line of one word is
     folder and name in one. Folders that it does not list are left out. 'imagenet' stands for the file of ImageNet-1k.
@@ -47,7 +47,10 @@ class ImageFolderDataset(ImageDataset):
         max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         self.source, self.max_image_pixels, self.report = root, max_image_pixels, Report(str(root))
-        found = _class_folders(root)
+        found, loose = list_folder(root, IMAGE_SUFFIXES)
+        hint = "; images lie directly in it, but need a folder per class" if loose else ""
+        if not found:
+            raise DataError(f"no class folders in {root}{hint}")
         names = {folder: folder for folder in found} if class_names is None else _folder_names(class_names)
         missing = [folder for folder in names if folder not in found]
         if missing:
@@ -55,13 +58,13 @@ class ImageFolderDataset(ImageDataset):
                 f"{len(missing)} of the {len(names)} class folders that {class_names} lists are missing from {root}: "
                 f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; add them, or correct the file"
             )
-        for folder in (folder for folder in found if folder not in names):
-            self.report.add(f"folder left out, not listed in {class_names}", folder)
+        for folder in found:
+            if folder not in names:
+                self.report.add(f"folder left out, not listed in {class_names}", folder)
         self.folders, self.class_names = list(names), _distinct(names)
         self._labels_by_folder = {folder: label for label, folder in enumerate(self.folders)}
         self._files = Records(self._list())
         if not len(self._files):
-            hint = "; images lie directly in it, but need a folder per class" if _has_images(root) else ""
             raise DataError(f"no images in the {len(names)} class folders of {root}{hint}")
         # Every image comes out square, so none has another shape than the next.
         self.aspect_ratios = np.ones(len(self._files))
@@ -72,12 +75,10 @@ class ImageFolderDataset(ImageDataset):
     def _list(self) -> Iterator[str]:
         """The files of one class after the other, relative to the root."""
         for folder in self.folders:
-            empty = True
-            for file in _image_files(self.source, folder, ()):
-                empty = False
-                yield file
-            if empty:
+            files = list(list_files(self.source, IMAGE_SUFFIXES, folder))
+            if not files:
                 self.report.add(_EMPTY, folder)
+            yield from files
 
     def __len__(self) -> int:
         return len(self._files)
@@ -101,42 +102,6 @@ class ImageFolderDataset(ImageDataset):
     def metric(self, *, backend: Literal["faster", "pycocotools"] = "faster") -> AccuracyMetric:
         """Top-1 and top-5 accuracy."""
         return AccuracyMetric(self.class_names, self.label_of)
-
-
-def _class_folders(root: Path) -> list[str]:
-    try:
-        with os.scandir(root) as entries:
-            folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"cannot read the image folder {root}: {error.strerror}") from None
-    if not folders:
-        hint = "; images lie directly in it, but need a folder per class" if _has_images(root) else ""
-        raise DataError(f"no class folders in {root}{hint}")
-    return folders
-
-
-def _image_files(root: Path, folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Image files of a folder and then of those in it, each sorted by name. above: the real folders that it lies in."""
-    real = os.path.realpath(root / folder)
-    if real in above:
-        raise DataError(f"{root / folder} is a link to a folder that it lies in; remove it")
-    try:
-        with os.scandir(root / folder) as found:
-            entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"cannot read the image folder {root / folder}: {error.strerror}") from None
-    folders = []
-    for entry in entries:
-        if entry.is_dir():
-            folders.append(f"{folder}/{entry.name}")
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-            yield f"{folder}/{entry.name}"
-    for inner in folders:
-        yield from _image_files(root, inner, (*above, real))
-
-
-def _has_images(root: Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir())
 
 
 def imagenet_classes() -> list[str]:

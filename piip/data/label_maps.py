@@ -43,9 +43,9 @@ class LabelMapDataset(ImageDataset):
     upright pixels, as images are read; 255 is no label. A map without an image is left out with a warning.
     class_names: in label order. reduce_zero_label: 0 is no label either, and k stands for label k - 1, as in ADE20K.
 
-    Pairs and the headers of the maps are checked at once, the pixels of a file when it is read.
+    Links are followed. Pairs and the headers of the maps are checked at once, the pixels of a file when it is read.
     Raises DataError for images without a map, two images with the same map, files that are not PNGs of one number a
-    pixel, and links leading out of the folders.
+    pixel, and links in a circle.
     """
 
     provides = frozenset({"label_map"})
@@ -72,9 +72,9 @@ class LabelMapDataset(ImageDataset):
             logger.warning("%s", self.report)
 
     def _list(self) -> Iterator[_Pair]:
-        maps = {os.path.splitext(name)[0]: name for name in list_files(self.labels, {".png"})}
+        maps = {os.path.splitext(name)[0]: name for name in sorted(list_files(self.labels, {".png"}))}
         images: dict[str, str] = {}
-        for name in list_files(self.source, IMAGE_SUFFIXES):
+        for name in sorted(list_files(self.source, IMAGE_SUFFIXES)):
             other = images.setdefault(os.path.splitext(name)[0], name)
             if other != name:
                 raise DataError(f"{other} and {name} in {self.source} would share a label map; rename or remove one")
@@ -85,8 +85,9 @@ class LabelMapDataset(ImageDataset):
                 f"{len(missing)} of {len(images)} images have no PNG of their name: {first}" if images else "no images"
             )
             raise DataError(f"{self.source} with the label maps {self.labels}: {found}; correct 'images' or 'labels'")
-        for stem in maps.keys() - images.keys():
-            self.report.add("label map without an image left out", maps[stem])
+        for stem, name in maps.items():
+            if stem not in images:
+                self.report.add("label map without an image left out", name)
         for stem, name in images.items():
             header = read_index_header(self.labels / maps[stem])
             yield _Pair(name, maps[stem], header.height, header.width)

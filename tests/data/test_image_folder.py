@@ -117,7 +117,7 @@ def test_an_empty_class_keeps_its_label_with_a_warning(root: Path, caplog: pytes
 
 
 def test_roots_without_images_in_class_folders_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot read the image folder .*nowhere: No such file"):
+    with pytest.raises(DataError, match=r"cannot read the folder .*nowhere: No such file"):
         ImageFolderDataset(root=tmp_path / "nowhere")
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -140,6 +140,18 @@ def test_links_are_followed_and_circles_refused(root: Path, tmp_path: Path) -> N
     assert {"n04/far.png", "n01/one.png"} <= set(files(ImageFolderDataset(root=root)))
     (root / "n02" / "deep" / "round").symlink_to(root / "n02")
     with pytest.raises(DataError, match="n02/deep/round is a link to a folder that it lies in"):
+        ImageFolderDataset(root=root)
+    (root / "n02" / "deep" / "round").unlink()
+    for circle, fault in (
+        (root / "n01" / "up", "n01/up is a link to a folder that it lies in"),
+        (root / "n05", "n05 is a link to a folder that it lies in"),
+    ):
+        circle.symlink_to(root)
+        with pytest.raises(DataError, match=f"{root}/{fault}"):
+            ImageFolderDataset(root=root)
+        circle.unlink()
+    (root / "n01" / "itself.png").symlink_to(root / "n01" / "itself.png")
+    with pytest.raises(DataError, match=r"cannot read the folder .*n01/itself\.png: Too many levels of symbolic links"):
         ImageFolderDataset(root=root)
 
 
@@ -180,5 +192,5 @@ def test_imagenet_has_its_names_in_label_order(tmp_path: Path) -> None:
     assert [name for name in names if name.startswith("crane")] == ["crane (n02012849)", "crane (n03126707)"]
     config = ImageFolderData(root=tmp_path / "absent", class_names="imagenet")
     assert known_class_names(config) == names
-    with pytest.raises(DataError, match="cannot read the image folder"):
+    with pytest.raises(DataError, match="cannot read the folder"):
         build_dataset(config, training=False)
