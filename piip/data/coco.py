@@ -14,7 +14,7 @@ from torch import Tensor
 from piip.data.annotations import Annotation, ImageRecord, clip_box, read_annotations
 from piip.data.dataset import ImageDataset
 from piip.data.files import check_image_files
-from piip.data.images import MAX_IMAGE_PIXELS, read_image
+from piip.data.images import MAX_IMAGE_PIXELS, read_sized_image
 from piip.data.masks import Rle, decode, to_rle
 from piip.data.records import Records
 from piip.errors import CheckError, DataError
@@ -90,16 +90,12 @@ class CocoDataset(ImageDataset):
     def image(self, index: int) -> Tensor:
         """The image, uint8 RGB (3, H, W), upright. Raises DataError when it is damaged or not of the annotated size."""
         record = self.record(index)
-        image = read_image(self.folder / record.file_name, self.max_image_pixels)
-        height, width = image.shape[1:]
-        if (height, width) != (record.height, record.width):
-            turned = (width, height) == (record.height, record.width)
-            hint = " (are the annotations made without its EXIF rotation?)" if turned else ""
-            raise DataError(
-                f"image {self.folder / record.file_name} has {width} x {height} pixels, {self.source.name} says "
-                f"{record.width} x {record.height}{hint}"
-            )
-        return image
+        return read_sized_image(
+            self.folder / record.file_name,
+            size=(record.height, record.width),
+            source=self.source,
+            max_pixels=self.max_image_pixels,
+        )
 
     def target(self, index: int) -> dict[str, Tensor]:
         """The training target in pixels of the original image.

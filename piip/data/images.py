@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +69,20 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS)
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def read_sized_image(path: Path, *, size: tuple[int, int], source: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
+    """The image at `path`, as `read_image` has it, which must have the `size` (h, w) that `source` says.
+
+    source: the annotation file or label map. Raises DataError as `read_image` does, and for an image of another size.
+    """
+    image = read_image(path, max_pixels)
+    height, width = image.shape[1:]
+    if (height, width) != size:
+        hint = "; was that made without the image's EXIF rotation?" if (width, height) == size else ""
+        wanted = f"by {source} it should have {size[1]} x {size[0]}"
+        raise DataError(f"image {path} has {width} x {height} pixels, but {wanted}{hint}")
+    return image
 
 
 def read_indices(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[np.int32]:

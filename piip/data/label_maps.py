@@ -15,7 +15,7 @@ from torch import Tensor
 from piip.data.ade20k import ADE20K_CLASSES
 from piip.data.dataset import ImageDataset
 from piip.data.files import list_files
-from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_image, read_index_header, read_indices
+from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_index_header, read_indices, read_sized_image
 from piip.data.records import Records
 from piip.data.report import Report
 from piip.errors import DataError
@@ -102,16 +102,12 @@ class LabelMapDataset(ImageDataset):
     def image(self, index: int) -> Tensor:
         """The image, uint8 RGB (3, H, W), upright. Raises DataError when it is damaged or not of its map's size."""
         pair = self._pairs[index]
-        image = read_image(self.source / pair.image, self.max_image_pixels)
-        height, width = image.shape[1:]
-        if (height, width) != (pair.height, pair.width):
-            turned = (width, height) == (pair.height, pair.width)
-            hint = " (is the map made without the image's EXIF rotation?)" if turned else ""
-            raise DataError(
-                f"image {self.source / pair.image} has {width} x {height} pixels, its label map "
-                f"{self.labels / pair.labels} {pair.width} x {pair.height}{hint}"
-            )
-        return image
+        return read_sized_image(
+            self.source / pair.image,
+            size=(pair.height, pair.width),
+            source=self.labels / pair.labels,
+            max_pixels=self.max_image_pixels,
+        )
 
     def target(self, index: int) -> dict[str, Tensor]:
         """label_map: uint8 (H, W), 255 for no label. Raises DataError for a damaged map and labels without a class."""

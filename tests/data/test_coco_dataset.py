@@ -163,10 +163,10 @@ def test_an_item_holds_image_id_and_target(coco: Coco, index_of: Find) -> None:
 def test_an_image_of_another_size_than_annotated_is_named(coco: Coco, index_of: Find) -> None:
     Image.new("RGB", (61, 40)).save(coco.images / "7.png")
     dataset = coco.load()
-    with pytest.raises(DataError, match=r"7\.png has 61 x 40 pixels, instances\.json says 60 x 40$"):
+    with pytest.raises(DataError, match=r"7\.png has 61 x 40 pixels, but by .*instances\.json it should have 60 x 40$"):
         dataset.image(index_of(dataset, 7))
     Image.new("RGB", (40, 60)).save(coco.images / "7.png")
-    with pytest.raises(DataError, match="without its EXIF rotation"):
+    with pytest.raises(DataError, match="without the image's EXIF rotation"):
         dataset.image(index_of(dataset, 7))
 
 

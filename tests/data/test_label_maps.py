@@ -152,9 +152,7 @@ def test_links_are_followed_and_circles_refused(maps: Maps, tmp_path: Path) -> N
 
 def test_the_map_must_have_the_size_of_the_upright_image(maps: Maps) -> None:
     maps.put("b", np.zeros((9, 6)))
-    turned = (
-        r"b\.jpg has 9 x 6 pixels, its label map .*b\.png 6 x 9 \(is the map made without the image's EXIF rotation"
-    )
+    turned = r"b\.jpg has 9 x 6 pixels, but by .*labels/b\.png it should have 6 x 9; was that made without the image's EXIF rotation"
     with pytest.raises(DataError, match=turned):
         maps.load().image(1)
     exif = Image.Exif()
