@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
+from piip.data.class_names import distinct_names, read_folder_names
 from piip.data.dataset import ImageDataset
 from piip.data.files import list_files, list_folder
 from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_image
@@ -51,7 +50,7 @@ class ImageFolderDataset(ImageDataset):
         hint = "; images lie directly in it, but need a folder per class" if loose else ""
         if not found:
             raise DataError(f"no class folders in {root}{hint}")
-        names = {folder: folder for folder in found} if class_names is None else _folder_names(class_names)
+        names = {folder: folder for folder in found} if class_names is None else read_folder_names(class_names)
         missing = [folder for folder in names if folder not in found]
         if missing:
             raise DataError(
@@ -61,7 +60,7 @@ class ImageFolderDataset(ImageDataset):
         for folder in found:
             if folder not in names:
                 self.report.add(f"folder left out, not listed in {class_names}", folder)
-        self.folders, self.class_names = list(names), _distinct(names)
+        self.folders, self.class_names = list(names), distinct_names(names)
         self._labels_by_folder = {folder: label for label, folder in enumerate(self.folders)}
         self._files = Records(self._list())
         if not len(self._files):
@@ -102,40 +101,3 @@ class ImageFolderDataset(ImageDataset):
     def metric(self, *, backend: Literal["faster", "pycocotools"] = "faster") -> AccuracyMetric:
         """Top-1 and top-5 accuracy."""
         return AccuracyMetric(self.class_names, self.label_of)
-
-
-def imagenet_classes() -> list[str]:
-    """The names of ImageNet-1k in label order, as a data set with class_names 'imagenet' has them."""
-    return _distinct(_folder_names("imagenet"))
-
-
-def _folder_names(path: Path | Literal["imagenet"]) -> dict[str, str]:
-    """Name by folder, in the file's order; of ImageNet's synonyms the first."""
-    if path == "imagenet":
-        info = ImageNetInfo("imagenet-1k")
-        return {synset: info.label_name_to_description(synset).split(",")[0] for synset in info.label_names()}
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read the class-name file {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"the class-name file {path} is not UTF-8 text") from None
-    names: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        folder, *name = line.split(maxsplit=1)
-        if folder in names or "/" in folder:
-            fault = "occurs twice" if folder in names else "must be the name of a folder in the root"
-            raise DataError(f"{path}, line {number}: '{folder}' {fault}")
-        names[folder] = name[0].strip() if name else folder
-    if not names:
-        raise DataError(f"the class-name file {path} is empty; it needs a line 'folder name' per class")
-    return names
-
-
-def _distinct(names: dict[str, str]) -> list[str]:
-    """Names in label order; those that two classes share (ImageNet has two cranes) get their folder beside them."""
-    counts = Counter(names.values())
-    return [name if counts[name] == 1 else f"{name} ({folder})" for folder, name in names.items()]

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from piip.data.ade20k import ADE20K_CLASSES
 from piip.data.dataset import ImageDataset
 from piip.data.files import list_files
 from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_index_header, read_indices, read_sized_image
@@ -128,19 +127,3 @@ class LabelMapDataset(ImageDataset):
         """Mean intersection over union."""
         indices = {self.image_id(index): index for index in range(len(self))}
         return MIoUMetric(self.class_names, lambda image_id: self.target(indices[image_id])["label_map"])
-
-
-def read_class_names(given: Path | Literal["ade20k"]) -> list[str]:
-    """The names of a text file, one a line, or those of ADE20K. Raises DataError for empty lines and doublets."""
-    if given == "ade20k":
-        return list(ADE20K_CLASSES)
-    try:
-        names = [line.strip() for line in Path(given).read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except OSError as error:
-        raise DataError(f"cannot read the class-name file {given}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"the class-name file {given} is not UTF-8 text") from None
-    for line, name in enumerate(names, start=1):
-        if not name or name in names[: line - 1]:
-            raise DataError(f"{given}, line {line}: {f'{name!r} stands there twice' if name else 'no name'}")
-    return names

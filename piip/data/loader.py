@@ -27,11 +27,12 @@ from piip.config import (
     LabelMapData,
     TransformConfig,
 )
+from piip.data.class_names import imagenet_classes, read_class_names
 from piip.data.coco import CocoDataset
 from piip.data.dataset import ImageDataset
-from piip.data.image_folder import ImageFolderDataset, imagenet_classes
+from piip.data.image_folder import ImageFolderDataset
 from piip.data.images import read_image
-from piip.data.label_maps import LabelMapDataset, read_class_names
+from piip.data.label_maps import LabelMapDataset
 from piip.data.mixing import Mixing
 from piip.data.sampler import SAMPLE_STREAM, EvalSampler, Key, TrainSampler
 from piip.data.shape_crops import write_crops

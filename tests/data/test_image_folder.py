@@ -14,7 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from piip.config import ImageFolderData
 from piip.data import ImageFolderDataset, build_dataset, check_classes, check_same_classes, known_class_names
-from piip.data.image_folder import imagenet_classes
+from piip.data.class_names import imagenet_classes
 from piip.errors import ConfigError, DataError
 
 
@@ -71,7 +71,7 @@ def test_a_class_name_file_gives_names_order_and_selection(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = tmp_path / "names.txt"
-    names.write_text("n03 great white shark, white shark\n\nn01\n", encoding="utf-8")
+    names.write_text("\ufeffn03 great white shark, white shark\n\nn01\n", encoding="utf-8")
     with caplog.at_level(logging.INFO):
         dataset = ImageFolderDataset(root=root, class_names=names)
     assert dataset.class_names == ["great white shark, white shark", "n01"]
