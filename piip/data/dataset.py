@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from piip.data.report import Report
+from piip.data.report import Report, first_few
 from piip.errors import ConfigError, DataError
 from piip.metrics.base import ImageId, Metric
 
@@ -59,10 +59,9 @@ def check_classes(num_classes: int, dataset: ImageDataset) -> None:
     """Raises ConfigError when a head for `num_classes` classes does not fit the data."""
     names = dataset.class_names
     if num_classes != len(names):
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise ConfigError(
-            f"model.head.num_classes is {num_classes}, but {dataset.source} has {len(names)} classes ({shown}); "
-            f"set model.head.num_classes={len(names)}"
+            f"model.head.num_classes is {num_classes}, but {dataset.source} has {len(names)} classes "
+            f"({first_few(names)}); set model.head.num_classes={len(names)}"
         )
 
 

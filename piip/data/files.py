@@ -7,9 +7,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from piip.data.report import first_few
 from piip.errors import DataError
-
-_NAMED = 5
 
 
 def list_folder(folder: Path, suffixes: Collection[str]) -> tuple[list[str], list[str]]:
@@ -64,7 +63,7 @@ def check_image_files(folder: Path, names: Sequence[str], source: Path) -> None:
     for missing files (how many, and the first ones).
     """
     try:
-        root = folder.resolve(strict=True)
+        root = Path(os.path.realpath(folder, strict=True))
     except OSError:
         raise DataError(f"image folder not found: {folder} (images of {source})") from None
     by_parent: dict[PurePosixPath, list[str]] = defaultdict(list)
@@ -77,7 +76,7 @@ def check_image_files(folder: Path, names: Sequence[str], source: Path) -> None:
     missing: set[str] = set()
     for parent, children in by_parent.items():
         try:
-            directory = (root / parent).resolve(strict=True)
+            directory = Path(os.path.realpath(root / parent, strict=True))
             _check_inside(directory, root, children[0], source)
             entries = {entry.name: entry for entry in os.scandir(directory)}
         except OSError:
@@ -85,15 +84,18 @@ def check_image_files(folder: Path, names: Sequence[str], source: Path) -> None:
             continue
         for name in children:
             entry = entries.get(PurePosixPath(name).name)
-            if entry is None or not entry.is_file():
+            if entry is not None and entry.is_symlink():
+                target = Path(os.path.realpath(entry.path))
+                _check_inside(target, root, name, source)
+                found = target.is_file()
+            else:
+                found = entry is not None and entry.is_file()
+            if not found:
                 missing.add(name)
-            elif entry.is_symlink():
-                _check_inside(Path(entry.path).resolve(), root, name, source)
     if missing:
-        first = [name for name in names if name in missing][:_NAMED]
-        more = ", ..." if len(missing) > len(first) else ""
+        ordered = [name for name in names if name in missing]
         raise DataError(
-            f"{len(missing)} of {len(names)} images of {source} are missing from {folder}: {', '.join(first)}{more}; "
+            f"{len(missing)} of {len(names)} images of {source} are missing from {folder}: {first_few(ordered)}; "
             "add them or correct the 'images' folder of the data config"
         )
 

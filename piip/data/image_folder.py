@@ -16,7 +16,7 @@ from piip.data.dataset import ImageDataset
 from piip.data.files import list_files, list_folder
 from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_image
 from piip.data.records import Records
-from piip.data.report import Report
+from piip.data.report import Report, first_few
 from piip.errors import DataError
 from piip.metrics.accuracy import AccuracyMetric
 
@@ -55,7 +55,7 @@ class ImageFolderDataset(ImageDataset):
         if missing:
             raise DataError(
                 f"{len(missing)} of the {len(names)} class folders that {class_names} lists are missing from {root}: "
-                f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; add them, or correct the file"
+                f"{first_few(missing)}; add them, or correct the file"
             )
         for folder in found:
             if folder not in names:

@@ -16,13 +16,11 @@ from piip.data.dataset import ImageDataset
 from piip.data.files import list_files
 from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_index_header, read_indices, read_sized_image
 from piip.data.records import Records
-from piip.data.report import Report
+from piip.data.report import Report, first_few
 from piip.errors import DataError
 from piip.metrics.miou import NO_LABEL, MIoUMetric
 
 logger = logging.getLogger(__name__)
-
-_NAMED = 5
 
 
 class _Pair(NamedTuple):
@@ -64,9 +62,8 @@ class LabelMapDataset(ImageDataset):
         self.class_names, self.max_image_pixels = list(class_names), max_image_pixels
         self._first = int(reduce_zero_label)
         self._pairs = Records(self._list())
-        self.aspect_ratios = np.array(
-            [pair.height / pair.width for pair in map(self._pairs.__getitem__, range(len(self)))]
-        )
+        pairs = (self._pairs[index] for index in range(len(self)))
+        self.aspect_ratios = np.array([pair.height / pair.width for pair in pairs])
         if self.report.counts:
             logger.warning("%s", self.report)
 
@@ -79,11 +76,9 @@ class LabelMapDataset(ImageDataset):
                 raise DataError(f"{other} and {name} in {self.source} would share a label map; rename or remove one")
         missing = [name for stem, name in images.items() if stem not in maps]
         if missing or not images:
-            first = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
-            found = (
-                f"{len(missing)} of {len(images)} images have no PNG of their name: {first}" if images else "no images"
-            )
-            raise DataError(f"{self.source} with the label maps {self.labels}: {found}; correct 'images' or 'labels'")
+            which = f"{len(missing)} of {len(images)} images have no PNG of their name: {first_few(missing)}"
+            fault = which if images else "no images"
+            raise DataError(f"{self.source} with the label maps {self.labels}: {fault}; correct 'images' or 'labels'")
         for stem, name in maps.items():
             if stem not in images:
                 self.report.add("label map without an image left out", name)

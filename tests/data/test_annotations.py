@@ -205,6 +205,19 @@ def test_links_leading_out_of_the_image_folder_are_refused(coco: Coco, tmp_path:
             coco.load()
 
 
+def test_links_to_themselves_lead_to_no_image(coco: Coco, tmp_path: Path) -> None:
+    (coco.images / "7.png").unlink()
+    (coco.images / "7.png").symlink_to(coco.images / "7.png")
+    (coco.images / "sub").symlink_to(coco.images / "sub")
+    coco.data["images"][1]["file_name"] = "sub/3.png"
+    with pytest.raises(DataError, match=rf"2 of 3 images of {coco.file} are missing from {coco.images}: sub/3\.png, 7"):
+        coco.load()
+    coco.images = tmp_path / "round"
+    coco.images.symlink_to(coco.images)
+    with pytest.raises(DataError, match=r"image folder not found: .*round"):
+        coco.load()
+
+
 def test_links_and_folders_within_the_image_folder_are_fine(coco: Coco, tmp_path: Path) -> None:
     (coco.images / "sub").mkdir()
     os.rename(coco.images / "7.png", coco.images / "sub" / "7.png")
