@@ -34,17 +34,17 @@ PIIP_HD Sample<T> locate(T x, T y, int width, int height) {
 // Derivatives along x and y from the four values v00 (upper left), v01 (upper right), v10, v11.
 template <class T>
 PIIP_HD T slope_x(T fy, T v00, T v01, T v10, T v11) {
-  return (T(1) - fy) * (v01 - v00) + fy * (v11 - v10);
+  return (1 - fy) * (v01 - v00) + fy * (v11 - v10);
 }
 
 template <class T>
 PIIP_HD T slope_y(T fx, T v00, T v01, T v10, T v11) {
-  return (T(1) - fx) * (v10 - v00) + fx * (v11 - v01);
+  return (1 - fx) * (v10 - v00) + fx * (v11 - v01);
 }
 
 template <class T>
 PIIP_HD T blend(T fx, T fy, T v00, T v01, T v10, T v11) {
-  return (T(1) - fy) * ((T(1) - fx) * v00 + fx * v01) + fy * ((T(1) - fx) * v10 + fx * v11);
+  return (1 - fy) * ((1 - fx) * v00 + fx * v01) + fy * ((1 - fx) * v10 + fx * v11);
 }
 
 }  // namespace piip

@@ -33,10 +33,10 @@ struct DeformAttn {
 };
 
 // A location in cells, centres at integers: from a reference in [0, 1] and an offset in cells, or from a location in
-// [0, 1].
+// [0, 1]. T: a number, or a vector of them.
 template <class T>
-PIIP_HD T cell_coordinate(bool raw, T reference, T point, int size) {
-  return raw ? reference * T(size) + (point - T(0.5)) : point * T(size) - T(0.5);
+PIIP_HD T cell_coordinate(bool raw, T reference, T point, T size) {
+  return raw ? reference * size + (point - 0.5f) : point * size - 0.5f;
 }
 
 }  // namespace piip

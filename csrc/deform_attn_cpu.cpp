@@ -19,7 +19,7 @@ namespace piip {
 namespace PIIP_ISA {
 namespace {
 
-constexpr int64_t kGroupBytes = int64_t(2) << 20;  // of the planes of a task
+constexpr int64_t kGroupBytes = int64_t(3) << 20;  // of the planes of a task
 
 // Memory of one thread.
 template <class T>
@@ -85,6 +85,7 @@ struct Plan {
 
 template <class T, class S, class P, int N>
 void forward(const DeformAttn& a, int threads) {
+  constexpr bool kDirect = std::is_same_v<S, T>;  // the kernels write into the output itself
   Plan<T, S, N> plan(a, threads);
   // With fewer tasks than threads the queries are split; each part spreads the planes out for itself.
   const int64_t tasks = a.batch * plan.groups;
@@ -102,14 +103,18 @@ void forward(const DeformAttn& a, int threads) {
       const int count = int(std::min<int64_t>(samples.queries, last - first));
       samples.template prepare<P>(heads, first, count);
       S* out = static_cast<S*>(a.out) + plan.row(heads, first);
-      T* target = plan.in_place ? reinterpret_cast<T*>(out) : rows.data();
-      const int64_t spacing = plan.in_place ? plan.step : plan.spacing;
+      T* target = kDirect ? reinterpret_cast<T*>(out) : rows.data();
+      const int64_t spacing = kDirect ? plan.step : plan.spacing;
       // In ascending order: the lanes by which a head's vectors are too long are those of the next.
-      for (int h = 0; h < heads.count; ++h)
-        Kernel<T, N>::forward({samples, plan.below.data(), h, count, plan.planes.pitch},
-                              planes.data() + h * plan.planes.size(), target + h * a.width, spacing);
-      for (int q = 0; q < count && !plan.in_place; ++q) {
-        prefetch(out + (q + samples.queries) * plan.step, heads.count * a.width);
+      for (int h = 0; h < heads.count; ++h) {
+        const int pitch = plan.planes.pitch;
+        const bool whole = !kDirect || (heads.count - h) * a.width >= pitch;
+        Kernel<T, N>::forward(
+            {samples, plan.below.data(), h, count, pitch}, planes.data() + h * plan.planes.size(),
+            {target + h * a.width, spacing, whole ? N : a.width - (pitch - N), samples.queries * spacing});
+      }
+      for (int q = 0; q < count && !kDirect; ++q) {
+        prefetch<kToWrite>(out + (q + samples.queries) * plan.step, heads.count * a.width);
         narrow_items<T, kLanes<T>>(target + q * spacing, out + q * plan.step, heads.count * a.width);
       }
     }
@@ -122,7 +127,10 @@ void backward(const DeformAttn& a, int threads) {
   const int64_t tasks = a.batch * plan.groups, plane = plan.planes.size();
   threads = int(std::min<int64_t>(threads, tasks));
   plan.allocate(threads, 2);
+  const int64_t samples_in_all = a.batch * a.queries * a.heads * a.levels * a.points_per_level;
   use_large_pages(a.grad_value, a.batch * a.cells * plan.step * int64_t(sizeof(S)));
+  use_large_pages(a.grad_points, samples_in_all * 2 * int64_t(sizeof(P)));
+  use_large_pages(a.grad_weights, samples_in_all * int64_t(sizeof(P)));
 
   parallel_for(tasks, threads, [&](int64_t task, int slot) {
     auto& [samples, planes, rows] = plan.spaces[slot];

@@ -46,7 +46,7 @@ __device__ void fill_entry(const DeformAttn& a, int64_t item, int s, Entry<T>& e
   }
   const T px = read<T>(a.points, 2 * at, a.point_dtype), py = read<T>(a.points, 2 * at + 1, a.point_dtype);
   const Sample<T> p =
-      locate(cell_coordinate(a.raw, rx, px, width), cell_coordinate(a.raw, ry, py, height), width, height);
+      locate(cell_coordinate(a.raw, rx, px, T(width)), cell_coordinate(a.raw, ry, py, T(height)), width, height);
   const bool left = p.x >= 0, top = p.y >= 0, right = p.x + 1 < width, bottom = p.y + 1 < height;
   e.cell = p.inside ? int(a.start_of[level]) + (top ? p.y : 0) * width + (left ? p.x : 0) : -1;
   e.right = left && right ? 1 : 0;

@@ -17,23 +17,33 @@ struct HeadBlock {
   int head, count, pitch;
 };
 
+// Where the head's outputs go, a row a query.
+template <class T>
+struct Rows {
+  T* out;
+  int64_t step;   // from row to row
+  int last;       // items of a row's last vector that may be written
+  int64_t ahead;  // from a row to the one to fetch
+};
+
 template <class T, int N>
 struct Kernel {
   using V = Vector<T, N>;
 
-  // out[query * step + lane] = sum over samples of weight * cell, whole vectors.
-  static void forward(const HeadBlock<T>& block, const T* plane, T* out, int64_t step) {
+  // rows.out[query * step + lane] = sum over samples of weight * cell.
+  static void forward(const HeadBlock<T>& block, const T* plane, const Rows<T>& rows) {
     // Eight vectors at a time, so that the sums stay in registers.
     for (int first = 0; first < block.pitch; first += 8 * N) {
+      const Rows<T> part = {rows.out + first, rows.step, first + 8 * N < block.pitch ? N : rows.last, rows.ahead};
       switch (std::min(8, (block.pitch - first) / N)) {
-        case 1: gather<1>(block, plane + first, out + first, step); break;
-        case 2: gather<2>(block, plane + first, out + first, step); break;
-        case 3: gather<3>(block, plane + first, out + first, step); break;
-        case 4: gather<4>(block, plane + first, out + first, step); break;
-        case 5: gather<5>(block, plane + first, out + first, step); break;
-        case 6: gather<6>(block, plane + first, out + first, step); break;
-        case 7: gather<7>(block, plane + first, out + first, step); break;
-        default: gather<8>(block, plane + first, out + first, step); break;
+        case 1: gather<1>(block, plane + first, part); break;
+        case 2: gather<2>(block, plane + first, part); break;
+        case 3: gather<3>(block, plane + first, part); break;
+        case 4: gather<4>(block, plane + first, part); break;
+        case 5: gather<5>(block, plane + first, part); break;
+        case 6: gather<6>(block, plane + first, part); break;
+        case 7: gather<7>(block, plane + first, part); break;
+        default: gather<8>(block, plane + first, part); break;
       }
     }
   }
@@ -53,37 +63,76 @@ struct Kernel {
 
  private:
   template <int C>
-  static void gather(const HeadBlock<T>& block, const T* plane, T* out, int64_t step) {
-    if (block.pitch == C * N && block.samples.row == 4 && block.samples.per_query == 4) {
-      gather<C, 4, C * N>(block, plane, out, step);
-    } else if (block.pitch == C * N) {
-      gather<C, 0, C * N>(block, plane, out, step);
+  static void gather(const HeadBlock<T>& block, const T* plane, const Rows<T>& rows) {
+    const bool four = block.samples.row == 4 && block.samples.per_query == 4;
+    if (block.pitch != C * N) {
+      gather<C, 0, 0>(block, plane, rows);
+    } else if constexpr (C == 1 && 2 * N == kLanes<T>) {
+      four ? gather_pairs<4>(block, plane, rows) : gather_pairs<0>(block, plane, rows);
     } else {
-      gather<C, 0, 0>(block, plane, out, step);
+      four ? gather<C, 4, C * N>(block, plane, rows) : gather<C, 0, C * N>(block, plane, rows);
     }
   }
 
   // kSamples, kPitch: known numbers of samples and elements from cell to cell, or 0.
   template <int C, int kSamples, int kPitch>
-  static void gather(const HeadBlock<T>& block, const T* plane, T* out, int64_t step) {
+  static void gather(const HeadBlock<T>& block, const T* plane, const Rows<T>& rows) {
+    constexpr int kSums = C <= 2 ? 2 : 1;  // few sums would wait for each other's additions
     const auto& s = block.samples;
     const int pitch = kPitch ? kPitch : block.pitch, samples = kSamples ? kSamples : s.per_query;
     const int64_t next = s.at(1, 0);
     const int32_t* cell = s.cell + s.at(0, block.head);
     const T* w = s.corners + 4 * s.at(0, block.head);
-    for (int q = 0; q < block.count; ++q, out += step, cell += next, w += 4 * next) {
-      V sum[C] = {};
+    T* out = rows.out;
+    for (int q = 0; q < block.count; ++q, out += rows.step, cell += next, w += 4 * next) {
+      V sum[kSums][C] = {};
 #pragma GCC unroll 4
       for (int i = 0; i < samples; ++i) {
         const T *upper = plane + int64_t(cell[i]) * pitch, *lower = upper + block.below[i];
+        const V weights = repeat_quad<T, N>(w + 4 * i);
         for (int c = 0; c < C; ++c) {
-          sum[c] += w[4 * i] * load<T, N>(upper + c * N);
-          sum[c] += w[4 * i + 1] * load<T, N>(upper + pitch + c * N);
-          sum[c] += w[4 * i + 2] * load<T, N>(lower + c * N);
-          sum[c] += w[4 * i + 3] * load<T, N>(lower + pitch + c * N);
+          sum[0][c] += spread_item<0, T, N>(weights) * load<T, N>(upper + c * N);
+          sum[0][c] += spread_item<1, T, N>(weights) * load<T, N>(upper + pitch + c * N);
+          sum[kSums - 1][c] += spread_item<2, T, N>(weights) * load<T, N>(lower + c * N);
+          sum[kSums - 1][c] += spread_item<3, T, N>(weights) * load<T, N>(lower + pitch + c * N);
         }
       }
-      for (int c = 0; c < C; ++c) store<T, N>(out + c * N, sum[c]);
+      for (int c = 0; c < C && kSums > 1; ++c) sum[0][c] += sum[1][c];
+      if (C == 1) prefetch<kToWrite>(out + rows.ahead, 1);  // longer rows fill whole cache lines
+      for (int c = 0; c < C - 1; ++c) store<T, N>(out + c * N, sum[0][c]);
+      write_last(sum[0][C - 1], out + (C - 1) * N, rows.last);
+    }
+  }
+
+  // Of cells half a vector wide, neighbours along x at once.
+  template <int kSamples>
+  static void gather_pairs(const HeadBlock<T>& block, const T* plane, const Rows<T>& rows) {
+    using Pair = Vector<T, 2 * N>;
+    const auto& s = block.samples;
+    const int samples = kSamples ? kSamples : s.per_query;
+    const int64_t next = s.at(1, 0);
+    const int32_t* cell = s.cell + s.at(0, block.head);
+    const T* w = s.corners + 4 * s.at(0, block.head);
+    T* out = rows.out;
+    for (int q = 0; q < block.count; ++q, out += rows.step, cell += next, w += 4 * next) {
+      Pair upper = {}, lower = {};
+#pragma GCC unroll 4
+      for (int i = 0; i < samples; ++i) {
+        const T* first = plane + int64_t(cell[i]) * N;
+        const Pair weights = repeat_quad<T, 2 * N>(w + 4 * i);
+        upper += spread_pair<0, T, 2 * N>(weights) * load<T, 2 * N>(first);
+        lower += spread_pair<2, T, 2 * N>(weights) * load<T, 2 * N>(first + block.below[i]);
+      }
+      prefetch<kToWrite>(out + rows.ahead, 1);
+      write_last(sum_of_halves<T, 2 * N>(upper + lower), out, rows.last);
+    }
+  }
+
+  static PIIP_INLINE void write_last(V v, T* out, int count) {
+    if (count == N) {
+      store<T, N>(out, v);
+    } else {
+      narrow_first<T, N>(v, out, count);
     }
   }
 

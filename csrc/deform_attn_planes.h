@@ -1,6 +1,6 @@
-// The values of a head as a plane of its own: rows padded to whole vectors, in the compute type, with a border of zeros
-// around every map. A sample's four cells then always exist, outside ones read zeros, neighbours along x are adjacent,
-// and the plane of a narrow head stays in the cache.
+// The values of a head as a plane of its own: cells padded to whole vectors, in the compute type, with a border of
+// zeros around every map. A sample's four cells then always exist, outside ones read zeros, neighbours along x are
+// adjacent, and the plane of a narrow head stays in the cache.
 #pragma once
 
 #include <algorithm>
@@ -12,24 +12,26 @@
 namespace piip {
 namespace PIIP_ISA {
 
-// The maps of one head inside a plane, in cells.
+// The maps of one head inside a plane, in cells. Around each lie two rows above and below and a column left and right,
+// which go over into the next row: two cells before a row and two behind it are border too.
 struct Layout {
-  int32_t start[kMaxLevels];  // of the level's border row
+  int32_t start[kMaxLevels];  // of the level's border
   int row[kMaxLevels];        // cells per row, border included
   int64_t cells;
 
   explicit Layout(const DeformAttn& a) {
-    cells = 0;
+    constexpr int kLongest = 1 << 24;  // a float counts no further
+    cells = 1;
     for (int level = 0; level < a.levels; ++level) {
       start[level] = int32_t(cells);
       row[level] = a.width_of[level] + 2;
-      // A border row above, one below, and one more: samples outside are sent to the last two, which are both zero.
-      cells += int64_t(row[level]) * (a.height_of[level] + 3);
+      cells += int64_t(row[level]) * (a.height_of[level] + 4);
+      if (std::max(a.width_of[level], a.height_of[level]) > kLongest || cells >= INT32_MAX)
+        throw std::invalid_argument("piip: deform_attn takes maps of at most 2^24 cells a side and 2^31 in all");
     }
-    if (cells > INT32_MAX) throw std::invalid_argument("piip: deform_attn takes maps of fewer than 2^31 cells");
+    cells += 1;
   }
-  int32_t cell(int level, int y, int x) const { return start[level] + (y + 1) * row[level] + x + 1; }
-  int32_t outside(const DeformAttn& a, int level) const { return cell(level, a.height_of[level], -1); }
+  int32_t cell(int level, int y, int x) const { return start[level] + (y + 2) * row[level] + x + 1; }
 };
 
 // Neighbouring heads of one image.
@@ -50,8 +52,8 @@ struct Planes {
   // Cells are read as they lie, all heads of one together.
   template <class S>
   void fill(Heads heads, T* planes) const {
-    constexpr int kAhead = 16;  // cells
     const int64_t step = int64_t(a.heads) * a.width, plane = size();
+    const int ahead = cells_ahead<S>(heads);
     const S* source = static_cast<const S*>(a.value) + heads.image * a.cells * step + heads.first * a.width;
     for (int level = 0; level < a.levels; ++level) {
       const int width = a.width_of[level], height = a.height_of[level];
@@ -59,12 +61,12 @@ struct Planes {
       T* target = planes + int64_t(layout.cell(level, 0, 0)) * pitch;
       for (int h = 0; h < heads.count; ++h) {
         T *first = target + h * plane, *below = first + height * row;
-        std::fill(first - row - pitch, first, T(0));
-        std::fill(below, below + 2 * row - pitch, T(0));
+        std::fill(first - 2 * row - 2 * pitch, first, T(0));
+        std::fill(below, below + 2 * row, T(0));
       }
       for (int y = 0; y < height; ++y, source += width * step, target += row) {
         for (int x = 0; x < width; ++x) {
-          prefetch(source + (x + kAhead) * step, heads.count * a.width);
+          prefetch(source + (x + ahead) * step, heads.count * a.width);
           for (int h = 0; h < heads.count; ++h)
             widen_cell(source + x * step + h * a.width, target + h * plane + int64_t(x) * pitch);
         }
@@ -79,15 +81,23 @@ struct Planes {
   // Reads finished gradient planes back.
   template <class S>
   void store(Heads heads, const T* planes) const {
-    const int64_t step = int64_t(a.heads) * a.width;
-    const int64_t plane = size();
+    const int64_t step = int64_t(a.heads) * a.width, plane = size();
+    const int ahead = cells_ahead<S>(heads);
     S* target = static_cast<S*>(a.grad_value) + heads.image * a.cells * step + heads.first * a.width;
     for (int level = 0; level < a.levels; ++level)
       for (int y = 0; y < a.height_of[level]; ++y) {
         const T* source = planes + int64_t(layout.cell(level, y, 0)) * pitch;
-        for (int x = 0; x < a.width_of[level]; ++x, target += step, source += pitch)
+        for (int x = 0; x < a.width_of[level]; ++x, target += step, source += pitch) {
+          prefetch<kToWrite>(target + ahead * step, heads.count * a.width);
           for (int h = 0; h < heads.count; ++h) narrow_cell(source + h * plane, target + h * a.width);
+        }
       }
+  }
+
+  // How far ahead of their use cells are fetched: some kilobytes of theirs.
+  template <class S>
+  int cells_ahead(Heads heads) const {
+    return std::clamp(int(8192 / (heads.count * a.width * sizeof(S))), 16, 64);
   }
 
   // One cell of one head, widened and padded.
@@ -102,7 +112,7 @@ struct Planes {
   PIIP_INLINE void narrow_cell(const T* source, S* target) const {
     const int whole = pitch - N;
     for (int d = 0; d < whole; d += N) narrow_vector<T, N>(load<T, N>(source + d), target + d);
-    narrow_first<T, N>(source + whole, target + whole, a.width - whole);
+    narrow_first<T, N>(load<T, N>(source + whole), target + whole, a.width - whole);
   }
 };
 

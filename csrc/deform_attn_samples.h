@@ -1,10 +1,11 @@
 // Where the samples of a block of queries lie and what they weigh; and, backward, the gradients of both.
 //
-// Lanes are samples: those of a query's heads lie next to each other in memory, so that nothing is transposed.
+// Lanes are samples: those of a query's heads lie next to each other in memory. Within a vector they are kept in the
+// order of `to_lanes`.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
+#include <array>
 #include <limits>
 #include <utility>
 
@@ -15,64 +16,31 @@
 namespace piip {
 namespace PIIP_ISA {
 
-constexpr int kRun = 32;     // samples computed together, a multiple of any vector
 constexpr int kBlock = 512;  // samples of a block, more only where one query has more
-
-// Replaces every row of `row` items by op over the row; row is a power of two from 4 to kRun or a multiple of kRun.
-template <class T, class Op>
-void across_rows(T* items, int count, int row, Op op) {
-  constexpr int N = kLanes<T>;
-  const int vectors = std::max(row / N, 1);
-  for (int k = 0; k < count; k += vectors * N) {
-    auto v = load<T, N>(items + k);
-    for (int i = 1; i < vectors; ++i) v = op(v, load<T, N>(items + k + i * N));
-    v = op(v, swap_lanes<1, T, N>(v));
-    v = op(v, swap_lanes<2, T, N>(v));
-    if constexpr (N > 4) {
-      if (row > 4) v = op(v, swap_lanes<4, T, N>(v));
-    }
-    if constexpr (N > 8) {
-      if (row > 8) v = op(v, swap_lanes<8, T, N>(v));
-    }
-    for (int i = 0; i < vectors; ++i) store<T, N>(items + k + i * N, v);
-  }
-}
-
-template <class T>
-PIIP_INLINE T exp_of_negative(T x) {
-  if constexpr (sizeof(T) == 8) {
-    return std::exp(x);
-  } else {
-    return exp_negative(x);
-  }
-}
 
 template <class T>
 struct Samples {
   const DeformAttn& a;
   const Layout& layout;
   int per_query;  // samples of one head of a query
-  int row;        // from head to head: per_query rounded up, to a power of two or whole runs
+  int row;        // from head to head: per_query rounded up, to a power of two or whole vectors
   int heads;      // from query to query
   int queries;    // of a block
 
   // By sample, [query][head][row]. What lies between per_query and row has no weight and lies outside.
   int32_t* cell;  // of the upper left corner
-  T* points;      // x, y; the backward leaves their gradients here
-  T* attention;   // weights after the softmax; the backward leaves the gradients of the inputs here
-  T *fx, *fy;     // fractions
   T* corners;     // [4]: attention times bilinear weight
   T* dots;        // [4]: products of the output gradient with the four cells
 
   Samples(const DeformAttn& problem, const Layout& maps, int group)
       : a(problem), layout(maps), per_query(problem.levels * problem.points_per_level), row(4), heads(group) {
-    while (row < per_query && row < kRun) row *= 2;
-    if (row < per_query) row = (per_query + kRun - 1) / kRun * kRun;
+    while (row < per_query && row < N) row *= 2;
+    if (row < per_query) row = (per_query + N - 1) / N * N;
     queries = std::max(kBlock / (row * heads), 1);
 
-    const size_t size = whole_runs(queries);
-    const std::pair<T**, int> fields[] = {{&corners, 4}, {&dots, 4}, {&points, 2}, {&attention, 1}, {&fx, 1},
-                                          {&fy, 1},      {&rx_, 1},  {&ry_, 1},    {&sums_, 1}};
+    const size_t size = whole_vectors(queries);
+    const std::pair<T**, int> fields[] = {{&corners, 4}, {&dots, 4}, {&points_, 2}, {&attention_, 1},
+                                          {&fx_, 1},     {&fy_, 1},  {&rx_, 1},     {&ry_, 1}};
     size_t items = 0;
     for (const auto& field : fields) items += field.second;
     memory_ = Scratch<T>(size * items);
@@ -82,17 +50,17 @@ struct Samples {
     cells_ = Scratch<int32_t>(size);
     cell = cells_.data();
 
-    const int period = std::max(row, kRun);
-    tables_ = Scratch<int32_t>(size_t(period) * 5);
-    int32_t* table = tables_.data();
-    for (int32_t** field : {&width_, &height_, &pitch_, &origin_, &outside_}) *field = table, table += period;
-    for (int i = 0; i < period; ++i) {
-      const int level = level_of(i % row);
-      width_[i] = a.width_of[level];
-      height_[i] = a.height_of[level];
-      pitch_[i] = layout.row[level];
-      origin_[i] = layout.cell(level, 0, 0);
-      outside_[i] = layout.outside(a, level);
+    period_ = std::max(row, N);
+    maps_ = Scratch<int32_t>(2 * period_);
+    sizes_ = Scratch<T>(2 * period_);
+    pitch_ = maps_.data(), origin_ = pitch_ + period_;
+    width_ = sizes_.data(), height_ = width_ + period_;
+    for (int i = 0; i < period_; ++i) {
+      const int lane = i / N * N + lane_of<N>(i % N), level = level_of(i % row);
+      width_[lane] = T(a.width_of[level]);
+      height_[lane] = T(a.height_of[level]);
+      pitch_[lane] = layout.row[level];
+      origin_[lane] = layout.cell(level, 0, 0);
     }
   }
 
@@ -102,41 +70,112 @@ struct Samples {
   // Reads points and weights of `count` queries from `first` on and fills in the samples.
   template <class P>
   void prepare(Heads group, int64_t first, int count) {
-    const int64_t query = group.image * a.queries + first;
-    read<P>(static_cast<const P*>(a.weights), 1, group, query, count, a.raw ? -infinity() : T(0), attention);
-    read<P>(static_cast<const P*>(a.points), 2, group, query, count, infinity(), points);
-    const int size = whole_runs(count);
-    if (a.raw) {
-      softmax(size);
-      read_reference(a.reference_per_batch ? query : first, count);
-    }
-    for (int k = 0; k < size; k += kRun) a.raw ? locate_run<true>(k) : locate_run<false>(k);
+    a.raw ? prepare<P, true>(group, first, count) : prepare<P, false>(group, first, count);
   }
 
-  // Turns the products into gradients of points and weights, in their place, and stores them.
+  // Turns the products into gradients of points and weights and stores them.
   template <class P>
   void finish(Heads group, int64_t first, int count) {
-    const int size = whole_runs(count);
-    for (int k = 0; k < size; k += kRun) a.raw ? differentiate_run<true>(k) : differentiate_run<false>(k);
-    if (a.raw) {
-      across_rows(sums_, size, row, [](auto x, auto y) { return x + y; });
-      for (int k = 0; k < size; ++k) attention[k] *= fx[k] - sums_[k];
-    }
     const int64_t query = group.image * a.queries + first;
-    write<P>(a.raw ? attention : fx, 1, group, query, count, static_cast<P*>(a.grad_weights));
-    write<P>(points, 2, group, query, count, static_cast<P*>(a.grad_points));
+    P *weights = static_cast<P*>(a.grad_weights), *points = static_cast<P*>(a.grad_points);
+    if (streams(group)) {
+      const int samples = heads * row;
+      const int64_t step = int64_t(a.heads) * row, start = query * step + group.first * row;
+      weights += start;
+      points += 2 * start;
+      for (int q = 0, k = 0; q < count; ++q, weights += step, points += 2 * step) {
+        prefetch<kToWrite>(weights + queries * step, samples);
+        prefetch<kToWrite>(points + 2 * queries * step, 2 * samples);
+        for (int i = 0; i < samples; i += N, k += N) {
+          const auto [x, y, value] = differentiate(k);
+          const V weight = load<T, N>(attention_ + k), logit = weight * (value - over_rows(weight * value, sum));
+          narrow_vector<T, N>(from_lanes<T, N>(a.raw ? logit : value), weights + i);
+          narrow_vector<T, N>(first_pairs<T, N>(x, y), points + 2 * i);
+          narrow_vector<T, N>(second_pairs<T, N>(x, y), points + 2 * i + N);
+        }
+      }
+      return;
+    }
+    const int size = whole_vectors(count), length = std::max(row, N);
+    for (int first_of_row = 0; first_of_row < size; first_of_row += length) {
+      const int end = first_of_row + length;
+      V total = {};
+      for (int k = first_of_row; k < end; k += N) {
+        const auto [x, y, value] = differentiate(k);
+        store<T, N>(points_ + 2 * k, first_pairs<T, N>(x, y));
+        store<T, N>(points_ + 2 * k + N, second_pairs<T, N>(x, y));
+        store<T, N>(fx_ + k, value);
+        total += load<T, N>(attention_ + k) * value;
+      }
+      total = over_rows(total, sum);
+      for (int k = first_of_row; k < end; k += N) {
+        const V value = load<T, N>(fx_ + k), logit = load<T, N>(attention_ + k) * (value - total);
+        store<T, N>(attention_ + k, from_lanes<T, N>(a.raw ? logit : value));
+      }
+    }
+    write<P>(attention_, 1, group, query, count, weights);
+    write<P>(points_, 2, group, query, count, points);
   }
 
  private:
   static constexpr int N = kLanes<T>;
-  Scratch<T> memory_;
-  Scratch<int32_t> cells_, tables_;
-  T *rx_, *ry_, *sums_;
-  int32_t *width_, *height_, *pitch_, *origin_, *outside_;  // of the sample's map, periodic
+  using V = Vector<T, N>;
+  using Cells = Vector<int32_t, N>;
 
-  int whole_runs(int count) const { return (count * heads * row + kRun - 1) / kRun * kRun; }
+  // By sample; in order of lanes but for inputs and gradients.
+  T* points_;     // x, y
+  T* attention_;  // weights
+  T *fx_, *fy_;   // fractions; in the place of fx later the samples' values
+  T *rx_, *ry_;   // reference points
+  Scratch<T> memory_;
+  Scratch<int32_t> cells_;
+
+  // Of the sample's map, in order of lanes, periodic.
+  int period_;
+  int32_t *pitch_, *origin_;
+  T *width_, *height_;
+  Scratch<int32_t> maps_;
+  Scratch<T> sizes_;
+
+  int whole_vectors(int count) const { return (count * heads * row + N - 1) / N * N; }
   static T infinity() { return std::numeric_limits<T>::infinity(); }
   int level_of(int sample) const { return std::min(sample / a.points_per_level, a.levels - 1); }
+
+  // Whether a query's samples are whole vectors as they lie in memory, rows no longer than one, around one point.
+  bool streams(Heads group) const {
+    return row == per_query && heads * row % N == 0 && group.count == heads &&
+           !(a.raw && (row > N || a.reference_per_level));
+  }
+
+  template <class P, bool kRaw>
+  void prepare(Heads group, int64_t first, int count) {
+    const int64_t query = group.image * a.queries + first, reference = a.reference_per_batch ? query : first;
+    const P *weights = static_cast<const P*>(a.weights), *points = static_cast<const P*>(a.points);
+    if (streams(group)) {
+      const int samples = heads * row;
+      const int64_t step = int64_t(a.heads) * row, start = query * step + group.first * row;
+      const T* center = static_cast<const T*>(a.reference) + 2 * reference;
+      weights += start;
+      points += 2 * start;
+      for (int q = 0, k = 0; q < count; ++q, weights += step, points += 2 * step) {
+        prefetch(weights + queries * step, samples);  // beyond the tensor's end it does nothing
+        prefetch(points + 2 * queries * step, 2 * samples);
+        const V x = V{} + (kRaw ? center[2 * q] : T(0)), y = V{} + (kRaw ? center[2 * q + 1] : T(0));
+        for (int i = 0; i < samples; i += N, k += N)
+          locate<kRaw>(k, widen_vector<T, N>(weights + i), widen_vector<T, N>(points + 2 * i),
+                       widen_vector<T, N>(points + 2 * i + N), x, y);
+      }
+      return;
+    }
+    read<P>(weights, 1, group, query, count, kRaw ? -infinity() : T(0), attention_);
+    read<P>(points, 2, group, query, count, infinity(), points_);
+    if (kRaw) read_reference(reference, count);
+    const int size = whole_vectors(count);
+    for (int k = 0; kRaw && row > N && k < size; k += row) softmax(attention_ + k);
+    for (int k = 0; k < size; k += N)
+      locate<kRaw>(k, load<T, N>(attention_ + k), load<T, N>(points_ + 2 * k), load<T, N>(points_ + 2 * k + N),
+                   to_lanes<T, N>(load<T, N>(rx_ + k)), to_lanes<T, N>(load<T, N>(ry_ + k)));
+  }
 
   // Rows of `group`, `items` items a sample, with `pad` after each.
   template <class P>
@@ -145,14 +184,10 @@ struct Samples {
     const int64_t step = int64_t(a.heads) * used;
     source += query * step + group.first * used;
     for (int q = 0; q < count; ++q, source += step, target += heads * pitch) {
-      prefetch(source + queries * step, group.count * used);  // beyond the tensor's end it does nothing
-      if (used == pitch) {
-        widen_items<T, N>(source, target, group.count * used);
-      } else {
-        for (int h = 0; h < group.count; ++h) {
-          widen_items<T, N>(source + h * used, target + h * pitch, used);
-          std::fill(target + h * pitch + used, target + (h + 1) * pitch, pad);
-        }
+      prefetch(source + queries * step, group.count * used);
+      for (int h = 0; h < group.count; ++h) {
+        widen_items<T, N>(source + h * used, target + h * pitch, used);
+        std::fill(target + h * pitch + used, target + (h + 1) * pitch, pad);
       }
     }
   }
@@ -163,25 +198,12 @@ struct Samples {
     const int64_t step = int64_t(a.heads) * used;
     target += query * step + group.first * used;
     for (int q = 0; q < count; ++q, source += heads * pitch, target += step) {
-      prefetch(target + queries * step, group.count * used);
-      if (used == pitch) {
-        narrow_items<T, N>(source, target, group.count * used);
-      } else {
-        for (int h = 0; h < group.count; ++h) narrow_items<T, N>(source + h * pitch, target + h * used, used);
-      }
+      prefetch<kToWrite>(target + queries * step, group.count * used);
+      for (int h = 0; h < group.count; ++h) narrow_items<T, N>(source + h * pitch, target + h * used, used);
     }
   }
 
-  void softmax(int size) {
-    T* __restrict weights = attention, * __restrict sums = sums_;
-    std::copy(weights, weights + size, sums);
-    across_rows(sums, size, row, [](auto x, auto y) { return x > y ? x : y; });
-    for (int k = 0; k < size; ++k) sums[k] = weights[k] = exp_of_negative(weights[k] - sums[k]);
-    across_rows(sums, size, row, [](auto x, auto y) { return x + y; });
-    for (int k = 0; k < size; ++k) weights[k] /= sums[k];
-  }
-
-  // Spreads the reference points of `count` queries over their samples.
+  // Spreads the reference points of `count` queries over their samples, in order of memory.
   void read_reference(int64_t query, int count) {
     const int levels = a.reference_per_level ? a.levels : 1;
     const T* point = static_cast<const T*>(a.reference) + 2 * levels * query;
@@ -205,57 +227,79 @@ struct Samples {
     }
   }
 
-  template <bool kRaw>
-  void locate_run(int first) {
-    const int period = first % std::max(row, kRun);
-    locate<kRaw>(width_ + period, height_ + period, pitch_ + period, origin_ + period, outside_ + period, rx_ + first,
-                 ry_ + first, points + 2 * first, attention + first, cell + first, fx + first, fy + first,
-                 corners + 4 * first);
+  static PIIP_INLINE V larger(V x, V y) { return x > y ? x : y; }
+  static PIIP_INLINE V sum(V x, V y) { return x + y; }
+
+  // Combines every lane with the others of its row; those of a longer row than a vector were combined before.
+  template <class Op>
+  PIIP_INLINE V over_rows(V v, Op op) const {
+    if constexpr (N > 4) v = op(v, swap_lanes<4, T, N>(v));
+    if constexpr (N > 8) v = op(v, swap_lanes<8, T, N>(v));
+    if (N < 16 || row > 4) v = op(v, swap_lanes<1, T, N>(v));
+    if (N < 8 || row > N / 2) v = op(v, swap_lanes<2, T, N>(v));
+    return v;
   }
 
-  template <bool kRaw>
-  static void locate(const int32_t* __restrict width, const int32_t* __restrict height, const int32_t* __restrict pitch,
-                     const int32_t* __restrict origin, const int32_t* __restrict outside, const T* __restrict rx,
-                     const T* __restrict ry, const T* __restrict points, const T* __restrict attention,
-                     int32_t* __restrict cell, T* __restrict fx, T* __restrict fy, T* __restrict corners) {
-    for (int k = 0; k < kRun; ++k) {
-      const Sample<T> at =
-          piip::locate(cell_coordinate(kRaw, rx[k], points[2 * k], width[k]),
-                       cell_coordinate(kRaw, ry[k], points[2 * k + 1], height[k]), width[k], height[k]);
-      const int32_t found = origin[k] + at.y * pitch[k] + at.x;
-      cell[k] = at.inside ? found : outside[k];
-      fx[k] = at.fx;
-      fy[k] = at.fy;
-      const T lower = at.fy * attention[k], upper = attention[k] - lower;
-      corners[4 * k] = upper - upper * at.fx;
-      corners[4 * k + 1] = upper * at.fx;
-      corners[4 * k + 2] = lower - lower * at.fx;
-      corners[4 * k + 3] = lower * at.fx;
+  // Of a row of several vectors.
+  void softmax(T* weights) const {
+    V top = V{} - infinity(), total = {};
+    for (int i = 0; i < row; i += N) top = larger(load<T, N>(weights + i), top);
+    top = over_rows(top, larger);
+    for (int i = 0; i < row; i += N) {
+      const V v = exp_negative<T, N>(load<T, N>(weights + i) - top);
+      store<T, N>(weights + i, v);
+      total += v;
     }
+    total = over_rows(total, sum);
+    for (int i = 0; i < row; i += N) store<T, N>(weights + i, load<T, N>(weights + i) / total);
   }
 
+  // One vector of samples. low, high: their points.
   template <bool kRaw>
-  void differentiate_run(int first) {
-    const int period = first % std::max(row, kRun);
-    differentiate<kRaw>(width_ + period, height_ + period, dots + 4 * first, attention + first, fx + first, fy + first,
-                        points + 2 * first, sums_ + first);
+  PIIP_INLINE void locate(int first, V weight, V low, V high, V reference_x, V reference_y) {
+    weight = to_lanes<T, N>(weight);
+    if (kRaw && row <= N) {
+      weight = exp_negative<T, N>(weight - over_rows(weight, larger));
+      weight /= over_rows(weight, sum);
+    }
+    const int period = first % period_;
+    const V width = load<T, N>(width_ + period), height = load<T, N>(height_ + period);
+    const auto [x, fx] = split(cell_coordinate(kRaw, reference_x, first_of_pairs<T, N>(low, high), width), width);
+    const auto [y, fy] = split(cell_coordinate(kRaw, reference_y, second_of_pairs<T, N>(low, high), height), height);
+    const Cells found = y * load<int32_t, N>(pitch_ + period) + (x + load<int32_t, N>(origin_ + period));
+    const V lower = fy * weight, upper = weight - lower;
+    V corner[4] = {upper - upper * fx, upper * fx, lower - lower * fx, lower * fx};
+    transpose_quads<T, N>(corner);
+    for (int j = 0; j < 4; ++j) store<T, N>(corners + 4 * first + j * N, corner[j]);
+    store<int32_t, N>(cell + first, from_lanes<int32_t, N>(found));
+    store<T, N>(attention_ + first, weight);
+    store<T, N>(fx_ + first, fx);
+    store<T, N>(fy_ + first, fy);
   }
 
-  // Gradients of the points; the sample's value, which is the gradient of its weight, takes the place of fx.
-  template <bool kRaw>
-  static void differentiate(const int32_t* __restrict width, const int32_t* __restrict height, const T* __restrict dots,
-                            const T* __restrict attention, T* __restrict fx, const T* __restrict fy,
-                            T* __restrict points, T* __restrict weighted) {
-    for (int k = 0; k < kRun; ++k) {
-      const T d00 = dots[4 * k], d01 = dots[4 * k + 1], d10 = dots[4 * k + 2], d11 = dots[4 * k + 3];
+  // The cell at or before a coordinate and the fraction, as `piip::locate` has them. Where a sample touches no cell,
+  // and for NaN: a place in the plane's border, two cells before the map or right behind it.
+  static PIIP_INLINE std::pair<Cells, V> split(V x, V size) {
+    x = x > -1 ? x : V{} - 2;
+    x = x < size ? x : size;
+    V whole = __builtin_convertvector(__builtin_convertvector(x + 2, Cells), V) - 2;
+    whole = whole > x ? whole - 1 : whole;  // the addition rounds: a coordinate may be taken for the integer above it
+    return {__builtin_convertvector(whole, Cells), x - whole};
+  }
+
+  // Of one vector of samples the gradients of the points, and the values, which are the gradients of the weights.
+  PIIP_INLINE std::array<V, 3> differentiate(int first) const {
+    V d[4];
+    for (int j = 0; j < 4; ++j) d[j] = load<T, N>(dots + 4 * first + j * N);
+    transpose_quads<T, N>(d);
+    const V weight = load<T, N>(attention_ + first), fx = load<T, N>(fx_ + first), fy = load<T, N>(fy_ + first);
+    V x = weight * slope_x(fy, d[0], d[1], d[2], d[3]), y = weight * slope_y(fx, d[0], d[1], d[2], d[3]);
+    if (!a.raw) {
       // The products give gradients with respect to cells; offsets are in cells, locations in map widths.
-      const T unit_x = kRaw ? T(1) : T(width[k]), unit_y = kRaw ? T(1) : T(height[k]);
-      points[2 * k] = unit_x * attention[k] * slope_x(fy[k], d00, d01, d10, d11);
-      points[2 * k + 1] = unit_y * attention[k] * slope_y(fx[k], d00, d01, d10, d11);
-      const T value = blend(fx[k], fy[k], d00, d01, d10, d11);
-      fx[k] = value;
-      weighted[k] = attention[k] * value;
+      x *= load<T, N>(width_ + first % period_);
+      y *= load<T, N>(height_ + first % period_);
     }
+    return {x, y, blend(fx, fy, d[0], d[1], d[2], d[3])};
   }
 };
 

@@ -4,6 +4,7 @@
 // namespace of that name, so that the linker cannot put a function compiled for AVX-512 into the portable path.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -50,12 +51,14 @@ PIIP_INLINE void store(T* p, Vector<T, N> v) {
   std::memcpy(p, &v, sizeof(v));
 }
 
+constexpr bool kToWrite = true;
+
 // Fetches the cache lines of `count` items; any address will do.
-template <class S>
+template <bool kWrite = false, class S>
 PIIP_INLINE void prefetch(const S* p, int count) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(p);
   for (uintptr_t line = address & ~uintptr_t(63); line < address + count * sizeof(S); line += 64)
-    __builtin_prefetch(reinterpret_cast<const void*>(line));
+    __builtin_prefetch(reinterpret_cast<const void*>(line), kWrite);
 }
 
 // Lane i gets lane i ^ kDistance.
@@ -85,6 +88,113 @@ PIIP_INLINE Vector<T, N> sum_units(const Vector<T, N>* v) {
   const auto ab = pick<kUnit, 0, 4, 1, 5>(v[0], v[1], lanes) + pick<kUnit, 2, 6, 3, 7>(v[0], v[1], lanes);
   const auto cd = pick<kUnit, 0, 4, 1, 5>(v[2], v[3], lanes) + pick<kUnit, 2, 6, 3, 7>(v[2], v[3], lanes);
   return pick<kUnit, 0, 1, 4, 5>(ab, cd, lanes) + pick<kUnit, 2, 3, 6, 7>(ab, cd, lanes);
+}
+
+// Lane i gets item kFrom(i) of a, or behind its end of b.
+template <int (*kFrom)(int), class V, int... kLane>
+PIIP_INLINE V shuffle(V a, V b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, kFrom(kLane)...);
+}
+template <int (*kFrom)(int), class T, int N>
+PIIP_INLINE Vector<T, N> shuffle(Vector<T, N> a, Vector<T, N> b) {
+  return shuffle<kFrom>(a, b, std::make_integer_sequence<int, N>());
+}
+
+// The order of lanes: lane 4j + k holds item N / 4 * k + j. So `transpose_quads` leaves the items of four vectors side
+// by side, in order of memory, and back.
+template <int N>
+constexpr int item_of(int lane) {
+  return N / 4 * (lane % 4) + lane / 4;
+}
+template <int N>
+constexpr int lane_of(int item) {
+  return item % (N / 4) * 4 + item / (N / 4);
+}
+template <int N, int kPart>
+constexpr int part_of_pair(int lane) {
+  return 2 * item_of<N>(lane) + kPart;
+}
+template <int N, int kHalf>
+constexpr int lane_of_pair(int k) {
+  return lane_of<N>(kHalf * N / 2 + k / 2) + k % 2 * N;
+}
+
+template <class T, int N>
+PIIP_INLINE Vector<T, N> to_lanes(Vector<T, N> v) {
+  return shuffle<item_of<N>, T, N>(v, v);
+}
+template <class T, int N>
+PIIP_INLINE Vector<T, N> from_lanes(Vector<T, N> v) {
+  return shuffle<lane_of<N>, T, N>(v, v);
+}
+
+// Splits N pairs, in order of memory, into two vectors in order of lanes.
+template <class T, int N>
+PIIP_INLINE Vector<T, N> first_of_pairs(Vector<T, N> low, Vector<T, N> high) {
+  return shuffle<part_of_pair<N, 0>, T, N>(low, high);
+}
+template <class T, int N>
+PIIP_INLINE Vector<T, N> second_of_pairs(Vector<T, N> low, Vector<T, N> high) {
+  return shuffle<part_of_pair<N, 1>, T, N>(low, high);
+}
+
+// The lower and the upper half of such pairs.
+template <class T, int N>
+PIIP_INLINE Vector<T, N> first_pairs(Vector<T, N> first, Vector<T, N> second) {
+  return shuffle<lane_of_pair<N, 0>, T, N>(first, second);
+}
+template <class T, int N>
+PIIP_INLINE Vector<T, N> second_pairs(Vector<T, N> first, Vector<T, N> second) {
+  return shuffle<lane_of_pair<N, 1>, T, N>(first, second);
+}
+
+// Lane 4j + k of vector i gets lane 4j + i of vector k.
+template <class T, int N>
+PIIP_INLINE void transpose_quads(Vector<T, N> (&v)[4]) {
+  constexpr auto lanes = std::make_integer_sequence<int, N>();
+  const auto ab_low = pick<1, 0, 4, 1, 5>(v[0], v[1], lanes), ab_high = pick<1, 2, 6, 3, 7>(v[0], v[1], lanes);
+  const auto cd_low = pick<1, 0, 4, 1, 5>(v[2], v[3], lanes), cd_high = pick<1, 2, 6, 3, 7>(v[2], v[3], lanes);
+  v[0] = pick<1, 0, 1, 4, 5>(ab_low, cd_low, lanes);
+  v[1] = pick<1, 2, 3, 6, 7>(ab_low, cd_low, lanes);
+  v[2] = pick<1, 0, 1, 4, 5>(ab_high, cd_high, lanes);
+  v[3] = pick<1, 2, 3, 6, 7>(ab_high, cd_high, lanes);
+}
+
+// Four items, again and again.
+template <class T, int N>
+PIIP_INLINE Vector<T, N> repeat_quad(const T* quad) {
+#if defined(__AVX512F__)
+  if constexpr (N == 16) return (Vector<T, N>)_mm512_maskz_broadcast_f32x4(0xffff, _mm_loadu_ps(quad));
+#endif
+#if defined(__AVX2__)
+  if constexpr (N == 8) return (Vector<T, N>)_mm256_broadcast_ps(reinterpret_cast<const __m128*>(quad));
+#endif
+  if constexpr (N == 4) return load<T, N>(quad);
+}
+
+// Of such, item k everywhere, or in the lower half and item k + 1 in the upper one.
+template <int k>
+constexpr int item_of_quad(int lane) {
+  return lane / 4 * 4 + k;
+}
+template <int N, int k>
+constexpr int halves_of_quad(int lane) {
+  return lane / 4 * 4 + k + lane / (N / 2);
+}
+template <int k, class T, int N>
+PIIP_INLINE Vector<T, N> spread_item(Vector<T, N> quads) {
+  return shuffle<item_of_quad<k>, T, N>(quads, quads);
+}
+template <int k, class T, int N>
+PIIP_INLINE Vector<T, N> spread_pair(Vector<T, N> quads) {
+  return shuffle<halves_of_quad<N, k>, T, N>(quads, quads);
+}
+
+template <class T, int N>
+PIIP_INLINE Vector<T, N / 2> sum_of_halves(Vector<T, N> v) {
+  Vector<T, N / 2> halves[2];
+  std::memcpy(halves, &v, sizeof(v));
+  return halves[0] + halves[1];
 }
 
 // Lane i gets the sum of the lanes of vector i.
@@ -277,38 +387,43 @@ PIIP_INLINE Vector<T, N> widen_first(const S* p, int count) {
   return v;
 }
 
-// Writes the first `count` of N items; as many as N may be read. Masked stores are slow on AMD before AVX-512.
+// Writes the first `count` items. Masked stores are slow on AMD before AVX-512.
 template <class T, int N, class S>
-PIIP_INLINE void narrow_first(const T* source, S* target, int count) {
+PIIP_INLINE void narrow_first(Vector<T, N> v, S* target, int count) {
 #if defined(__AVX512VL__)
   if constexpr (std::is_same_v<S, float> && N == 16) {
-    _mm512_mask_storeu_ps(target, __mmask16((1u << count) - 1), _mm512_loadu_ps(source));
+    return _mm512_mask_storeu_ps(target, __mmask16((1u << count) - 1), (__m512)v);
   } else if constexpr (std::is_same_v<S, float> && N == 8) {
-    _mm256_mask_storeu_ps(target, __mmask8((1u << count) - 1), _mm256_loadu_ps(source));
-  } else {
-    narrow_items<T, N>(source, target, count);
+    return _mm256_mask_storeu_ps(target, __mmask8((1u << count) - 1), (__m256)v);
   }
-#else
-  narrow_items<T, N>(source, target, count);
 #endif
+  alignas(64) T items[N];
+  store<T, N>(items, v);
+  narrow_items<T, N>(items, target, count);
 }
 
-// e^x to about two units in the last place for x <= 0; a loop over it vectorises. NaN gives NaN.
-PIIP_INLINE float exp_negative(float x) {
-  const float clamped = x < -87.0f ? -87.0f : x;              // false for NaN, which passes on
-  const float shifted = clamped * 1.44269504f + 12582912.0f;  // rounds to the nearest integer in the low mantissa bits
-  const float n = shifted - 12582912.0f;
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const float scale = bits_to_float((float_to_bits(shifted) << 23) + 0x3f800000);
-  const float result = p * scale;
-  return x < -87.0f ? 0.0f : result;
+// e^x for x <= 0, of floats to about two units in the last place. NaN gives NaN.
+template <class T, int N>
+PIIP_INLINE Vector<T, N> exp_negative(Vector<T, N> x) {
+  if constexpr (sizeof(T) == 8) {
+    for (int i = 0; i < N; ++i) x[i] = std::exp(x[i]);
+    return x;
+  } else {
+    using V = Vector<T, N>;
+    using Bits = Vector<int32_t, N>;
+    const V clamped = x < -87.0f ? V{} - 87.0f : x;         // false for NaN, which passes on
+    const V shifted = clamped * 1.44269504f + 12582912.0f;  // rounds to the nearest integer in the low mantissa bits
+    const V n = shifted - 12582912.0f;
+    const V r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+    V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const V scale = (V)(((Bits)shifted << 23) + 0x3f800000);
+    return x < -87.0f ? V{} : p * scale;
+  }
 }
 
 }  // namespace PIIP_ISA

@@ -19,7 +19,7 @@ def host_list(name: str, values: Any, meaning: str) -> list[Any]:
     if isinstance(values, Tensor) and values.is_meta:
         raise ValueError(f"{name} must hold numbers, got a tensor on the meta device; pass host integers")
     items = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(items, Sequence) or isinstance(items, str):
+    if not _is_sequence(items):
         raise TypeError(f"{name} must be {meaning}, got {values!r}")
     return list(items)
 
@@ -28,12 +28,22 @@ def host_shapes(name: str, shapes: Sequence[Sequence[int]] | Tensor) -> list[tup
     """(H, W) pairs as host integers."""
     meaning = "a non-empty sequence of (H, W) pairs"
     pairs = host_list(name, shapes, meaning)
-    if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
+    sizes = []
+    for pair in pairs:
+        if not _is_sequence(pair) or len(pair) != 2:
+            raise ValueError(f"{name} must be {meaning}, got {shapes!r}")
+        h, w = _integer(name, pair[0]), _integer(name, pair[1])
+        if h < 1 or w < 1 or h > MAX_SIDE or w > MAX_SIDE:
+            raise ValueError(f"{name} must hold positive sizes below 2**31, got {pairs}")
+        sizes.append((h, w))
+    if not sizes:
         raise ValueError(f"{name} must be {meaning}, got {shapes!r}")
-    sizes = [(_integer(name, h), _integer(name, w)) for h, w in pairs]
-    if any(h < 1 or w < 1 or h > MAX_SIDE or w > MAX_SIDE for h, w in sizes):
-        raise ValueError(f"{name} must hold positive sizes below 2**31, got {sizes}")
     return sizes
+
+
+def _is_sequence(value: Any) -> bool:
+    # The usual types first: the test for any sequence takes ten times as long.
+    return isinstance(value, (list, tuple)) or (isinstance(value, Sequence) and not isinstance(value, str))
 
 
 def _integer(name: str, number: Any) -> int:
@@ -59,9 +69,12 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None], meani
     """expected: the size of each dimension, None where anything goes."""
     check_float(name, tensor)
     shape = tensor.shape
-    if len(shape) != len(expected) or any(e is not None and s != e for s, e in zip(shape, expected)):
-        wanted = ", ".join("*" if e is None else str(e) for e in expected)
-        raise ValueError(f"{name} must have shape {meaning} = ({wanted}), got {tuple(shape)}")
+    fits = len(shape) == len(expected)
+    for size, wanted in zip(shape, expected):
+        fits = fits and (wanted is None or size == wanted)
+    if not fits:
+        sizes = ", ".join("*" if e is None else str(e) for e in expected)
+        raise ValueError(f"{name} must have shape {meaning} = ({sizes}), got {tuple(shape)}")
 
 
 def check_device(name: str, tensor: Tensor, device: torch.device) -> None:

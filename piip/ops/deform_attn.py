@@ -85,7 +85,7 @@ def deform_attn(
         sampling_offsets = reference.scaled_offsets(sampling_offsets.to(dtype), cells)
         reference_points = reference_points[..., :2]
     flat = [side for shape in shapes for side in shape]
-    return torch.ops.piip.deform_attn(value, flat, reference_points, sampling_offsets, attention_logits)
+    return torch.ops.piip.deform_attn.default(value, flat, reference_points, sampling_offsets, attention_logits)
 
 
 def ms_deform_attn(
@@ -116,7 +116,7 @@ def ms_deform_attn(
     if torch.onnx.is_in_onnx_export() or not has_kernels(value.device):
         return reference.ms_deform_attn(value, shapes, sampling_locations, attention_weights)
     flat = [side for shape in shapes for side in shape]
-    return torch.ops.piip.ms_deform_attn(value, flat, sampling_locations, attention_weights)
+    return torch.ops.piip.ms_deform_attn.default(value, flat, sampling_locations, attention_weights)
 
 
 def _check_value(value: Tensor, spatial_shapes: Shapes | Tensor) -> list[tuple[int, int]]:
@@ -311,7 +311,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     dtype = reference.compute_dtype(value.dtype)
     # The gradient of a reference sums those of its offsets, which must not be rounded to 16 bits before.
     points = offsets.to(dtype) if wants_reference else offsets
-    grad_value, grad_points, grad_logits = torch.ops.piip.deform_attn_backward(
+    grad_value, grad_points, grad_logits = torch.ops.piip.deform_attn_backward.default(
         grad, value, ctx.shapes, ref, points, logits
     )
     grad_reference = None
@@ -324,7 +324,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _ms_differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     value, locations, weights = ctx.saved_tensors
-    grad_value, grad_locations, grad_weights = torch.ops.piip.ms_deform_attn_backward(
+    grad_value, grad_locations, grad_weights = torch.ops.piip.ms_deform_attn_backward.default(
         grad, value, ctx.shapes, locations, weights
     )
     return grad_value, None, grad_locations, grad_weights
