@@ -15,6 +15,7 @@ from piip.config import (
     Config,
     Strict,
     ViTConfig,
+    config_dir,
     config_from_dict,
     dump_config,
     find_config,
@@ -298,9 +299,39 @@ def test_a_mistake_in_a_base_is_reported_with_the_file_that_made_it(write):
     assert {line.split(": ")[0] for line in lines} == {str(base), str(child)}
 
 
-def test_a_missing_base_is_named(write):
-    path = write("base: nowhere.yaml")
-    assert message(load_config, path) == f"{path}: base file not found: nowhere.yaml"
+def test_a_base_may_be_a_shipped_config_by_name(write):
+    path = write(f"base: {UPERNET}\nmodel: {{head: {{num_classes: 4}}}}")
+    shipped, config = load_config(UPERNET), load_config(path)
+    assert config.model.head == shipped.model.head.model_copy(update={"num_classes": 4})
+    assert config.model.backbone == shipped.model.backbone
+    assert (config.data, config.schedule, config.name) == (shipped.data, shipped.schedule, "experiment")
+
+
+def test_a_base_may_be_a_building_block_by_name(write):
+    path = write("base: [base/piip_tsb, base/ade20k_80k]\nmodel: {backbone: {resolutions: [512, 448, 336]}}")
+    files = write(f"base: [{config_dir()}/base/piip_tsb.yaml, {config_dir()}/base/ade20k_80k.yaml]\n"
+                  "model: {backbone: {resolutions: [512, 448, 336]}}", "other/experiment.yaml")  # fmt: skip
+    assert load_config(path) == load_config(files)
+
+
+def test_a_base_relative_to_the_file_wins_over_a_shipped_name(write):
+    write(MINIMAL, "base/coco_1x")
+    assert load_config(write("base: base/coco_1x")).schedule.iterations == 2
+
+
+@pytest.mark.parametrize(
+    ("base", "remedy"),
+    [
+        ("../base/ade20k_80k.yaml", "did you mean 'base/ade20k_80k'?"),
+        ("piip_tsb.yaml", "did you mean 'base/piip_tsb'?"),
+        ("../segmentation/upernet_piip_tsb_512_448_336.yaml", f"did you mean '{UPERNET}'?"),
+        ("nowhere.yaml", f"the shipped ones are those in {config_dir()}"),
+    ],
+)
+def test_an_unknown_base_is_named_with_the_nearest_shipped_name_or_where_to_look(write, base, remedy):
+    path = write(f"base: {base}")
+    text = message(load_config, path)
+    assert text == f"{path}: base '{base}' is neither a file relative to this one nor a shipped name; {remedy}"
 
 
 def test_bases_that_lead_back_are_reported_as_a_chain(write):
@@ -372,9 +403,9 @@ def test_experiment_needs_nothing_beyond_the_minimal_keys(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base: 3", "'base' must be a file name or a list of file names"),
-        ("base: null", "'base' must be a file name"),
-        ("base: [1]", "'base' must be a file name"),
+        ("base: 3", "'base' must be a file, a shipped name, or a list of these"),
+        ("base: null", "'base' must be a file"),
+        ("base: [1]", "'base' must be a file"),
         ("model: &m\n  backbone: *m", "an anchor refers to itself"),
     ],
 )

@@ -1,9 +1,10 @@
 """Experiments as data: typed, strict models, and the YAML files they are read from.
 
-A config is YAML read with a safe loader. `base:` names a file to inherit from, relative to the file that says so;
-mappings merge key by key, everything else replaces. `key.sub=value` overrides come last, with the value read as YAML
-and list items addressed by number (`model.backbone.branches.0.drop_path=0.1`). An unknown key or a wrong value is a
-`ConfigError` that names the file, the key and the nearest valid one.
+A config is YAML read with a safe loader. `base:` names what to inherit from: a file, relative to the one that says so,
+or a shipped config or building block (`base/coco_1x`); mappings merge key by key, everything else replaces.
+`key.sub=value` overrides come last, with the value read as YAML and list items addressed by number
+(`model.backbone.branches.0.drop_path=0.1`). An unknown key or a wrong value is a `ConfigError` that names the file, the
+key and the nearest valid one.
 """
 
 from __future__ import annotations

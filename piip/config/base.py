@@ -1,12 +1,19 @@
-"""The base of every config model."""
+"""The base of every config model, and the remedy for a misspelt name."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
+
+
+def nearest(given: str, known: Iterable[str], otherwise: str, cutoff: float = 0.5) -> str:
+    """The remedy for a name that is not among the known ones: the nearest of them, or else the text given."""
+    near = difflib.get_close_matches(given, known, n=1, cutoff=cutoff)
+    return f"did you mean '{near[0]}'?" if near else otherwise
 
 
 class Strict(BaseModel):
@@ -20,8 +27,7 @@ class Strict(BaseModel):
         if isinstance(data, dict):
             for key in data:
                 if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.5)
-                    hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(cls.model_fields)}"
+                    hint = nearest(str(key), cls.model_fields, f"valid keys: {', '.join(cls.model_fields)}")
                     raise PydanticCustomError(
                         "unknown_key", "unknown key '{key}'; {hint}", {"key": str(key), "hint": hint}
                     )

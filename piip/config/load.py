@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -12,7 +11,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from piip.config.base import Strict
+from piip.config.base import Strict, nearest
 from piip.config.training import Config
 from piip.errors import ConfigError
 
@@ -33,11 +32,16 @@ def config_dir() -> Path:
 
 
 @cache
+def _shipped_files() -> dict[str, Path]:
+    """Every shipped file by name: the experiments, and the building blocks in base/."""
+    root = config_dir()
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+
+
+@cache
 def shipped_configs() -> dict[str, Path]:
     """Every shipped experiment by name ('detection/mask_rcnn_...'), without the building blocks in base/."""
-    root = config_dir()
-    names = {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
-    return {name: path for name, path in names.items() if not name.startswith("base/")}
+    return {name: path for name, path in _shipped_files().items() if not name.startswith("base/")}
 
 
 @cache
@@ -57,8 +61,7 @@ def find_config(name: str | Path) -> Path:
     key = aliases.get(str(name), str(name))
     if key in shipped:
         return shipped[key]
-    near = difflib.get_close_matches(str(name), [*shipped, *aliases], n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'?" if near else "see `piip models` for the shipped ones"
+    hint = nearest(str(name), [*shipped, *aliases], "see `piip models` for the shipped ones", cutoff=0.4)
     raise ConfigError(f"unknown config '{name}'; {hint}")
 
 
@@ -116,18 +119,27 @@ def _load_merged(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], di
     bases = data.pop("base", [])
     bases = bases if isinstance(bases, list) else [bases]
     if not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: 'base' must be a file name or a list of file names")
+        raise ConfigError(f"{path}: 'base' must be a file, a shipped name, or a list of these")
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for base in bases:
-        base_path = path.parent / base
-        if not base_path.is_file():
-            raise ConfigError(f"{path}: base file not found: {base}")
-        base_data, base_origin = _load_merged(base_path, (*seen, path))
+        base_data, base_origin = _load_merged(_find_base(base, path), (*seen, path))
         base_data = {key: value for key, value in base_data.items() if key not in _OWN_KEYS}
         _merge(merged, base_data, origin, base_origin, "")
     _merge(merged, data, origin, None, "", file=str(path))
     return merged, origin
+
+
+def _find_base(base: str, path: Path) -> Path:
+    """The file that a config at `path` names as its base: one relative to it, or else a shipped one by name."""
+    beside = path.parent / base
+    if beside.is_file():
+        return beside
+    shipped = _shipped_files()
+    if base in shipped:
+        return shipped[base]
+    hint = nearest(base.removesuffix(".yaml"), shipped, f"the shipped ones are those in {config_dir()}")
+    raise ConfigError(f"{path}: base '{base}' is neither a file relative to this one nor a shipped name; {hint}")
 
 
 def _merge(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -60,8 +59,7 @@ def _official_configs() -> dict[str, Config]:
 
 def write_explained_config(explanation: Explanation, output: Path) -> None:
     """Writes our config of an official one: its nearest shipped config as `base`, and what differs from that."""
-    base = os.path.relpath(shipped_configs()[explanation.shipped], output.resolve().parent)
-    document: dict[str, Any] = {"base": base}
+    document: dict[str, Any] = {"base": explanation.shipped}
     for key, (_, value) in explanation.differences.items():
         *parents, last = key.split(".")
         node = document

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from piip.config import load_config
 from piip.convert.official_config import explain_official_config, explain_settings, write_explained_config
@@ -70,6 +71,7 @@ optimizer = dict(lr=2e-4)
     assert found.differences["optim.lr"] == (1e-4, 2e-4)
     output = official.with_name("ours.yaml")
     write_explained_config(found, output)
+    assert yaml.safe_load(output.read_text())["base"] == found.shipped  # a path would tie the file to this installation
     config, shipped = load_config(output), load_config(found.shipped)
     branch = config.model.backbone.branches[0]
     assert (branch.drop_path, branch.window_size, branch.global_blocks) == (0.3, 14, ())
