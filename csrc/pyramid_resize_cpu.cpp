@@ -87,23 +87,27 @@ struct LevelTables {
 };
 
 #if defined(__AVX512F__)
-// A whole row of outputs from `source(i)`, the 16 inputs from `i` on. Writes whole vectors, one behind the row at most.
-template <int K, class Source>
+// A whole row of outputs of C channels, `stride` items apart, from `source(c, i)`, the 16 inputs from `i` on. Writes
+// whole vectors, one behind the row at most.
+template <int K, int C, class Source>
 PIIP_INLINE void blend_groups(const Table<float>& table, const Groups<float>& groups, const Source& source,
-                              float* target, int out) {
+                              float* target, size_t stride, int out) {
   const int count = K ? K : table.count;
   const int* indices = groups.indices.data();
   const float* weights = groups.weights.data();
-  for (int x = 0; x < out; x += groups.lanes, indices += 16) {
+  for (int x = 0; x < out; x += groups.lanes, indices += 16, weights += 16 * count) {
     const int first = table.first[x];
-    const __m512 low = source(first), high = source(first + 16);
-    __m512i index = _mm512_loadu_si512(indices);
-    __m512 sum = _mm512_setzero_ps();
-    for (int k = 0; k < count; ++k, weights += 16) {
-      sum = _mm512_fmadd_ps(_mm512_loadu_ps(weights), _mm512_permutex2var_ps(low, index, high), sum);
-      index = _mm512_add_epi32(index, _mm512_set1_epi32(1));
+    const __m512i index = _mm512_loadu_si512(indices);
+    for (int c = 0; c < C; ++c) {
+      const __m512 low = source(c, first), high = source(c, first + 16);
+      __m512i tap = index;
+      __m512 sum = _mm512_setzero_ps();
+      for (int k = 0; k < count; ++k) {
+        sum = _mm512_fmadd_ps(_mm512_loadu_ps(weights + 16 * k), _mm512_permutex2var_ps(low, tap, high), sum);
+        tap = _mm512_add_epi32(tap, _mm512_set1_epi32(1));
+      }
+      _mm512_storeu_ps(target + c * stride + x, sum);
     }
-    _mm512_storeu_ps(target + x, sum);
   }
 }
 #endif
@@ -159,11 +163,11 @@ void blend_columns(const LevelTables<T>& tables, const T* source, T* target, int
   int x = 0;
   if constexpr (std::is_same_v<T, float>) {
 #if defined(__AVX512F__)
-    const auto inputs = [&](int i) { return _mm512_loadu_ps(source + i); };
+    const auto inputs = [&](int, int i) { return _mm512_loadu_ps(source + i); };
     if (tables.groups.lanes) {
-      if (table.count == 2) return blend_groups<2>(table, tables.groups, inputs, target, out);
-      if (table.count == 4) return blend_groups<4>(table, tables.groups, inputs, target, out);
-      return blend_groups<0>(table, tables.groups, inputs, target, out);
+      if (table.count == 2) return blend_groups<2, 1>(table, tables.groups, inputs, target, 0, out);
+      if (table.count == 4) return blend_groups<4, 1>(table, tables.groups, inputs, target, 0, out);
+      return blend_groups<0, 1>(table, tables.groups, inputs, target, 0, out);
     }
 #endif
 #if defined(__AVX2__)
@@ -214,35 +218,53 @@ void blend_rows(const Table<T>& table, int y, int c, Rows<T>& rows, T* __restric
   }
 }
 
-// Row `y` of a channel of a level: blended vertically into `blended`, then horizontally into `finished`, or where it
-// lies already.
-template <class T>
-const T* resample_row(const LevelTables<T>& tables, int y, int c, Rows<T>& rows, T* blended, T* finished, int in,
-                      int out) {
-  const T* row = blended;
-  if (tables.copy_y) {
-    row = rows.row(y, c);
-  } else {
 #if defined(__AVX512F__)
-    if constexpr (std::is_same_v<T, float>) {
-      // With two taps each way nothing has to be stored in between.
-      if (tables.y.count == 2 && tables.x.count == 2 && tables.groups.lanes && !tables.copy_x) {
-        const float *upper = rows.row(tables.y.first[y], c), *lower = rows.row(tables.y.first[y] + 1, c);
-        const float* weights = tables.y.weights.data() + size_t(y) * tables.y.stride;
-        const __m512 w0 = _mm512_set1_ps(weights[0]), w1 = _mm512_set1_ps(weights[1]);
-        const auto inputs = [&](int i) {
-          return _mm512_fmadd_ps(w1, _mm512_loadu_ps(lower + i), _mm512_mul_ps(w0, _mm512_loadu_ps(upper + i)));
-        };
-        blend_groups<2>(tables.x, tables.groups, inputs, finished, out);
-        return finished;
-      }
-    }
-#endif
-    blend_rows(tables.y, y, c, rows, blended, in);
+// Row `y` of C channels from `first` on where both axes have two taps: nothing is stored in between.
+template <int C>
+void blend_both(const LevelTables<float>& tables, int y, int first, Rows<float>& rows, float* finished, size_t stride,
+                int out) {
+  const float* weights = tables.y.weights.data() + size_t(y) * tables.y.stride;
+  const __m512 w0 = _mm512_set1_ps(weights[0]), w1 = _mm512_set1_ps(weights[1]);
+  const float *upper[C], *lower[C];
+  for (int c = 0; c < C; ++c) {
+    upper[c] = rows.row(tables.y.first[y], first + c);
+    lower[c] = rows.row(tables.y.first[y] + 1, first + c);
   }
-  if (tables.copy_x) return row;
-  blend_columns(tables, row, finished, out);
-  return finished;
+  const auto inputs = [&](int c, int i) {
+    return _mm512_fmadd_ps(w1, _mm512_loadu_ps(lower[c] + i), _mm512_mul_ps(w0, _mm512_loadu_ps(upper[c] + i)));
+  };
+  blend_groups<2, C>(tables.x, tables.groups, inputs, finished, stride, out);
+}
+#endif
+
+// Row `y` of all channels of a level: blended vertically into `blended`, then horizontally into `finished`, where the
+// channels lie `stride` items apart, or left where it lies. done: where the channels' rows are.
+template <class T>
+void resample_rows(const LevelTables<T>& tables, int y, Rows<T>& rows, T* blended, T* finished, size_t stride, int in,
+                   int out, int channels, const T** done) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    if (!tables.copy_y && !tables.copy_x && tables.y.count == 2 && tables.x.count == 2 && tables.groups.lanes) {
+      for (int c = 0; c < channels; ++c) done[c] = finished + c * stride;
+      if (channels == 3) return blend_both<3>(tables, y, 0, rows, finished, stride, out);
+      for (int c = 0; c < channels; ++c) blend_both<1>(tables, y, c, rows, finished + c * stride, stride, out);
+      return;
+    }
+  }
+#endif
+  for (int c = 0; c < channels; ++c) {
+    T* const end = finished + c * stride;
+    const T* row;
+    if (tables.copy_y) {
+      row = rows.row(y, c);
+    } else {
+      T* target = tables.copy_x ? end : blended;
+      blend_rows(tables.y, y, c, rows, target, in);
+      row = target;
+    }
+    if (!tables.copy_x) blend_columns(tables, row, end, out);
+    done[c] = tables.copy_x ? row : end;
+  }
 }
 
 template <class T>
@@ -257,13 +279,15 @@ constexpr int64_t kLargeBytes = 8 << 20;  // levels of this size together do not
 template <class T>
 struct ForwardSpace {
   Rows<T> rows;
+  size_t stride;  // from channel to channel in `finished`
   Scratch<T> blended, finished;
   Scratch<double> stored;
   std::vector<int> next, end;  // rows of each level that the strip still has to write
   ForwardSpace(const PyramidResize& a, int slots, int widest)
       : rows(a, slots),
+        stride((widest + kOverread + 15) / 16 * 16),
         blended(a.width + kOverread),
-        finished(widest + kOverread),
+        finished(a.channels * stride),
         stored(widest),
         next(a.level_count),
         end(a.level_count) {}
@@ -306,12 +330,13 @@ void forward(const PyramidResize& a, int threads) {
       if (i < 0) break;
       const PyramidLevel& level = a.levels[i];
       const int y = space.next[i]++;
+      const T* done[kMaxChannels];
+      resample_rows(tables[i], y, space.rows, space.blended.data(), space.finished.data(), space.stride, a.width,
+                    level.width, a.channels, done);
       for (int c = 0; c < a.channels; ++c) {
-        const T* row = resample_row(tables[i], y, c, space.rows, space.blended.data(), space.finished.data(), a.width,
-                                    level.width);
-        const void* stored = row;
+        const void* stored = done[c];
         if (!direct) {
-          write(row, space.stored.data(), level.width);
+          write(done[c], space.stored.data(), level.width);
           stored = space.stored.data();
         }
         const int64_t offset = ((b * a.channels + c) * level.height + y) * level.width;

@@ -40,8 +40,12 @@ void read_pixels(const uint8_t* pixels, int count, const double* mean, const dou
     // Four pixels go to each part of 16 bytes, where a shuffle takes a channel's bytes apart, into 32 bits each.
     constexpr int L = kVectorBytes / 4;
     alignas(kVectorBytes) int8_t order[3][kVectorBytes];
-    for (int c = 0; c < 3; ++c)
+    Vector<float, L> means[3], scales[3];
+    for (int c = 0; c < 3; ++c) {
       for (int i = 0; i < kVectorBytes; ++i) order[c][i] = int8_t(i % 4 ? -1 : 3 * (i % 16 / 4) + c);
+      means[c] = Vector<float, L>{} + float(mean[c]);
+      scales[c] = Vector<float, L>{} + float(scale[c]);
+    }
     for (; 3 * x + kVectorBytes <= 3 * count; x += L) {
       for (int c = 0; c < 3; ++c) {
 #if defined(__AVX512F__)
@@ -55,7 +59,7 @@ void read_pixels(const uint8_t* pixels, int count, const double* mean, const dou
         const auto bytes = Vector<int32_t, L>(_mm256_shuffle_epi8(fours, vector(order[c])));
 #endif
         const auto values = __builtin_convertvector(bytes, Vector<float, L>);
-        store<float, L>(target + c * stride + x, (values - float(mean[c])) * float(scale[c]));
+        store<float, L>(target + c * stride + x, (values - means[c]) * scales[c]);
       }
     }
   }
