@@ -452,6 +452,66 @@ def test_a_wrong_value_is_named_by_its_key_as_written_and_nothing_else_is(name: 
     assert {line.split(": ")[1] for line in lines} == {key}
 
 
+@pytest.mark.parametrize("name", [TSB, UPERNET, CLASSIFIER])
+@pytest.mark.parametrize(
+    ("key", "near", "types"),
+    [
+        ("model.head", "upernet", "mask_rcnn, dino, upernet, classifier"),
+        ("model.neck", "channel_mapper", "fpn, channel_mapper, none"),
+        ("model.backbone.branches.1", "convnext", "vit, convnext"),
+        ("data.val", "label_maps", "coco, label_maps, image_folder, shapes"),
+        ("data.train_transforms", "segmentation", "detection, segmentation, classification"),
+    ],
+)
+def test_an_unknown_type_is_named_with_the_valid_ones_and_the_nearest(
+    name: str, key: str, near: str, types: str
+) -> None:
+    given, start = near[:-1], f"command line: {key}.type: unknown type"
+    text = message(load_config, name, [f"{key}.type={given}"])
+    assert text == f"{start} '{given}', not among {types}; did you mean '{near}'?"
+    text = message(load_config, name, [f"{key}.type=zzz"])
+    assert text == f"{start} 'zzz', not among {types}; name one of these"
+
+
+def test_data_without_a_type_is_told_the_valid_ones() -> None:
+    text = message(load_config, TSB, ["data.val={images: a}"])
+    assert text == "command line: data.val.type: Field required, one of coco, label_maps, image_folder, shapes"
+
+
+@pytest.mark.parametrize("key", ["model.head", "model.backbone.branches.0", "data.train", "data.train_transforms"])
+@pytest.mark.parametrize("value", ["3", "null", "[]", "coco"])
+def test_a_part_of_several_types_that_is_no_mapping_is_named(key: str, value: str) -> None:
+    text = message(load_config, TSB, [f"{key}={value}"])
+    assert text.startswith(f"command line: {key}: Input should be a mapping of keys (got ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("window_sise: 4", "window_sise: unknown key 'window_sise'; did you mean 'window_size'?"),
+        ("drop_path: 1", "drop_path: Input should be less than 1 (got 1)"),
+        ("type: vitt", "type: unknown type 'vitt', not among vit, convnext; did you mean 'vit'?"),
+    ],
+)
+def test_a_mistake_in_every_branch_is_named_there_and_once(write, setting, words):
+    base = write(MINIMAL, "base.yaml")
+    path = write(f"base: {base}\nmodel: {{backbone: {{every_branch: {{{setting}}}}}}}")
+    assert message(load_config, path) == f"{path}: model.backbone.every_branch.{words}"
+
+
+def test_a_mistake_of_a_branch_is_named_there_although_every_branch_has_the_key(write):
+    every = "{backbone: {every_branch: {drop_path: 0.5}, branches: [{size: T}, {size: S, drop_path: 1}]}}"
+    path = write(f"base: {write(MINIMAL, 'base.yaml')}\nmodel: {every}")
+    assert message(load_config, path).startswith(f"{path}: model.backbone.branches.1.drop_path: ")
+    assert len(message(load_config, path).splitlines()) == 1
+
+
+def test_a_key_that_a_replaced_mapping_lacks_is_missing_where_it_was_replaced(write):
+    base = write(MINIMAL, "base.yaml")
+    path = write(f"base: {base}\ndata: {{val: {{type: coco, annotations: a.json}}}}")
+    assert message(load_config, path) == f"{path}: data.val.images: Field required"
+
+
 def test_a_key_may_be_called_like_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
     class Square(Strict):
         type: Literal["square"]

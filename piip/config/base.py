@@ -1,4 +1,4 @@
-"""The base of every config model, and the remedy for a misspelt name."""
+"""The base of every config model, what tells the members of unions apart, and the remedy for a misspelt name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -14,6 +14,13 @@ def nearest(given: str, known: Iterable[str], otherwise: str, cutoff: float = 0.
     """The remedy for a name that is not among the known ones: the nearest of them, or else the text given."""
     near = difflib.get_close_matches(given, known, n=1, cutoff=cutoff)
     return f"did you mean '{near[0]}'?" if near else otherwise
+
+
+def type_or(default: str) -> Discriminator:
+    """Tells the members of a union apart by their `type`, which may be left out for the default one."""
+    return Discriminator(
+        lambda part: str(part.get("type", default) if isinstance(part, dict) else getattr(part, "type", default))
+    )
 
 
 class Strict(BaseModel):

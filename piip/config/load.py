@@ -20,6 +20,9 @@ _PACKAGE = Path(__file__).parents[1]
 # Names and published figures belong to one experiment and are not inherited.
 _OWN_KEYS = ("name", "official", "published", "alternative")
 
+# Kinds of mistakes whose message needs no copy of what was given.
+_SAY_WHAT_WAS_GIVEN = ("missing", "unknown_key", "value_error", "union_tag_invalid", "union_tag_not_found")
+
 _CONFIG_DIRS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
@@ -86,7 +89,8 @@ def config_from_dict(data: dict[str, Any], *, origin: dict[str, str] | None = No
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(_describe(item, origin or {}, source) for item in _mistakes(error))) from None
+        lines = [_describe(item, data, origin or {}, source) for item in _mistakes(error)]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None  # one of every_branch is found in each
 
 
 def dump_config(config: Config) -> str:
@@ -153,12 +157,14 @@ def _merge(
     for key, value in update.items():
         dotted = f"{prefix}{key}"
         origin[dotted] = update_origin.get(dotted, file) if update_origin else file
+        old = target.get(key)
+        # A mapping of another type ("type: shapes" over "type: coco") replaces the old one: their keys differ.
+        mappings = isinstance(value, dict) and isinstance(old, dict)
+        merges = mappings and value.get("type", old.get("type")) == old.get("type")
+        if not merges:
+            _forget(origin, dotted)
         if isinstance(value, dict):
-            # A mapping of another type ("type: shapes" over "type: coco") replaces the old one: their keys differ.
-            same = isinstance(target.get(key), dict) and value.get("type", target[key].get("type")) == target[key].get(
-                "type"
-            )
-            target[key] = target[key] if same else {}
+            target[key] = old if merges else {}
             _merge(target[key], value, origin, update_origin, f"{dotted}.", file)
         else:
             target[key] = value
@@ -183,7 +189,14 @@ def _apply_override(data: dict[str, Any], origin: dict[str, str], override: str)
         node[last] = value
     else:
         raise ConfigError(f"override '{override}': '{'.'.join(parents)}' holds a single value, not keys")
+    _forget(origin, key)
     origin[key] = "command line"
+
+
+def _forget(origin: dict[str, str], key: str) -> None:
+    """What a replaced mapping held was written nowhere."""
+    for below in [other for other in origin if other.startswith(f"{key}.")]:
+        del origin[below]
 
 
 def _child(node: Any, part: str, where: str) -> Any:
@@ -203,10 +216,10 @@ def _mistakes(error: ValidationError) -> list[Any]:
     return [item for item in found if item["type"] != "too_short" or item["loc"] not in containers]
 
 
-def _keys(location: Sequence[str | int]) -> list[str]:
+def _follow(location: Sequence[str | int]) -> tuple[list[str], list[type[Strict]]]:
     """The keys of a file that lead to a mistake: pydantic's location without what it adds for the members of unions.
 
-    The models are followed along, since a key may be called like a member.
+    The models are followed along, since a key may be called like a member. Returns those that may stand there too.
     """
     keys: list[str] = []
     models: list[type[Strict]] = [Config]
@@ -214,11 +227,15 @@ def _keys(location: Sequence[str | int]) -> list[str]:
         if isinstance(part, int):
             keys.append(str(part))
         elif len(models) > 1:  # here pydantic adds the type that tells them apart
-            models = [model for model in models if part in get_args(model.model_fields["type"].annotation)] or models
+            models = [model for model in models if part in _types([model])] or models
         elif models and part in models[0].model_fields:
             keys.append(part)
             models = _models(models[0].model_fields[part].annotation)
-    return keys
+    return keys, models
+
+
+def _types(models: Sequence[type[Strict]]) -> list[str]:
+    return [name for model in models for name in get_args(model.model_fields["type"].annotation)]
 
 
 def _models(annotation: Any) -> list[type[Strict]]:
@@ -228,13 +245,33 @@ def _models(annotation: Any) -> list[type[Strict]]:
     return [model for inner in get_args(annotation) for model in _models(inner)]
 
 
-def _describe(error: Any, origin: dict[str, str], source: str) -> str:
-    parts = _keys(error["loc"])
-    if error["type"] == "unknown_key":
+def _as_written(keys: list[str], data: dict[str, Any]) -> list[str]:
+    """A setting that a branch has from every_branch is named as one of that."""
+    if keys[:3] == ["model", "backbone", "branches"] and len(keys) > 4:
+        backbone = data["model"]["backbone"]
+        shared, own = backbone.get("every_branch", {}), backbone["branches"][int(keys[3])]
+        if isinstance(shared, dict) and keys[4] in shared and keys[4] not in own:
+            return ["model", "backbone", "every_branch", *keys[4:]]
+    return keys
+
+
+def _describe(error: Any, data: dict[str, Any], origin: dict[str, str], source: str) -> str:
+    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
+    parts, models = _follow(error["loc"])
+    if kind == "unknown_key":
         parts.append(error["ctx"]["key"])
+    elif kind == "union_tag_invalid":
+        parts.append("type")
+        given, types = error["ctx"]["tag"], _types(models)
+        message = f"unknown type '{given}', not among {', '.join(types)}; {nearest(given, types, 'name one of these')}"
+    elif kind == "union_tag_not_found":
+        parts.append("type")
+        message = f"Field required, one of {', '.join(_types(models))}"
+    elif kind in ("model_type", "model_attributes_type"):
+        message = "Input should be a mapping of keys"
+    parts = _as_written(parts, data)
     dotted = ".".join(parts)
     keys = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
     file = next((origin[key] for key in keys if key in origin), source)
-    message = error["msg"].removeprefix("Value error, ")
-    got = "" if error["type"] in ("missing", "unknown_key", "value_error") else f" (got {error['input']!r})"
+    got = "" if kind in _SAY_WHAT_WAS_GIVEN else f" (got {error['input']!r})"
     return f"{file}: {dotted or 'config'}: {message}{got}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
-from piip.config.base import Strict
+from piip.config.base import Strict, type_or
 from piip.config.timm_vit import vit_settings
 
 # Widths of the DeiT family (Touvron et al., 2021 and 2022), of ViT-H and of InternViT-6B, by their letters in rows.
@@ -93,13 +93,7 @@ class ConvNeXtConfig(Strict):
     init: str | None = Field(None, description="file or timm name of pretrained weights")
 
 
-def _branch_type(branch: Any) -> str:
-    return str(branch.get("type", "vit")) if isinstance(branch, dict) else str(getattr(branch, "type", "vit"))
-
-
-BranchConfig = Annotated[
-    Annotated[ViTConfig, Tag("vit")] | Annotated[ConvNeXtConfig, Tag("convnext")], Discriminator(_branch_type)
-]
+BranchConfig = Annotated[Annotated[ViTConfig, Tag("vit")] | Annotated[ConvNeXtConfig, Tag("convnext")], type_or("vit")]
 
 
 class InteractionConfig(Strict):
@@ -146,9 +140,10 @@ class BackboneConfig(Strict):
         if not isinstance(data, dict) or not isinstance(shared := data.get("every_branch"), dict) or not shared:
             return data
         branches = data.get("branches")
-        if not isinstance(branches, list | tuple) or not all(isinstance(branch, dict) for branch in branches):
+        if not isinstance(branches, list | tuple):
             return data
-        return data | {"branches": [shared | branch for branch in branches], "every_branch": {}}
+        filled = [shared | branch if isinstance(branch, dict) else branch for branch in branches]
+        return data | {"branches": filled, "every_branch": {}}
 
     @model_validator(mode="after")
     def _finest_first(self) -> BackboneConfig:
@@ -266,26 +261,18 @@ class ClassifierConfig(Strict):
     norm_eps: float = Field(1e-6, gt=0)
 
 
-def _neck_type(neck: Any) -> str:
-    return str(neck.get("type", "fpn")) if isinstance(neck, dict) else str(getattr(neck, "type", "fpn"))
-
-
-def _head_type(head: Any) -> str:
-    return str(head.get("type", "mask_rcnn")) if isinstance(head, dict) else str(getattr(head, "type", "mask_rcnn"))
-
-
 NeckConfig = Annotated[
     Annotated[FPNConfig, Tag("fpn")]
     | Annotated[ChannelMapperConfig, Tag("channel_mapper")]
     | Annotated[NoNeckConfig, Tag("none")],
-    Discriminator(_neck_type),
+    type_or("fpn"),
 ]
 HeadConfig = Annotated[
     Annotated[MaskRCNNConfig, Tag("mask_rcnn")]
     | Annotated[DINOConfig, Tag("dino")]
     | Annotated[UperNetConfig, Tag("upernet")]
     | Annotated[ClassifierConfig, Tag("classifier")],
-    Discriminator(_head_type),
+    type_or("mask_rcnn"),
 ]
 
 

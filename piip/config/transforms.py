@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 
-from piip.config.base import Strict
+from piip.config.base import Strict, type_or
 
 
 class ZoomConfig(Strict):
@@ -117,14 +117,9 @@ class ClassificationTransforms(Strict):
         return policy
 
 
-def _type(transforms: Any) -> str:
-    found = transforms.get("type", "detection") if isinstance(transforms, dict) else transforms.type
-    return str(found)
-
-
 TransformConfig = Annotated[
     Annotated[DetectionTransforms, Tag("detection")]
     | Annotated[SegmentationTransforms, Tag("segmentation")]
     | Annotated[ClassificationTransforms, Tag("classification")],
-    Discriminator(_type),
+    type_or("detection"),
 ]
