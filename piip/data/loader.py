@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import logging
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import signal
 import weakref
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 _REPLACED = "undecodable image replaced by the next one in training"
 # Images that cannot be read one after the other before training gives up: then it is the disk, not the image.
 _MOST_FAILURES = 20
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -217,7 +219,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            self._iterator = iter(self._loader)
+            with _signals_held():
+                self._iterator = iter(self._loader)
             for batch in self._iterator:
                 if isinstance(batch, PiipError):
                     raise batch
@@ -341,6 +344,23 @@ def _collate(
     )
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes started in here are not reached by a signal to the whole group before they have begun to ignore it.
+
+    They inherit that the signals are blocked; this process gets its own at the end.
+    """
+    if multiprocessing.get_start_method() != "fork":
+        # Queues for spawned processes start it, and its start unblocks the signals.
+        multiprocessing.resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals_to_parent(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,14 @@ from PIL import Image
 
 from piip.config import Config, config_from_dict
 from piip.data.coco import CocoDataset
-from piip.data.loader import Batch, Loader, build_dataset, build_loader, explain_worker_death
+from piip.data.loader import (
+    Batch,
+    Loader,
+    _leave_signals_to_parent,
+    build_dataset,
+    build_loader,
+    explain_worker_death,
+)
 from piip.data.sampler import EvalSampler, TrainSampler
 from piip.data.transforms import prepare
 from piip.errors import ConfigError, DataError, PiipError
@@ -52,6 +60,13 @@ def make_config(root: Path, *, workers: int = 0, accumulate: int = 1, **data: ob
             "schedule": {"epochs": 1},
         }
     )
+
+
+def run_script(script: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python code that may import this file, in a process of its own."""
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, timeout=60, capture_output=True, text=True)
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -334,6 +349,62 @@ def test_workers_leave_signals_to_the_parent(root: Path) -> None:
     loader.close()
 
 
+def signal_early(worker: int) -> None:
+    """What a signal to the process group does that arrives before a loader process has begun to ignore it."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    _leave_signals_to_parent(worker)
+
+
+def test_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> None:
+    config = make_config(root, workers=1)
+    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader._loader.worker_init_fn = signal_early
+    assert len(epoch(loader, 0)) == 3
+    loader.close()
+
+
+@pytest.mark.slow
+def test_spawned_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> None:
+    script = f"""
+        import multiprocessing, signal
+        from test_loader import epoch, make_config, build_dataset, build_loader, signal_early
+        multiprocessing.set_start_method("spawn")
+        config = make_config({str(root)!r}, workers=1)
+        loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+        loader._loader.worker_init_fn = signal_early
+        print(len(epoch(loader, 0)), signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        loader.close()
+    """
+    ended = run_script(script)
+    assert ended.stdout == "3 set()\n", ended.stderr
+
+
+def test_a_signal_that_arrives_while_workers_start_reaches_the_parent_afterwards(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(root, workers=1)
+    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    seen: list[object] = []
+    keys_of_batches = TrainSampler.__iter__
+
+    def signalled(sampler: TrainSampler) -> Iterator[list[tuple[int, int]]]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        seen.append("loader asks for batches while it starts")
+        return keys_of_batches(sampler)
+
+    monkeypatch.setattr(TrainSampler, "__iter__", signalled)
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        assert len(epoch(loader, 0)) == 3
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        loader.close()
+    assert seen[-1] == signal.SIGTERM
+    assert signal.SIGTERM not in seen[:-1]
+    assert seen[:-1]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_python_exits_although_workers_ignore_sigterm(root: Path, training: bool) -> None:
     """multiprocessing ends its children with SIGTERM at exit and waits for them: without Loader's care, for ever."""
@@ -346,9 +417,7 @@ def test_python_exits_although_workers_ignore_sigterm(root: Path, training: bool
         next(batches)
         sys.exit(75)
     """
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, timeout=60, capture_output=True, text=True)
+    ended = run_script(script)
     assert ended.returncode == 75, ended.stderr
 
 
