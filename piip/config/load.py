@@ -159,8 +159,9 @@ def _merge(
         origin[dotted] = update_origin.get(dotted, file) if update_origin else file
         old = target.get(key)
         # A mapping of another type ("type: shapes" over "type: coco") replaces the old one: their keys differ.
-        mappings = isinstance(value, dict) and isinstance(old, dict)
-        merges = mappings and value.get("type", old.get("type")) == old.get("type")
+        merges = (
+            isinstance(value, dict) and isinstance(old, dict) and value.get("type", old.get("type")) == old.get("type")
+        )
         if not merges:
             _forget(origin, dotted)
         if isinstance(value, dict):
