@@ -1,6 +1,11 @@
-"""Errors a user can cause. The command line prints their text and exits with `exit_code`, without a traceback."""
+"""Errors a user can cause. The command line prints their text and exits with `exit_code`, without a traceback.
+
+Beside them, what keeps the lists in their messages short.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class PiipError(Exception):
@@ -39,3 +44,8 @@ class Stopped(PiipError):
 
 class NonFiniteLoss(PiipError):
     """The loss is NaN or infinite; no parameter was changed by the step."""
+
+
+def first_few(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list for a message, and dots where there are more."""
+    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])

@@ -24,6 +24,7 @@ def convert(
     from piip.cli.console import facts, out
     from piip.config import load_config
     from piip.convert import convert_back, convert_checkpoint
+    from piip.errors import first_few
 
     settings = load_config(config)
     if to_official:
@@ -35,7 +36,6 @@ def convert(
     rows = [("written", str(output)), ("network", f"{report.config}{other}"), ("loaded", len(report.loaded))]
     for name in ("resized", "unused", "unknown", "missing"):
         keys = getattr(report, name)
-        shown = ", ".join(map(str, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")
-        rows.append((name, f"{len(keys)}  {shown}".rstrip()))
+        rows.append((name, f"{len(keys)}  {first_few(keys, _SHOWN)}".rstrip()))
     rows += [("unused as", reason) for reason in sorted(set(report.reasons.values()))]
     out().print(facts(rows))

@@ -15,7 +15,7 @@ from piip.convert.keys import KeyTable, family, key_table
 from piip.convert.resample import resample_pos_embed
 from piip.convert.sources import read_state_dict
 from piip.engine.weights import read_weights, write_weights
-from piip.errors import CheckError
+from piip.errors import CheckError, first_few
 from piip.files import replacing
 from piip.model import build_model
 
@@ -141,7 +141,7 @@ def convert_back(source: Path, output: Path, *, config: Config) -> None:
     official = {key: table.to_official(key) for key in state}
     wrong += [key for key, name in official.items() if name is None and key not in wrong]
     if wrong:
-        raise CheckError(f"{source} does not hold the weights of {config.name}: {', '.join(wrong[:5])}")
+        raise CheckError(f"{source} does not hold the weights of {config.name}: {first_few(wrong)}")
     padded = _pad_embeddings(state, config.model.backbone)
     named = {str(official[key]): tensor for key, tensor in padded.items()}
     meta = {"CLASSES": tuple(loaded.class_names)} if loaded.class_names else {}
@@ -184,6 +184,5 @@ def _explain(report: ConversionReport, source: Path) -> str:
     lines = [f"{source} does not match the config, nothing was written (--no-strict converts what matches)"]
     for name, keys in (("missing", report.missing), ("unknown or of another shape", report.unknown)):
         if keys:
-            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-            lines.append(f"  {len(keys)} {name}: {', '.join(keys[:5])}{more}")
+            lines.append(f"  {len(keys)} {name}: {first_few(keys)}")
     return "\n".join(lines)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from piip.data.report import Report, first_few
-from piip.errors import ConfigError, DataError
+from piip.data.report import Report
+from piip.errors import ConfigError, DataError, first_few
 from piip.metrics.base import ImageId, Metric
 
 

@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from piip.data.report import first_few
-from piip.errors import DataError
+from piip.errors import DataError, first_few
 
 
 def list_folder(folder: Path, suffixes: Collection[str]) -> tuple[list[str], list[str]]:

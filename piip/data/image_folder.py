@@ -16,8 +16,8 @@ from piip.data.dataset import ImageDataset
 from piip.data.files import list_files, list_folder
 from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_image
 from piip.data.records import Records
-from piip.data.report import Report, first_few
-from piip.errors import DataError
+from piip.data.report import Report
+from piip.errors import DataError, first_few
 from piip.metrics.accuracy import AccuracyMetric
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from piip.data.dataset import ImageDataset
 from piip.data.files import list_files
 from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_index_header, read_indices, read_sized_image
 from piip.data.records import Records
-from piip.data.report import Report, first_few
-from piip.errors import DataError
+from piip.data.report import Report
+from piip.errors import DataError, first_few
 from piip.metrics.miou import NO_LABEL, MIoUMetric
 
 logger = logging.getLogger(__name__)

@@ -1,17 +1,10 @@
-"""What was dropped, clipped or replaced on the way from files to samples, and lists that are short in messages."""
+"""What was dropped, clipped or replaced on the way from files to samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 _EXAMPLES = 3
-_NAMED = 5
-
-
-def first_few(names: Sequence[str]) -> str:
-    """The first five names for a message, and dots where there are more."""
-    return ", ".join([*names[:_NAMED], *(["..."] if len(names) > _NAMED else [])])
 
 
 @dataclass

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from piip.errors import first_few
 from piip.files import replacing
 from piip.results.base import JPEG_QUALITY, ResultWriter
 from piip.results.drawing import class_colour
@@ -62,7 +63,7 @@ class LabelMapWriter(ResultWriter):
     def describe(self, found: dict[str, float]) -> str:
         """The largest shares."""
         parts = [f"{share_in_words(share)} {name}" for name, share in found.items()]
-        return ", ".join(parts[:_NAMED]) + (", ..." if len(parts) > _NAMED else "")
+        return first_few(parts, _NAMED)
 
     def _indexed(self, labels: Tensor) -> Image.Image:
         if len(self.class_names) > _PALETTE_SIZE:
