@@ -26,7 +26,7 @@ template <class T>
 struct Workspace {
   Samples<T> samples;
   Scratch<T> planes;  // of the values; the backward has those of the gradient behind them
-  Scratch<T> rows;    // the outputs of a block or their gradients, [query][head]
+  Scratch<T> rows;    // the outputs of a block or their gradients, [query][head], where they are not used in place
 };
 
 // What all tasks of a call share.
@@ -35,11 +35,11 @@ struct Plan {
   const DeformAttn& a;
   Layout layout;
   Planes<T, N> planes;
-  int group;        // heads of a task
-  int64_t groups;   // per image
-  int64_t step;     // elements from query to query in the output
-  bool in_place;    // rows of the output are whole vectors of the compute type: Workspace::rows is not needed
-  int64_t spacing;  // from query to query in Workspace::rows
+  int group;                   // heads of a task
+  int64_t groups;              // per image
+  int64_t step;                // elements from query to query in the output
+  bool in_place;               // rows of the output are whole vectors of the compute type
+  int64_t spacing;             // from query to query in Workspace::rows
   std::vector<int64_t> below;  // per sample, elements from a cell to the one below
   std::vector<Workspace<T>> spaces;
 
@@ -64,10 +64,10 @@ struct Plan {
       below.push_back(int64_t(layout.row[std::min(i / a.points_per_level, a.levels - 1)]) * planes.pitch);
   }
 
-  void allocate(int threads, int planes_per_head) {
+  void allocate(int threads, int planes_per_head, bool with_rows) {
     for (int i = 0; i < threads; ++i) {
       Samples<T> samples(a, layout, group);
-      Scratch<T> rows(in_place ? 0 : samples.queries * spacing);
+      Scratch<T> rows(with_rows ? samples.queries * spacing : 0);
       spaces.push_back({std::move(samples), Scratch<T>(planes_per_head * group * planes.size()), std::move(rows)});
     }
   }
@@ -91,7 +91,7 @@ void forward(const DeformAttn& a, int threads) {
   const int64_t tasks = a.batch * plan.groups;
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(a.queries / 32, threads / tasks));
   threads = int(std::min<int64_t>(threads, tasks * parts));
-  plan.allocate(threads, 1);
+  plan.allocate(threads, 1, !kDirect);
   use_large_pages(a.out, a.batch * a.queries * plan.step * int64_t(sizeof(S)));
 
   parallel_for(tasks * parts, threads, [&](int64_t task, int slot) {
@@ -126,7 +126,7 @@ void backward(const DeformAttn& a, int threads) {
   Plan<T, S, N> plan(a, threads);
   const int64_t tasks = a.batch * plan.groups, plane = plan.planes.size();
   threads = int(std::min<int64_t>(threads, tasks));
-  plan.allocate(threads, 2);
+  plan.allocate(threads, 2, !plan.in_place);
   const int64_t samples_in_all = a.batch * a.queries * a.heads * a.levels * a.points_per_level;
   use_large_pages(a.grad_value, a.batch * a.cells * plan.step * int64_t(sizeof(S)));
   use_large_pages(a.grad_points, samples_in_all * 2 * int64_t(sizeof(P)));
