@@ -143,8 +143,7 @@ struct Samples {
 
   // Whether a query's samples are whole vectors as they lie in memory, rows no longer than one, around one point.
   bool streams(Heads group) const {
-    return row == per_query && heads * row % N == 0 && group.count == heads &&
-           !(a.raw && (row > N || a.reference_per_level));
+    return row == per_query && row <= N && heads * row % N == 0 && group.count == heads && !a.reference_per_level;
   }
 
   template <class P, bool kRaw>
@@ -162,7 +161,7 @@ struct Samples {
         prefetch(points + 2 * queries * step, 2 * samples);
         const V x = V{} + (kRaw ? center[2 * q] : T(0)), y = V{} + (kRaw ? center[2 * q + 1] : T(0));
         for (int i = 0; i < samples; i += N, k += N)
-          locate<kRaw>(k, widen_vector<T, N>(weights + i), widen_vector<T, N>(points + 2 * i),
+          locate<kRaw>(k, 0, widen_vector<T, N>(weights + i), widen_vector<T, N>(points + 2 * i),
                        widen_vector<T, N>(points + 2 * i + N), x, y);
       }
       return;
@@ -173,8 +172,9 @@ struct Samples {
     const int size = whole_vectors(count);
     for (int k = 0; kRaw && row > N && k < size; k += row) softmax(attention_ + k);
     for (int k = 0; k < size; k += N)
-      locate<kRaw>(k, load<T, N>(attention_ + k), load<T, N>(points_ + 2 * k), load<T, N>(points_ + 2 * k + N),
-                   to_lanes<T, N>(load<T, N>(rx_ + k)), to_lanes<T, N>(load<T, N>(ry_ + k)));
+      locate<kRaw>(k, k % period_, load<T, N>(attention_ + k), load<T, N>(points_ + 2 * k),
+                   load<T, N>(points_ + 2 * k + N), to_lanes<T, N>(load<T, N>(rx_ + k)),
+                   to_lanes<T, N>(load<T, N>(ry_ + k)));
   }
 
   // Rows of `group`, `items` items a sample, with `pad` after each.
@@ -254,15 +254,14 @@ struct Samples {
     for (int i = 0; i < row; i += N) store<T, N>(weights + i, load<T, N>(weights + i) / total);
   }
 
-  // One vector of samples. low, high: their points.
+  // One vector of samples. period: where it lies in the tables of the maps. low, high: its points.
   template <bool kRaw>
-  PIIP_INLINE void locate(int first, V weight, V low, V high, V reference_x, V reference_y) {
+  PIIP_INLINE void locate(int first, int period, V weight, V low, V high, V reference_x, V reference_y) {
     weight = to_lanes<T, N>(weight);
     if (kRaw && row <= N) {
       weight = exp_negative<T, N>(weight - over_rows(weight, larger));
       weight /= over_rows(weight, sum);
     }
-    const int period = first % period_;
     const V width = load<T, N>(width_ + period), height = load<T, N>(height_ + period);
     const auto [x, fx] = split(cell_coordinate(kRaw, reference_x, first_of_pairs<T, N>(low, high), width), width);
     const auto [y, fy] = split(cell_coordinate(kRaw, reference_y, second_of_pairs<T, N>(low, high), height), height);
