@@ -389,7 +389,7 @@ def test_a_signal_that_arrives_while_workers_start_reaches_the_parent_afterwards
     keys_of_batches = TrainSampler.__iter__
 
     def signalled(sampler: TrainSampler) -> Iterator[list[tuple[int, int]]]:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # to this thread: others may have it unblocked
         seen.append("loader asks for batches while it starts")
         return keys_of_batches(sampler)
 
