@@ -27,7 +27,7 @@ struct Layout {
       row[level] = a.width_of[level] + 2;
       cells += int64_t(row[level]) * (a.height_of[level] + 4);
       if (std::max(a.width_of[level], a.height_of[level]) > kLongest || cells >= INT32_MAX)
-        throw std::invalid_argument("piip: deform_attn takes maps of at most 2^24 cells a side and 2^31 in all");
+        throw std::invalid_argument("spatial_shapes must hold maps of at most 2^24 cells a side, 2^31 in all");
     }
     cells += 1;
   }

@@ -107,6 +107,13 @@ def test_ms_deform_attn_names_the_argument(changes, error, message):
         ms_deform_attn(**ms_arguments() | changes)
 
 
+def test_a_map_too_long_for_the_kernels_arithmetic_is_refused():
+    side = 2**24 + 1
+    value, points = torch.zeros(1, side, 1, 1), torch.zeros(1, 1, 1, 1, 1, 2)
+    with pytest.raises(ValueError, match=r"spatial_shapes must hold maps of at most 2\^24 cells a side"):
+        ms_deform_attn(value, [(1, side)], None, points, torch.zeros(1, 1, 1, 1, 1))
+
+
 IMAGES = torch.zeros(2, 3, 8, 9)
 
 
