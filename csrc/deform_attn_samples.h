@@ -12,6 +12,7 @@
 #include "bilinear.h"
 #include "deform_attn_planes.h"
 #include "parallel.h"
+#include "shuffles.h"
 
 namespace piip {
 namespace PIIP_ISA {
@@ -90,8 +91,9 @@ struct Samples {
           const auto [x, y, value] = differentiate(k);
           const V weight = load<T, N>(attention_ + k), logit = weight * (value - over_rows(weight * value, sum));
           narrow_vector<T, N>(from_lanes<T, N>(a.raw ? logit : value), weights + i);
-          narrow_vector<T, N>(first_pairs<T, N>(x, y), points + 2 * i);
-          narrow_vector<T, N>(second_pairs<T, N>(x, y), points + 2 * i + N);
+          const auto [low, high] = join_pairs<T, N>(x, y);
+          narrow_vector<T, N>(low, points + 2 * i);
+          narrow_vector<T, N>(high, points + 2 * i + N);
         }
       }
       return;
@@ -102,8 +104,9 @@ struct Samples {
       V total = {};
       for (int k = first_of_row; k < end; k += N) {
         const auto [x, y, value] = differentiate(k);
-        store<T, N>(points_ + 2 * k, first_pairs<T, N>(x, y));
-        store<T, N>(points_ + 2 * k + N, second_pairs<T, N>(x, y));
+        const auto [low, high] = join_pairs<T, N>(x, y);
+        store<T, N>(points_ + 2 * k, low);
+        store<T, N>(points_ + 2 * k + N, high);
         store<T, N>(fx_ + k, value);
         total += load<T, N>(attention_ + k) * value;
       }
@@ -263,8 +266,9 @@ struct Samples {
       weight /= over_rows(weight, sum);
     }
     const V width = load<T, N>(width_ + period), height = load<T, N>(height_ + period);
-    const auto [x, fx] = split(cell_coordinate(kRaw, reference_x, first_of_pairs<T, N>(low, high), width), width);
-    const auto [y, fy] = split(cell_coordinate(kRaw, reference_y, second_of_pairs<T, N>(low, high), height), height);
+    const auto [point_x, point_y] = split_pairs<T, N>(low, high);
+    const auto [x, fx] = split(cell_coordinate<V>(kRaw, reference_x, point_x, width), width);
+    const auto [y, fy] = split(cell_coordinate<V>(kRaw, reference_y, point_y, height), height);
     const Cells found = y * load<int32_t, N>(pitch_ + period) + (x + load<int32_t, N>(origin_ + period));
     const V lower = fy * weight, upper = weight - lower;
     V corner[4] = {upper - upper * fx, upper * fx, lower - lower * fx, lower * fx};

@@ -11,6 +11,7 @@
 #include "parallel.h"
 #include "pyramid_resize.h"
 #include "pyramid_resize_rows.h"
+#include "shuffles.h"
 #include "simd.h"
 
 namespace piip {
