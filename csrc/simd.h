@@ -195,44 +195,39 @@ PIIP_INLINE void narrow_items(const T* source, S* target, int count) {
   }
 }
 
-// The first `count` items, then zeros; nothing beyond them is touched.
-template <class T, int N, class S>
-PIIP_INLINE Vector<T, N> widen_first(const S* p, int count) {
-  Vector<T, N> v;
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<S, float> && N == 16) {
-    const __m512 first = _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
-    std::memcpy(&v, &first, sizeof(v));
-    return v;
-  }
-#endif
-#if defined(__AVX2__)
-  if constexpr (std::is_same_v<S, float> && N == 8) {
-    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-    const __m256 first = _mm256_maskload_ps(p, mask);
-    std::memcpy(&v, &first, sizeof(v));
-    return v;
-  }
-#endif
-  alignas(64) T lanes[N] = {};
-  widen_items<T, N>(p, lanes, count);
-  std::memcpy(&v, lanes, sizeof(v));
-  return v;
+template <class V, class H, int... kLane>
+PIIP_INLINE V join(H low, H high, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(low, high, kLane...);
 }
 
-// Writes the first `count` items. Masked stores are slow on AMD before AVX-512.
+// The first `count` items, then zeros. Read in halves: a masked load of AVX-512 touches all cache lines of the vector,
+// and one behind the items may be far away.
+template <class T, int N, class S>
+PIIP_INLINE Vector<T, N> widen_first(const S* p, int count) {
+  if constexpr (N == 2) {
+    return count == 2 ? widen_vector<T, N>(p) : Vector<T, N>{count ? widen(p[0]) : T(0)};
+  } else {
+    constexpr int kHalf = N / 2;
+    using Half = Vector<T, kHalf>;
+    const Half low = count < kHalf ? widen_first<T, kHalf>(p, count) : widen_vector<T, kHalf>(p);
+    const Half high = count > kHalf ? widen_first<T, kHalf>(p + kHalf, count - kHalf) : Half{};
+    return join<Vector<T, N>>(low, high, std::make_integer_sequence<int, N>());
+  }
+}
+
+// Writes the first `count` items, in halves too: masked stores are slow on AMD before AVX-512.
 template <class T, int N, class S>
 PIIP_INLINE void narrow_first(Vector<T, N> v, S* target, int count) {
-#if defined(__AVX512VL__)
-  if constexpr (std::is_same_v<S, float> && N == 16) {
-    return _mm512_mask_storeu_ps(target, __mmask16((1u << count) - 1), (__m512)v);
-  } else if constexpr (std::is_same_v<S, float> && N == 8) {
-    return _mm256_mask_storeu_ps(target, __mmask8((1u << count) - 1), (__m256)v);
+  if constexpr (N == 1) {
+    if (count) *target = narrow<S>(v[0]);
+  } else {
+    constexpr int kHalf = N / 2;
+    Vector<T, kHalf> halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+    if (count < kHalf) return narrow_first<T, kHalf>(halves[0], target, count);
+    narrow_vector<T, kHalf>(halves[0], target);
+    if (count > kHalf) narrow_first<T, kHalf>(halves[1], target + kHalf, count - kHalf);
   }
-#endif
-  alignas(64) T items[N];
-  store<T, N>(items, v);
-  narrow_items<T, N>(items, target, count);
 }
 
 // e^x for x <= 0, of floats to about two units in the last place. NaN gives NaN.
