@@ -19,27 +19,29 @@ namespace piip {
 namespace PIIP_ISA {
 namespace {
 
-constexpr int64_t kGroupBytes = int64_t(3) << 20;  // of the planes of a task
+constexpr int64_t kGroupBytes = int64_t(3) << 19;  // of the planes of a task
 
 // Memory of one thread.
 template <class T>
 struct Workspace {
   Samples<T> samples;
   Scratch<T> planes;  // of the values; the backward has those of the gradient behind them
-  Scratch<T> rows;    // the outputs of a block or their gradients, [query][head], where they are not used in place
+  Scratch<T> rows;    // the outputs of a block or their gradients, [query][head], where storage has another type
 };
 
 // What all tasks of a call share.
 template <class T, class S, int N>
 struct Plan {
+  static constexpr bool kInPlace = std::is_same_v<S, T>;  // the kernels work on the output or its gradient itself
+
   const DeformAttn& a;
   Layout layout;
   Planes<T, N> planes;
   int group;                   // heads of a task
   int64_t groups;              // per image
   int64_t step;                // elements from query to query in the output
-  bool in_place;               // rows of the output are whole vectors of the compute type
-  int64_t spacing;             // from query to query in Workspace::rows
+  int64_t spacing;             // the same in Workspace::rows
+  int tail;                    // items of a head's last vector
   std::vector<int64_t> below;  // per sample, elements from a cell to the one below
   std::vector<Workspace<T>> spaces;
 
@@ -48,11 +50,11 @@ struct Plan {
         layout(problem),
         planes{problem, layout, (problem.width + N - 1) / N * N},
         step(int64_t(problem.heads) * problem.width),
-        in_place(std::is_same_v<S, T> && planes.pitch == problem.width) {
+        tail(problem.width - (planes.pitch - N)) {
     const int samples = a.levels * a.points_per_level;
     // Heads that share cache lines of the weights go together, as long as their planes stay in the cache and no thread
     // is left without work.
-    group = std::clamp(int(64 / sizeof(T)) / samples, 1, 4);
+    group = std::clamp(int(64 / sizeof(T)) / samples, 1, 2);
     const int64_t enough = threads > 1 ? 2 * threads : 1;
     while (group > 1 && (group * planes.size() * int64_t(sizeof(T)) > kGroupBytes ||
                          a.batch * ((a.heads + group - 1) / group) < enough))
@@ -64,10 +66,10 @@ struct Plan {
       below.push_back(int64_t(layout.row[std::min(i / a.points_per_level, a.levels - 1)]) * planes.pitch);
   }
 
-  void allocate(int threads, int planes_per_head, bool with_rows) {
+  void allocate(int threads, int planes_per_head) {
     for (int i = 0; i < threads; ++i) {
       Samples<T> samples(a, layout, group);
-      Scratch<T> rows(with_rows ? samples.queries * spacing : 0);
+      Scratch<T> rows(kInPlace ? 0 : samples.queries * spacing);
       spaces.push_back({std::move(samples), Scratch<T>(planes_per_head * group * planes.size()), std::move(rows)});
     }
   }
@@ -85,13 +87,13 @@ struct Plan {
 
 template <class T, class S, class P, int N>
 void forward(const DeformAttn& a, int threads) {
-  constexpr bool kDirect = std::is_same_v<S, T>;  // the kernels write into the output itself
+  constexpr bool kInPlace = Plan<T, S, N>::kInPlace;
   Plan<T, S, N> plan(a, threads);
   // With fewer tasks than threads the queries are split; each part spreads the planes out for itself.
   const int64_t tasks = a.batch * plan.groups;
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(a.queries / 32, threads / tasks));
   threads = int(std::min<int64_t>(threads, tasks * parts));
-  plan.allocate(threads, 1, !kDirect);
+  plan.allocate(threads, 1);
   use_large_pages(a.out, a.batch * a.queries * plan.step * int64_t(sizeof(S)));
 
   parallel_for(tasks * parts, threads, [&](int64_t task, int slot) {
@@ -103,17 +105,16 @@ void forward(const DeformAttn& a, int threads) {
       const int count = int(std::min<int64_t>(samples.queries, last - first));
       samples.template prepare<P>(heads, first, count);
       S* out = static_cast<S*>(a.out) + plan.row(heads, first);
-      T* target = kDirect ? reinterpret_cast<T*>(out) : rows.data();
-      const int64_t spacing = kDirect ? plan.step : plan.spacing;
+      T* target = kInPlace ? reinterpret_cast<T*>(out) : rows.data();
+      const int64_t spacing = kInPlace ? plan.step : plan.spacing;
       // In ascending order: the lanes by which a head's vectors are too long are those of the next.
       for (int h = 0; h < heads.count; ++h) {
         const int pitch = plan.planes.pitch;
-        const bool whole = !kDirect || (heads.count - h) * a.width >= pitch;
-        Kernel<T, N>::forward(
-            {samples, plan.below.data(), h, count, pitch}, planes.data() + h * plan.planes.size(),
-            {target + h * a.width, spacing, whole ? N : a.width - (pitch - N), samples.queries * spacing});
+        const bool whole = !kInPlace || (heads.count - h) * a.width >= pitch;
+        Kernel<T, N>::forward({samples, plan.below.data(), h, count, pitch}, planes.data() + h * plan.planes.size(),
+                              {target + h * a.width, spacing, whole ? N : plan.tail, samples.queries * spacing});
       }
-      for (int q = 0; q < count && !kDirect; ++q) {
+      for (int q = 0; q < count && !kInPlace; ++q) {
         prefetch<kToWrite>(out + (q + samples.queries) * plan.step, heads.count * a.width);
         narrow_items<T, kLanes<T>>(target + q * spacing, out + q * plan.step, heads.count * a.width);
       }
@@ -123,10 +124,11 @@ void forward(const DeformAttn& a, int threads) {
 
 template <class T, class S, class P, int N>
 void backward(const DeformAttn& a, int threads) {
+  constexpr bool kInPlace = Plan<T, S, N>::kInPlace;
   Plan<T, S, N> plan(a, threads);
   const int64_t tasks = a.batch * plan.groups, plane = plan.planes.size();
   threads = int(std::min<int64_t>(threads, tasks));
-  plan.allocate(threads, 2, !plan.in_place);
+  plan.allocate(threads, 2);
   const int64_t samples_in_all = a.batch * a.queries * a.heads * a.levels * a.points_per_level;
   use_large_pages(a.grad_value, a.batch * a.cells * plan.step * int64_t(sizeof(S)));
   use_large_pages(a.grad_points, samples_in_all * 2 * int64_t(sizeof(P)));
@@ -142,17 +144,19 @@ void backward(const DeformAttn& a, int threads) {
       const int count = int(std::min<int64_t>(samples.queries, a.queries - first));
       samples.template prepare<P>(heads, first, count);
       const S* grads = static_cast<const S*>(a.grad_out) + plan.row(heads, first);
-      for (int q = 0; q < count; ++q) {
+      for (int q = 0; q < count && !kInPlace; ++q) {
         prefetch(grads + (q + samples.queries) * plan.step, heads.count * a.width);
-        for (int h = 0; h < heads.count && !plan.in_place; ++h)
+        for (int h = 0; h < heads.count; ++h)
           plan.planes.widen_cell(grads + q * plan.step + h * a.width,
                                  rows.data() + q * plan.spacing + h * plan.planes.pitch);
       }
-      const T* source = plan.in_place ? reinterpret_cast<const T*>(grads) : rows.data();
-      const int64_t spacing = plan.in_place ? plan.step : plan.spacing;
-      for (int h = 0; h < heads.count; ++h)
+      for (int h = 0; h < heads.count; ++h) {
+        const Rows<const T> sources = kInPlace ? Rows<const T>{reinterpret_cast<const T*>(grads) + h * a.width,
+                                                               plan.step, plan.tail, samples.queries * plan.step}
+                                               : Rows<const T>{rows.data() + h * plan.planes.pitch, plan.spacing, N, 0};
         Kernel<T, N>::backward({samples, plan.below.data(), h, count, plan.planes.pitch}, planes.data() + h * plane,
-                               to_grad, source + h * plan.planes.pitch, spacing);
+                               to_grad, sources);
+      }
       samples.template finish<P>(heads, first, count);
     }
     plan.planes.template store<S>(heads, planes.data() + to_grad);

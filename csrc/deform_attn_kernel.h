@@ -17,12 +17,12 @@ struct HeadBlock {
   int head, count, pitch;
 };
 
-// Where the head's outputs go, a row a query.
+// The head's outputs or their gradients, a row a query.
 template <class T>
 struct Rows {
-  T* out;
+  T* first;
   int64_t step;   // from row to row
-  int last;       // items of a row's last vector that may be written
+  int last;       // items of a row's last vector that may be touched
   int64_t ahead;  // from a row to the one to fetch
 };
 
@@ -30,11 +30,11 @@ template <class T, int N>
 struct Kernel {
   using V = Vector<T, N>;
 
-  // rows.out[query * step + lane] = sum over samples of weight * cell.
+  // rows.first[query * step + lane] = sum over samples of weight * cell.
   static void forward(const HeadBlock<T>& block, const T* plane, const Rows<T>& rows) {
     // Eight vectors at a time, so that the sums stay in registers.
     for (int first = 0; first < block.pitch; first += 8 * N) {
-      const Rows<T> part = {rows.out + first, rows.step, first + 8 * N < block.pitch ? N : rows.last, rows.ahead};
+      const Rows<T> part = {rows.first + first, rows.step, first + 8 * N < block.pitch ? N : rows.last, rows.ahead};
       switch (std::min(8, (block.pitch - first) / N)) {
         case 1: gather<1>(block, plane + first, part); break;
         case 2: gather<2>(block, plane + first, part); break;
@@ -48,16 +48,15 @@ struct Kernel {
     }
   }
 
-  // Adds to the gradient plane and leaves the products with the four cells. grads[query * step + lane]: gradients of
-  // the output, whole vectors.
-  static void backward(const HeadBlock<T>& block, T* plane, int64_t to_grad, const T* grads, int64_t step) {
+  // Adds to the gradient plane and leaves the products with the four cells.
+  static void backward(const HeadBlock<T>& block, T* plane, int64_t to_grad, const Rows<const T>& grads) {
     switch (block.pitch / N) {
-      case 1: scatter<1>(block, plane, to_grad, grads, step); break;
-      case 2: scatter<2>(block, plane, to_grad, grads, step); break;
-      case 3: scatter<3>(block, plane, to_grad, grads, step); break;
-      case 4: scatter<4>(block, plane, to_grad, grads, step); break;
-      case 5: scatter<5>(block, plane, to_grad, grads, step); break;
-      default: scatter<0>(block, plane, to_grad, grads, step); break;
+      case 1: scatter<1>(block, plane, to_grad, grads); break;
+      case 2: scatter<2>(block, plane, to_grad, grads); break;
+      case 3: scatter<3>(block, plane, to_grad, grads); break;
+      case 4: scatter<4>(block, plane, to_grad, grads); break;
+      case 5: scatter<5>(block, plane, to_grad, grads); break;
+      default: scatter<0>(block, plane, to_grad, grads); break;
     }
   }
 
@@ -83,7 +82,7 @@ struct Kernel {
     const int64_t next = s.at(1, 0);
     const int32_t* cell = s.cell + s.at(0, block.head);
     const T* w = s.corners + 4 * s.at(0, block.head);
-    T* out = rows.out;
+    T* out = rows.first;
     for (int q = 0; q < block.count; ++q, out += rows.step, cell += next, w += 4 * next) {
       V sum[kSums][C] = {};
 #pragma GCC unroll 4
@@ -113,7 +112,7 @@ struct Kernel {
     const int64_t next = s.at(1, 0);
     const int32_t* cell = s.cell + s.at(0, block.head);
     const T* w = s.corners + 4 * s.at(0, block.head);
-    T* out = rows.out;
+    T* out = rows.first;
     for (int q = 0; q < block.count; ++q, out += rows.step, cell += next, w += 4 * next) {
       Pair upper = {}, lower = {};
 #pragma GCC unroll 4
@@ -139,23 +138,28 @@ struct Kernel {
   // C: known number of vectors of a cell, or 0. A bundle of samples has as many products as a vector has lanes, which
   // are summed together.
   template <int C>
-  static void scatter(const HeadBlock<T>& block, T* plane, int64_t to_grad, const T* grads, int64_t step) {
+  static void scatter(const HeadBlock<T>& block, T* plane, int64_t to_grad, const Rows<const T>& rows) {
     constexpr int B = N / 4;
     const auto& s = block.samples;
     const int pitch = C ? C * N : block.pitch, vectors = pitch / N, samples = s.per_query;
     const int64_t next = s.at(1, 0), *below = block.below;
     const int32_t* cell = s.cell + s.at(0, block.head);
-    const T* w = s.corners + 4 * s.at(0, block.head);
+    const T *w = s.corners + 4 * s.at(0, block.head), *grads = rows.first;
     T* dots = s.dots + 4 * s.at(0, block.head);
-    for (int q = 0; q < block.count; ++q, grads += step, cell += next, w += 4 * next, dots += 4 * next) {
+    const auto gradient = [&](int c) __attribute__((always_inline)) {
+      return c < vectors - 1 ? load<T, N>(grads + c * N) : widen_first<T, N>(grads + c * N, rows.last);
+    };
+    for (int q = 0; q < block.count; ++q, grads += rows.step, cell += next, w += 4 * next, dots += 4 * next) {
+      prefetch(grads + rows.ahead, pitch - N + rows.last);
+      V known[C ? C : 1];
+      for (int c = 0; c < C; ++c) known[c] = gradient(c);
       for (int i = 0; i < samples; i += B) {
         V products[N] = {};
 #pragma GCC unroll 4
         for (int b = 0; b < B; ++b) {
           T *upper = plane + int64_t(cell[i + b]) * pitch, *lower = upper + below[i + b];
           T* const cells[4] = {upper, upper + pitch, lower, lower + pitch};
-          const auto column = [&](int c) __attribute__((always_inline)) {
-            const V g = load<T, N>(grads + c * N);
+          const auto column = [&](int c, V g) __attribute__((always_inline)) {
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {
               T *from = cells[j] + c * N, *to = from + to_grad;
@@ -165,9 +169,9 @@ struct Kernel {
           };
           if constexpr (C > 0) {
 #pragma GCC unroll 8
-            for (int c = 0; c < C; ++c) column(c);
+            for (int c = 0; c < C; ++c) column(c, known[c]);
           } else {
-            for (int c = 0; c < vectors; ++c) column(c);
+            for (int c = 0; c < vectors; ++c) column(c, gradient(c));
           }
         }
         store<T, N>(dots + 4 * i, sum_each<T, N>(products));

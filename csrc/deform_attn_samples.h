@@ -17,7 +17,7 @@
 namespace piip {
 namespace PIIP_ISA {
 
-constexpr int kBlock = 512;  // samples of a block, more only where one query has more
+constexpr int kBlock = 256;  // samples of a block, more only where one query has more
 
 template <class T>
 struct Samples {
@@ -79,25 +79,22 @@ struct Samples {
   void finish(Heads group, int64_t first, int count) {
     const int64_t query = group.image * a.queries + first;
     P *weights = static_cast<P*>(a.grad_weights), *points = static_cast<P*>(a.grad_points);
-    if (streams(group)) {
-      const int samples = heads * row;
+    const bool streamed = stream(group, [&](auto kTogether) {
+      constexpr int R = kTogether;
       const int64_t step = int64_t(a.heads) * row, start = query * step + group.first * row;
-      weights += start;
-      points += 2 * start;
-      for (int q = 0, k = 0; q < count; ++q, weights += step, points += 2 * step) {
-        prefetch<kToWrite>(weights + queries * step, samples);
-        prefetch<kToWrite>(points + 2 * queries * step, 2 * samples);
-        for (int i = 0; i < samples; i += N, k += N) {
+      P *to_weights = weights + start, *to_points = points + 2 * start;
+      for (int q = 0, k = 0; q < count; q += R, to_weights += R * step, to_points += 2 * R * step) {
+        fetch<kToWrite, R>(to_weights + queries * step, to_points + 2 * queries * step, step);
+        for (int i = 0; i < heads * row; i += N, k += N) {
           const auto [x, y, value] = differentiate(k);
           const V weight = load<T, N>(attention_ + k), logit = weight * (value - over_rows(weight * value, sum));
-          narrow_vector<T, N>(from_lanes<T, N>(a.raw ? logit : value), weights + i);
-          const auto [low, high] = join_pairs<T, N>(x, y);
-          narrow_vector<T, N>(low, points + 2 * i);
-          narrow_vector<T, N>(high, points + 2 * i + N);
+          const int last = std::min(R, count - q) - 1;
+          narrow_rows<T, N, R>(from_lanes<T, N>(a.raw ? logit : value), to_weights + i, step, last);
+          narrow_pairs<R>(join_pairs<T, N>(x, y), to_points + 2 * i, 2 * step, last);
         }
       }
-      return;
-    }
+    });
+    if (streamed) return;
     const int size = whole_vectors(count), length = std::max(row, N);
     for (int first_of_row = 0; first_of_row < size; first_of_row += length) {
       const int end = first_of_row + length;
@@ -144,31 +141,82 @@ struct Samples {
   static T infinity() { return std::numeric_limits<T>::infinity(); }
   int level_of(int sample) const { return std::min(sample / a.points_per_level, a.levels - 1); }
 
-  // Whether a query's samples are whole vectors as they lie in memory, rows no longer than one, around one point.
-  bool streams(Heads group) const {
-    return row == per_query && row <= N && heads * row % N == 0 && group.count == heads && !a.reference_per_level;
+  // Calls body(R) and returns true where samples can be read as they lie in memory, in vectors of R queries: rows no
+  // longer than a vector, around one point.
+  template <class Body>
+  bool stream(Heads group, const Body& body) const {
+    if (row != per_query || row > N || group.count != heads || a.reference_per_level) return false;
+    const int samples = heads * row;
+    if (samples % N == 0) {
+      body(std::integral_constant<int, 1>());
+      return true;
+    }
+    if constexpr (N >= 8) {
+      if (samples * 2 == N) {
+        body(std::integral_constant<int, 2>());
+        return true;
+      }
+    }
+    if constexpr (N >= 16) {
+      if (samples * 4 == N) {
+        body(std::integral_constant<int, 4>());
+        return true;
+      }
+    }
+    return false;
+  }
+
+  // Fetches the samples of R queries; beyond the tensor's end it does nothing. Inlined, as a function of its own would
+  // be taken for one without effect.
+  template <bool kWrite, int R, class P>
+  PIIP_INLINE void fetch(const P* weights, const P* points, int64_t step) const {
+    for (int r = 0; r < R; ++r, weights += step, points += 2 * step) {
+      prefetch<kWrite>(weights, heads * row);
+      prefetch<kWrite>(points, 2 * heads * row);
+    }
+  }
+
+  // The points of a vector of samples, x and y in turn, from and to such rows.
+  template <int R, class P>
+  static PIIP_INLINE std::array<V, 2> widen_pairs(const P* p, int64_t step, int last) {
+    if constexpr (R == 1) return {widen_vector<T, N>(p), widen_vector<T, N>(p + N)};
+    if constexpr (R > 1) return {widen_rows<T, N, R / 2>(p, step, last), widen_rows<T, N, R / 2>(p, step, last, R / 2)};
+  }
+  template <int R, class P>
+  static PIIP_INLINE void narrow_pairs(const std::array<V, 2>& pairs, P* p, int64_t step, int last) {
+    if constexpr (R == 1) {
+      narrow_vector<T, N>(pairs[0], p);
+      narrow_vector<T, N>(pairs[1], p + N);
+    } else {
+      narrow_rows<T, N, R / 2>(pairs[0], p, step, last);
+      narrow_rows<T, N, R / 2>(pairs[1], p, step, last, R / 2);
+    }
   }
 
   template <class P, bool kRaw>
   void prepare(Heads group, int64_t first, int count) {
     const int64_t query = group.image * a.queries + first, reference = a.reference_per_batch ? query : first;
     const P *weights = static_cast<const P*>(a.weights), *points = static_cast<const P*>(a.points);
-    if (streams(group)) {
-      const int samples = heads * row;
+    const bool streamed = stream(group, [&](auto kTogether) {
+      constexpr int R = kTogether;
       const int64_t step = int64_t(a.heads) * row, start = query * step + group.first * row;
+      const P *from_weights = weights + start, *from_points = points + 2 * start;
       const T* center = static_cast<const T*>(a.reference) + 2 * reference;
-      weights += start;
-      points += 2 * start;
-      for (int q = 0, k = 0; q < count; ++q, weights += step, points += 2 * step) {
-        prefetch(weights + queries * step, samples);  // beyond the tensor's end it does nothing
-        prefetch(points + 2 * queries * step, 2 * samples);
-        const V x = V{} + (kRaw ? center[2 * q] : T(0)), y = V{} + (kRaw ? center[2 * q + 1] : T(0));
-        for (int i = 0; i < samples; i += N, k += N)
-          locate<kRaw>(k, 0, widen_vector<T, N>(weights + i), widen_vector<T, N>(points + 2 * i),
-                       widen_vector<T, N>(points + 2 * i + N), x, y);
+      for (int q = 0, k = 0; q < count; q += R, from_weights += R * step, from_points += 2 * R * step) {
+        fetch<!kToWrite, R>(from_weights + queries * step, from_points + 2 * queries * step, step);
+        const int last = std::min(R, count - q) - 1;
+        V x = {}, y = {};
+        if (kRaw) {
+          x = repeat_rows<T, N, R>(center + 2 * q, 2, last);
+          y = repeat_rows<T, N, R>(center + 2 * q + 1, 2, last);
+        }
+        for (int i = 0; i < heads * row; i += N, k += N) {
+          const auto [low, high] = widen_pairs<R>(from_points + 2 * i, 2 * step, last);
+          locate<kRaw>(k, 0, widen_rows<T, N, R>(from_weights + i, step, last), low, high, x, y);
+        }
       }
-      return;
-    }
+    });
+    if (streamed) return;
     read<P>(weights, 1, group, query, count, kRaw ? -infinity() : T(0), attention_);
     read<P>(points, 2, group, query, count, infinity(), points_);
     if (kRaw) read_reference(reference, count);
@@ -176,8 +224,7 @@ struct Samples {
     for (int k = 0; kRaw && row > N && k < size; k += row) softmax(attention_ + k);
     for (int k = 0; k < size; k += N)
       locate<kRaw>(k, k % period_, load<T, N>(attention_ + k), load<T, N>(points_ + 2 * k),
-                   load<T, N>(points_ + 2 * k + N), to_lanes<T, N>(load<T, N>(rx_ + k)),
-                   to_lanes<T, N>(load<T, N>(ry_ + k)));
+                   load<T, N>(points_ + 2 * k + N), load<T, N>(rx_ + k), load<T, N>(ry_ + k));
   }
 
   // Rows of `group`, `items` items a sample, with `pad` after each.
@@ -257,7 +304,8 @@ struct Samples {
     for (int i = 0; i < row; i += N) store<T, N>(weights + i, load<T, N>(weights + i) / total);
   }
 
-  // One vector of samples. period: where it lies in the tables of the maps. low, high: its points.
+  // One vector of samples, given in order of memory. period: where it lies in the tables of the maps. low, high: its
+  // points.
   template <bool kRaw>
   PIIP_INLINE void locate(int first, int period, V weight, V low, V high, V reference_x, V reference_y) {
     weight = to_lanes<T, N>(weight);
@@ -267,8 +315,8 @@ struct Samples {
     }
     const V width = load<T, N>(width_ + period), height = load<T, N>(height_ + period);
     const auto [point_x, point_y] = split_pairs<T, N>(low, high);
-    const auto [x, fx] = split(cell_coordinate<V>(kRaw, reference_x, point_x, width), width);
-    const auto [y, fy] = split(cell_coordinate<V>(kRaw, reference_y, point_y, height), height);
+    const auto [x, fx] = split(cell_coordinate<V>(kRaw, to_lanes<T, N>(reference_x), point_x, width), width);
+    const auto [y, fy] = split(cell_coordinate<V>(kRaw, to_lanes<T, N>(reference_y), point_y, height), height);
     const Cells found = y * load<int32_t, N>(pitch_ + period) + (x + load<int32_t, N>(origin_ + period));
     const V lower = fy * weight, upper = weight - lower;
     V corner[4] = {upper - upper * fx, upper * fx, lower - lower * fx, lower * fx};

@@ -4,6 +4,7 @@
 // namespace of that name, so that the linker cannot put a function compiled for AVX-512 into the portable path.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -212,6 +213,43 @@ PIIP_INLINE Vector<T, N> widen_first(const S* p, int count) {
     const Half low = count < kHalf ? widen_first<T, kHalf>(p, count) : widen_vector<T, kHalf>(p);
     const Half high = count > kHalf ? widen_first<T, kHalf>(p + kHalf, count - kHalf) : Half{};
     return join<Vector<T, N>>(low, high, std::make_integer_sequence<int, N>());
+  }
+}
+
+// A vector of R rows in memory, N / R items of each, from `row` on. Those behind the `last` one repeat it.
+template <class T, int N, int R, class S>
+PIIP_INLINE Vector<T, N> widen_rows(const S* p, int64_t step, int last, int row = 0) {
+  if constexpr (R == 1) {
+    return widen_vector<T, N>(p + std::min(row, last) * step);
+  } else {
+    return join<Vector<T, N>>(widen_rows<T, N / 2, R / 2>(p, step, last, row),
+                              widen_rows<T, N / 2, R / 2>(p, step, last, row + R / 2),
+                              std::make_integer_sequence<int, N>());
+  }
+}
+
+// The same where every row is one number.
+template <class T, int N, int R>
+PIIP_INLINE Vector<T, N> repeat_rows(const T* p, int64_t step, int last, int row = 0) {
+  if constexpr (R == 1) {
+    return Vector<T, N>{} + p[std::min(row, last) * step];
+  } else {
+    return join<Vector<T, N>>(repeat_rows<T, N / 2, R / 2>(p, step, last, row),
+                              repeat_rows<T, N / 2, R / 2>(p, step, last, row + R / 2),
+                              std::make_integer_sequence<int, N>());
+  }
+}
+
+// Writes such rows, none behind the last.
+template <class T, int N, int R, class S>
+PIIP_INLINE void narrow_rows(Vector<T, N> v, S* p, int64_t step, int last, int row = 0) {
+  if constexpr (R == 1) {
+    if (row <= last) narrow_vector<T, N>(v, p + row * step);
+  } else {
+    Vector<T, N / 2> halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+    narrow_rows<T, N / 2, R / 2>(halves[0], p, step, last, row);
+    narrow_rows<T, N / 2, R / 2>(halves[1], p, step, last, row + R / 2);
   }
 }
 
