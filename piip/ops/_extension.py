@@ -23,10 +23,17 @@ library = torch.library.Library("piip", "FRAGMENT")
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether tensors on `device` run on a registered op; elsewhere the definition in `reference` runs."""
+    """Whether tensors on `device` run on a registered op."""
     if device.type == "meta":
         return True
     return _C is not None and (device.type == "cpu" or (device.type == "cuda" and _C.cuda_version is not None))
+
+
+def runs_definition(device: torch.device) -> bool:
+    """Whether the definition in `reference` runs in the place of an op: without kernels, and in ONNX export."""
+    # Every call asks; the exporter's own answer imports two modules and is the slowest step.
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return (traced and torch.onnx.is_in_onnx_export()) or not has_kernels(device)
 
 
 def describe() -> dict[str, Any]:

@@ -17,12 +17,12 @@ from piip.ops import reference
 from piip.ops._checks import FLOATS, MAX_LEVELS, MAX_SIDE, host_list, host_shapes
 from piip.ops._extension import (
     DTYPE_TAGS,
-    has_kernels,
     launch,
     library,
     pointer,
     refuse_double_backward,
     refuse_vmap,
+    runs_definition,
 )
 from piip.ops._flops import register_flops
 
@@ -92,7 +92,7 @@ def pyramid_resize(
     if not rest:
         return levels
     shapes, factors = [shapes[i] for i in rest], [factors[i] for i in rest]
-    if torch.onnx.is_in_onnx_export() or not has_kernels(images.device):
+    if runs_definition(images.device):
         source = images.permute(0, 3, 1, 2) if channels_last else images
         resized = reference.pyramid_resize(source, shapes, factors, mode, antialias, mean, std, dtype, valid_sizes)
     else:
