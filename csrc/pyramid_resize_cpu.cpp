@@ -85,12 +85,21 @@ struct LevelTables {
                     make_axis<T>(a.width, level.width, level.factor_x, a.filter, a.antialias)) {}
   LevelTables(const Axis<T>& ay, const Axis<T>& ax)
       : copy_y(is_copy(ay)), copy_x(is_copy(ax)), y(ay), x(ax), groups(x) {}
+
+  // Both axes have two taps, and there are groups of columns for them.
+  bool blends_both() const {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, float>)
+      return !copy_y && !copy_x && y.count == 2 && x.count == 2 && groups.lanes > 0;
+#endif
+    return false;
+  }
 };
 
 #if defined(__AVX512F__)
 // A whole row of outputs of C channels, `stride` items apart, from `source(c, i)`, the 16 inputs from `i` on. Writes
-// whole vectors, one behind the row at most.
-template <int K, int C, class Source>
+// whole vectors, one behind the row at most; past the caches only where groups are whole vectors.
+template <int K, int C, bool kPastCaches = false, class Source>
 PIIP_INLINE void blend_groups(const Table<float>& table, const Groups<float>& groups, const Source& source,
                               float* target, size_t stride, int out) {
   const int count = K ? K : table.count;
@@ -107,7 +116,7 @@ PIIP_INLINE void blend_groups(const Table<float>& table, const Groups<float>& gr
         sum = _mm512_fmadd_ps(_mm512_loadu_ps(weights + 16 * k), _mm512_permutex2var_ps(low, tap, high), sum);
         tap = _mm512_add_epi32(tap, _mm512_set1_epi32(1));
       }
-      _mm512_storeu_ps(target + c * stride + x, sum);
+      kPastCaches ? _mm512_stream_ps(target + c * stride + x, sum) : _mm512_storeu_ps(target + c * stride + x, sum);
     }
   }
 }
@@ -221,7 +230,7 @@ void blend_rows(const Table<T>& table, int y, int c, Rows<T>& rows, T* __restric
 
 #if defined(__AVX512F__)
 // Row `y` of C channels from `first` on where both axes have two taps: nothing is stored in between.
-template <int C>
+template <int C, bool kPastCaches = false>
 void blend_both(const LevelTables<float>& tables, int y, int first, Rows<float>& rows, float* finished, size_t stride,
                 int out) {
   const float* weights = tables.y.weights.data() + size_t(y) * tables.y.stride;
@@ -234,7 +243,7 @@ void blend_both(const LevelTables<float>& tables, int y, int first, Rows<float>&
   const auto inputs = [&](int c, int i) {
     return _mm512_fmadd_ps(w1, _mm512_loadu_ps(lower[c] + i), _mm512_mul_ps(w0, _mm512_loadu_ps(upper[c] + i)));
   };
-  blend_groups<2, C>(tables.x, tables.groups, inputs, finished, stride, out);
+  blend_groups<2, C, kPastCaches>(tables.x, tables.groups, inputs, finished, stride, out);
 }
 #endif
 
@@ -245,7 +254,7 @@ void resample_rows(const LevelTables<T>& tables, int y, Rows<T>& rows, T* blende
                    int out, int channels, const T** done) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, float>) {
-    if (!tables.copy_y && !tables.copy_x && tables.y.count == 2 && tables.x.count == 2 && tables.groups.lanes) {
+    if (tables.blends_both()) {
       for (int c = 0; c < channels; ++c) done[c] = finished + c * stride;
       if (channels == 3) return blend_both<3>(tables, y, 0, rows, finished, stride, out);
       for (int c = 0; c < channels; ++c) blend_both<1>(tables, y, c, rows, finished + c * stride, stride, out);
@@ -266,6 +275,22 @@ void resample_rows(const LevelTables<T>& tables, int y, Rows<T>& rows, T* blende
     if (!tables.copy_x) blend_columns(tables, row, end, out);
     done[c] = tables.copy_x ? row : end;
   }
+}
+
+// Row `y` of all channels of a level straight to where it belongs, past the caches, `plane` items from channel to
+// channel; memory is busy while the next vectors are computed. Rows are whole vectors there. Gives whether it could.
+template <class T>
+bool write_through(const LevelTables<T>& tables, int y, Rows<T>& rows, T* past, size_t plane, int out, int channels) {
+  if (tables.copy_y && tables.copy_x) return rows.read_through(y, past, plane);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    if (tables.blends_both() && tables.groups.lanes == 16 && channels == 3) {
+      blend_both<3, true>(tables, y, 0, rows, past, plane, out);
+      return true;
+    }
+  }
+#endif
+  return false;
 }
 
 template <class T>
@@ -308,6 +333,7 @@ void forward(const PyramidResize& a, int threads) {
     widest = std::max(widest, level.width);
     bytes += a.batch * a.channels * level.height * level.width * item;
   }
+  const bool past_caches = bytes >= kLargeBytes;
   // Strips of about 64 rows: enough tasks for the threads, and few rows that two strips both read.
   const int64_t strips = std::max(1, a.height / 64);
   threads = int(std::min<int64_t>(threads, a.batch * strips));
@@ -331,6 +357,12 @@ void forward(const PyramidResize& a, int threads) {
       if (i < 0) break;
       const PyramidLevel& level = a.levels[i];
       const int y = space.next[i]++;
+      const size_t row = size_t(level.width) * item, plane = row * level.height;
+      char* target = static_cast<char*>(level.data) + b * a.channels * plane + y * row;
+      const bool whole_vectors = (reinterpret_cast<uintptr_t>(level.data) | row) % kVectorBytes == 0;
+      if (direct && past_caches && whole_vectors &&
+          write_through(tables[i], y, space.rows, reinterpret_cast<T*>(target), plane / item, level.width, a.channels))
+        continue;
       const T* done[kMaxChannels];
       resample_rows(tables[i], y, space.rows, space.blended.data(), space.finished.data(), space.stride, a.width,
                     level.width, a.channels, done);
@@ -340,12 +372,10 @@ void forward(const PyramidResize& a, int threads) {
           write(done[c], space.stored.data(), level.width);
           stored = space.stored.data();
         }
-        const int64_t offset = ((b * a.channels + c) * level.height + y) * level.width;
-        put_row(static_cast<char*>(level.data) + offset * item, stored, size_t(level.width) * item,
-                bytes >= kLargeBytes);
+        put_row(target + c * plane, stored, row, past_caches);
       }
     }
-    finish_rows();
+    finish_streams();
   });
 }
 

@@ -11,14 +11,12 @@
 #include "pyramid_resize.h"
 #include "simd.h"
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 namespace piip {
 namespace PIIP_ISA {
 
-constexpr int kOverread = 32;  // items that may be read behind a row
+constexpr int kOverread = 32;      // items that may be read behind a row
+constexpr int kRowsAhead = 4;      // that a row is fetched before it is read
+constexpr int kBytesAhead = 4096;  // the same of interleaved pixels
 
 // Reads `count` pixels and normalises them.
 template <class S, class T>
@@ -32,8 +30,10 @@ void read_row(const void* source, int count, T mean, T scale, bool normalize, T*
 }
 
 // Reads `count` pixels of three bytes and normalises them; the rows of the channels lie `stride` items from each other.
+// past: where they also go past the caches, `plane` items from each other, or null.
 template <class T>
-void read_pixels(const uint8_t* pixels, int count, const double* mean, const double* scale, T* target, size_t stride) {
+void read_pixels(const uint8_t* pixels, int count, const double* mean, const double* scale, T* target, size_t stride,
+                 T* past, size_t plane) {
   int x = 0;
 #if defined(__AVX2__)
   if constexpr (std::is_same_v<T, float>) {
@@ -47,6 +47,7 @@ void read_pixels(const uint8_t* pixels, int count, const double* mean, const dou
       scales[c] = Vector<float, L>{} + float(scale[c]);
     }
     for (; 3 * x + kVectorBytes <= 3 * count; x += L) {
+      prefetch(pixels + 3 * x + kBytesAhead, 1);
       for (int c = 0; c < 3; ++c) {
 #if defined(__AVX512F__)
         const __m512i parts = _mm512_setr_epi32(0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12);
@@ -58,14 +59,18 @@ void read_pixels(const uint8_t* pixels, int count, const double* mean, const dou
         const __m256i fours = _mm256_permutevar8x32_epi32(vector(pixels + 3 * x), parts);
         const auto bytes = Vector<int32_t, L>(_mm256_shuffle_epi8(fours, vector(order[c])));
 #endif
-        const auto values = __builtin_convertvector(bytes, Vector<float, L>);
-        store<float, L>(target + c * stride + x, (values - means[c]) * scales[c]);
+        const auto values = (__builtin_convertvector(bytes, Vector<float, L>) - means[c]) * scales[c];
+        store<float, L>(target + c * stride + x, values);
+        if (past) stream<float, L>(past + c * plane + x, values);
       }
     }
   }
 #endif
-  for (; x < count; ++x)
-    for (int c = 0; c < 3; ++c) target[c * stride + x] = (T(pixels[3 * x + c]) - T(mean[c])) * T(scale[c]);
+  for (int c = 0; c < 3; ++c) {
+    T* row = target + c * stride;
+    for (int i = x; i < count; ++i) row[i] = (T(pixels[3 * i + c]) - T(mean[c])) * T(scale[c]);
+    if (past) std::copy(row + x, row + count, past + c * plane + x);
+  }
 }
 
 template <class S, class T>
@@ -113,8 +118,6 @@ WriteRow<T> row_writer(Dtype dtype) {
   return write;
 }
 
-constexpr int kRowsAhead = 4;  // that a row is fetched before it is read
-
 // Normalised rows of an image, the last `slots` of them kept.
 template <class T>
 class Rows {
@@ -135,33 +138,43 @@ class Rows {
   }
 
   const T* row(int y, int c) {
-    const int slot = y % slots_;
-    T* target = memory_.data() + size_t(slot) * a_.channels * stride_;
-    if (held_[slot] != y) {
-      read(y, target);
-      held_[slot] = y;
-    }
-    return target + c * stride_;
+    if (held_[y % slots_] != y) read(y, nullptr, 0);
+    return memory(y) + c * stride_;
+  }
+
+  // Reads a row, unless it is there already, and writes it as it is past the caches, channels `plane` items apart.
+  // Gives whether it did.
+  bool read_through(int y, T* past, size_t plane) {
+    if (!a_.channels_last || held_[y % slots_] == y) return false;
+    read(y, past, plane);
+    return true;
   }
 
   std::vector<const T*>& sources() { return sources_; }
 
  private:
-  void read(int y, T* target) {
-    const int count = y < valid_height_ ? valid_width_ : 0;
-    // Channels last: one row of pixels instead of a row a channel.
-    const int rows = a_.channels_last ? 1 : a_.channels, item = item_size(a_.image_dtype);
-    const int64_t pitch = int64_t(a_.width) * item * (a_.channels / rows);
-    for (int c = 0; c < rows; ++c) {
-      const char* source = static_cast<const char*>(a_.images) + ((image_ * rows + c) * a_.height + y) * pitch;
-      prefetch(source + kRowsAhead * pitch, int(pitch));
-      if (a_.channels_last) {
-        read_pixels(reinterpret_cast<const uint8_t*>(source), count, a_.mean, a_.scale, target, stride_);
-      } else {
+  T* memory(int y) { return memory_.data() + size_t(y % slots_) * a_.channels * stride_; }
+
+  void read(int y, T* past, size_t plane) {
+    T* target = memory(y);
+    const int count = y < valid_height_ ? valid_width_ : 0, rest = a_.width - count;
+    const char* images = static_cast<const char*>(a_.images);
+    const int64_t pitch = int64_t(a_.width) * item_size(a_.image_dtype);
+    if (a_.channels_last) {
+      const char* source = images + (image_ * a_.height + y) * a_.channels * pitch;
+      read_pixels(reinterpret_cast<const uint8_t*>(source), count, a_.mean, a_.scale, target, stride_, past, plane);
+    } else {
+      for (int c = 0; c < a_.channels; ++c) {
+        const char* source = images + ((image_ * a_.channels + c) * a_.height + y) * pitch;
+        prefetch(source + kRowsAhead * pitch, int(pitch));
         read_(source, count, T(a_.mean[c]), T(a_.scale[c]), a_.normalize, target + c * stride_);
       }
     }
-    for (int c = 0; c < a_.channels; ++c) std::fill_n(target + c * stride_ + count, a_.width - count, T(0));
+    for (int c = 0; c < a_.channels; ++c) {
+      std::fill_n(target + c * stride_ + count, rest, T(0));
+      if (past) std::fill_n(past + c * plane + count, rest, T(0));
+    }
+    held_[y % slots_] = y;
   }
 
   const PyramidResize& a_;
@@ -175,34 +188,18 @@ class Rows {
   std::vector<const T*> sources_;
 };
 
-// Copies a finished row, past the caches where the levels are large: a line that is written whole is not fetched first.
+// Copies a finished row, whole vectors of it past the caches where asked.
 inline void put_row(void* target, const void* source, size_t bytes, bool past_caches) {
   char* to = static_cast<char*>(target);
   const char* from = static_cast<const char*>(source);
-#if defined(__SSE2__)
   if (past_caches) {
     const size_t head = std::min<size_t>(bytes, -reinterpret_cast<uintptr_t>(to) % kVectorBytes);
     std::memcpy(to, from, head);
     to += head, from += head, bytes -= head;
-    for (; bytes >= kVectorBytes; to += kVectorBytes, from += kVectorBytes, bytes -= kVectorBytes) {
-#if defined(__AVX512F__)
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
-#elif defined(__AVX2__)
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(to), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-#else
-      _mm_stream_si128(reinterpret_cast<__m128i*>(to), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-#endif
-    }
+    for (; bytes >= kVectorBytes; to += kVectorBytes, from += kVectorBytes, bytes -= kVectorBytes)
+      stream<char, kVectorBytes>(to, load<char, kVectorBytes>(from));
   }
-#endif
   std::memcpy(to, from, bytes);
-}
-
-// What was put past the caches becomes visible to other threads.
-inline void finish_rows() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
 }
 
 }  // namespace PIIP_ISA

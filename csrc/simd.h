@@ -14,6 +14,8 @@
 
 #if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 #define PIIP_INLINE inline __attribute__((always_inline))
@@ -50,6 +52,27 @@ PIIP_INLINE Vector<T, N> load(const T* p) {
 template <class T, int N>
 PIIP_INLINE void store(T* p, Vector<T, N> v) {
   std::memcpy(p, &v, sizeof(v));
+}
+
+// Stores a vector of kVectorBytes at an address divisible by that, past the caches: a line that is written whole is not
+// fetched first. Other threads see it after `finish_streams`.
+template <class T, int N>
+PIIP_INLINE void stream(T* p, Vector<T, N> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#elif defined(__SSE2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
+#else
+  store<T, N>(p, v);
+#endif
+}
+
+inline void finish_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 constexpr bool kToWrite = true;
