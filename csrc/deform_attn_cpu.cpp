@@ -41,16 +41,16 @@ struct Plan {
   int64_t groups;              // per image
   int64_t step;                // elements from query to query in the output
   int64_t spacing;             // the same in Workspace::rows
-  int tail;                    // items of a head's last vector
+  int whole;                   // items of a head in whole vectors
   std::vector<int64_t> below;  // per sample, elements from a cell to the one below
   std::vector<Workspace<T>> spaces;
 
   Plan(const DeformAttn& problem, int threads)
       : a(problem),
         layout(problem),
-        planes{problem, layout, (problem.width + N - 1) / N * N},
+        planes{problem, layout, padded<N>(problem.width)},
         step(int64_t(problem.heads) * problem.width),
-        tail(problem.width - (planes.pitch - N)) {
+        whole((planes.pitch + N - 1) / N * N) {
     const int samples = a.levels * a.points_per_level;
     // Heads that share cache lines of the weights go together, as long as their planes stay in the cache and no thread
     // is left without work.
@@ -66,11 +66,11 @@ struct Plan {
       below.push_back(int64_t(layout.row[std::min(i / a.points_per_level, a.levels - 1)]) * planes.pitch);
   }
 
-  void allocate(int threads, int planes_per_head) {
+  void allocate(int threads, bool backward) {
     for (int i = 0; i < threads; ++i) {
-      Samples<T> samples(a, layout, group);
+      Samples<T> samples(a, layout, group, backward);
       Scratch<T> rows(kInPlace ? 0 : samples.queries * spacing);
-      spaces.push_back({std::move(samples), Scratch<T>(planes_per_head * group * planes.size()), std::move(rows)});
+      spaces.push_back({std::move(samples), Scratch<T>((backward ? 2 : 1) * group * planes.size()), std::move(rows)});
     }
   }
 
@@ -93,7 +93,7 @@ void forward(const DeformAttn& a, int threads) {
   const int64_t tasks = a.batch * plan.groups;
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(a.queries / 32, threads / tasks));
   threads = int(std::min<int64_t>(threads, tasks * parts));
-  plan.allocate(threads, 1);
+  plan.allocate(threads, false);
   use_large_pages(a.out, a.batch * a.queries * plan.step * int64_t(sizeof(S)));
 
   parallel_for(tasks * parts, threads, [&](int64_t task, int slot) {
@@ -109,10 +109,10 @@ void forward(const DeformAttn& a, int threads) {
       const int64_t spacing = kInPlace ? plan.step : plan.spacing;
       // In ascending order: the lanes by which a head's vectors are too long are those of the next.
       for (int h = 0; h < heads.count; ++h) {
-        const int pitch = plan.planes.pitch;
-        const bool whole = !kInPlace || (heads.count - h) * a.width >= pitch;
-        Kernel<T, N>::forward({samples, plan.below.data(), h, count, pitch}, planes.data() + h * plan.planes.size(),
-                              {target + h * a.width, spacing, whole ? N : plan.tail, samples.queries * spacing});
+        const int room = std::min((heads.count - h) * a.width, plan.whole);
+        Kernel<T, N>::forward({samples, plan.below.data(), h, count, plan.planes.pitch},
+                              planes.data() + h * plan.planes.size(),
+                              {target + h * a.width, spacing, N - (plan.whole - room), samples.queries * spacing});
       }
       for (int q = 0; q < count && !kInPlace; ++q) {
         prefetch<kToWrite>(out + (q + samples.queries) * plan.step, heads.count * a.width);
@@ -128,7 +128,7 @@ void backward(const DeformAttn& a, int threads) {
   Plan<T, S, N> plan(a, threads);
   const int64_t tasks = a.batch * plan.groups, plane = plan.planes.size();
   threads = int(std::min<int64_t>(threads, tasks));
-  plan.allocate(threads, 2);
+  plan.allocate(threads, true);
   const int64_t samples_in_all = a.batch * a.queries * a.heads * a.levels * a.points_per_level;
   use_large_pages(a.grad_value, a.batch * a.cells * plan.step * int64_t(sizeof(S)));
   use_large_pages(a.grad_points, samples_in_all * 2 * int64_t(sizeof(P)));
@@ -151,9 +151,11 @@ void backward(const DeformAttn& a, int threads) {
                                  rows.data() + q * plan.spacing + h * plan.planes.pitch);
       }
       for (int h = 0; h < heads.count; ++h) {
-        const Rows<const T> sources = kInPlace ? Rows<const T>{reinterpret_cast<const T*>(grads) + h * a.width,
-                                                               plan.step, plan.tail, samples.queries * plan.step}
-                                               : Rows<const T>{rows.data() + h * plan.planes.pitch, plan.spacing, N, 0};
+        const Rows<const T> sources = kInPlace
+                                          ? Rows<const T>{reinterpret_cast<const T*>(grads) + h * a.width, plan.step,
+                                                          N - (plan.whole - a.width), samples.queries * plan.step}
+                                          : Rows<const T>{rows.data() + h * plan.planes.pitch, plan.spacing,
+                                                          N - (plan.whole - plan.planes.pitch), 0};
         Kernel<T, N>::backward({samples, plan.below.data(), h, count, plan.planes.pitch}, planes.data() + h * plane,
                                to_grad, sources);
       }
@@ -174,10 +176,8 @@ struct Backward {
 
 template <template <class, class, class, int> class Run>
 void dispatch(const DeformAttn& a, int threads) {
-  // Shorter vectors where a sixth of the plane or more would be padding.
   constexpr int kWide = kLanes<float>, kNarrow = std::min(kWide, 8);
-  const int padded = (a.width + kWide - 1) / kWide * kWide;
-  const bool narrow = padded - a.width >= kNarrow && padded <= 6 * kNarrow;
+  const bool narrow = a.width <= kNarrow;  // two neighbours along x then fill a vector
   const auto run = [&](auto storage, auto point) {
     using S = decltype(storage);
     using P = decltype(point);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "deform_attn_samples.h"
 
@@ -34,47 +35,54 @@ struct Kernel {
   static void forward(const HeadBlock<T>& block, const T* plane, const Rows<T>& rows) {
     // Eight vectors at a time, so that the sums stay in registers.
     for (int first = 0; first < block.pitch; first += 8 * N) {
-      const Rows<T> part = {rows.first + first, rows.step, first + 8 * N < block.pitch ? N : rows.last, rows.ahead};
-      switch (std::min(8, (block.pitch - first) / N)) {
-        case 1: gather<1>(block, plane + first, part); break;
-        case 2: gather<2>(block, plane + first, part); break;
-        case 3: gather<3>(block, plane + first, part); break;
-        case 4: gather<4>(block, plane + first, part); break;
-        case 5: gather<5>(block, plane + first, part); break;
-        case 6: gather<6>(block, plane + first, part); break;
-        case 7: gather<7>(block, plane + first, part); break;
-        default: gather<8>(block, plane + first, part); break;
-      }
+      const int left = std::min(block.pitch - first, 8 * N);
+      const Rows<T> part = {rows.first + first, rows.step, first + left < block.pitch ? N : rows.last, rows.ahead};
+      by_columns<8>(left, [&](auto columns, auto half) { gather<columns, half>(block, plane + first, part); });
     }
   }
 
   // Adds to the gradient plane and leaves the products with the four cells.
   static void backward(const HeadBlock<T>& block, T* plane, int64_t to_grad, const Rows<const T>& grads) {
-    switch (block.pitch / N) {
-      case 1: scatter<1>(block, plane, to_grad, grads); break;
-      case 2: scatter<2>(block, plane, to_grad, grads); break;
-      case 3: scatter<3>(block, plane, to_grad, grads); break;
-      case 4: scatter<4>(block, plane, to_grad, grads); break;
-      case 5: scatter<5>(block, plane, to_grad, grads); break;
-      default: scatter<0>(block, plane, to_grad, grads); break;
-    }
+    by_columns<6>(block.pitch, [&](auto columns, auto half) {
+      scatter < columns<6 ? columns : 0, half>(block, plane, to_grad, grads);
+    });
   }
 
  private:
-  template <int C>
+  // Calls body(the number of vectors in `pitch`, at most kMost; whether the last of them is half a one).
+  template <int kMost, int kColumns = 1, class Body>
+  static void by_columns(int pitch, const Body& body) {
+    if constexpr (kColumns < kMost) {
+      if (pitch > kColumns * N) return by_columns<kMost, kColumns + 1>(pitch, body);
+    }
+    constexpr std::integral_constant<int, kColumns> columns;
+    if constexpr (kUnit<N> < N) {
+      if (pitch % N) return body(columns, std::true_type());
+    }
+    body(columns, std::false_type());
+  }
+
+  template <bool kHalf>
+  static PIIP_INLINE V load_column(const T* p) {
+    if constexpr (kHalf) return load_half<T, N>(p);
+    return load<T, N>(p);
+  }
+
+  template <int C, bool kHalf>
   static void gather(const HeadBlock<T>& block, const T* plane, const Rows<T>& rows) {
+    constexpr int kPitch = C * N - (kHalf ? N / 2 : 0);
     const bool four = block.samples.row == 4 && block.samples.per_query == 4;
-    if (block.pitch != C * N) {
-      gather<C, 0, 0>(block, plane, rows);
+    if (block.pitch != kPitch) {
+      gather<C, kHalf, 0, 0>(block, plane, rows);
     } else if constexpr (C == 1 && 2 * N == kLanes<T>) {
       four ? gather_pairs<4>(block, plane, rows) : gather_pairs<0>(block, plane, rows);
     } else {
-      four ? gather<C, 4, C * N>(block, plane, rows) : gather<C, 0, C * N>(block, plane, rows);
+      four ? gather<C, kHalf, 4, kPitch>(block, plane, rows) : gather<C, kHalf, 0, kPitch>(block, plane, rows);
     }
   }
 
   // kSamples, kPitch: known numbers of samples and elements from cell to cell, or 0.
-  template <int C, int kSamples, int kPitch>
+  template <int C, bool kHalf, int kSamples, int kPitch>
   static void gather(const HeadBlock<T>& block, const T* plane, const Rows<T>& rows) {
     constexpr int kSums = C <= 2 ? 2 : 1;  // few sums would wait for each other's additions
     const auto& s = block.samples;
@@ -89,12 +97,15 @@ struct Kernel {
       for (int i = 0; i < samples; ++i) {
         const T *upper = plane + int64_t(cell[i]) * pitch, *lower = upper + block.below[i];
         const V weights = repeat_quad<T, N>(w + 4 * i);
-        for (int c = 0; c < C; ++c) {
-          sum[0][c] += spread_item<0, T, N>(weights) * load<T, N>(upper + c * N);
-          sum[0][c] += spread_item<1, T, N>(weights) * load<T, N>(upper + pitch + c * N);
-          sum[kSums - 1][c] += spread_item<2, T, N>(weights) * load<T, N>(lower + c * N);
-          sum[kSums - 1][c] += spread_item<3, T, N>(weights) * load<T, N>(lower + pitch + c * N);
-        }
+        const auto column = [&](auto half, int c) __attribute__((always_inline)) {
+          const int d = c * N;
+          sum[0][c] += spread_item<0, T, N>(weights) * load_column<half>(upper + d);
+          sum[0][c] += spread_item<1, T, N>(weights) * load_column<half>(upper + pitch + d);
+          sum[kSums - 1][c] += spread_item<2, T, N>(weights) * load_column<half>(lower + d);
+          sum[kSums - 1][c] += spread_item<3, T, N>(weights) * load_column<half>(lower + pitch + d);
+        };
+        for (int c = 0; c < C - 1; ++c) column(std::false_type(), c);
+        column(std::bool_constant<kHalf>(), C - 1);
       }
       for (int c = 0; c < C && kSums > 1; ++c) sum[0][c] += sum[1][c];
       if (C == 1) prefetch<kToWrite>(out + rows.ahead, 1);  // longer rows fill whole cache lines
@@ -123,7 +134,8 @@ struct Kernel {
         lower += spread_pair<2, T, 2 * N>(weights) * load<T, 2 * N>(first + block.below[i]);
       }
       prefetch<kToWrite>(out + rows.ahead, 1);
-      write_last(sum_of_halves<T, 2 * N>(upper + lower), out, rows.last);
+      const Pair sum = upper + lower;
+      write_last(lower_half<T, 2 * N>(sum) + upper_half<T, 2 * N>(sum), out, rows.last);
     }
   }
 
@@ -137,11 +149,11 @@ struct Kernel {
 
   // C: known number of vectors of a cell, or 0. A bundle of samples has as many products as a vector has lanes, which
   // are summed together.
-  template <int C>
+  template <int C, bool kHalf>
   static void scatter(const HeadBlock<T>& block, T* plane, int64_t to_grad, const Rows<const T>& rows) {
     constexpr int B = N / 4;
     const auto& s = block.samples;
-    const int pitch = C ? C * N : block.pitch, vectors = pitch / N, samples = s.per_query;
+    const int pitch = C ? C * N - (kHalf ? N / 2 : 0) : block.pitch, vectors = C ? C : (pitch + N - 1) / N;
     const int64_t next = s.at(1, 0), *below = block.below;
     const int32_t* cell = s.cell + s.at(0, block.head);
     const T *w = s.corners + 4 * s.at(0, block.head), *grads = rows.first;
@@ -150,28 +162,31 @@ struct Kernel {
       return c < vectors - 1 ? load<T, N>(grads + c * N) : widen_first<T, N>(grads + c * N, rows.last);
     };
     for (int q = 0; q < block.count; ++q, grads += rows.step, cell += next, w += 4 * next, dots += 4 * next) {
-      prefetch(grads + rows.ahead, pitch - N + rows.last);
+      prefetch(grads + rows.ahead, (vectors - 1) * N + rows.last);
       V known[C ? C : 1];
       for (int c = 0; c < C; ++c) known[c] = gradient(c);
-      for (int i = 0; i < samples; i += B) {
+      for (int i = 0; i < s.per_query; i += B) {
         V products[N] = {};
 #pragma GCC unroll 4
         for (int b = 0; b < B; ++b) {
           T *upper = plane + int64_t(cell[i + b]) * pitch, *lower = upper + below[i + b];
           T* const cells[4] = {upper, upper + pitch, lower, lower + pitch};
-          const auto column = [&](int c, V g) __attribute__((always_inline)) {
+          const auto column = [&](auto half, int c, V g) __attribute__((always_inline)) {
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {
               T *from = cells[j] + c * N, *to = from + to_grad;
-              products[4 * b + j] += g * load<T, N>(from);
-              store<T, N>(to, load<T, N>(to) + w[4 * (i + b) + j] * g);
+              products[4 * b + j] += g * load_column<half>(from);
+              const V sum = load_column<half>(to) + w[4 * (i + b) + j] * g;
+              half ? store_half<T, N>(to, sum) : store<T, N>(to, sum);
             }
           };
           if constexpr (C > 0) {
-#pragma GCC unroll 8
-            for (int c = 0; c < C; ++c) column(c, known[c]);
+#pragma GCC unroll 4
+            for (int c = 0; c < C - 1; ++c) column(std::false_type(), c, known[c]);
+            column(std::bool_constant<kHalf>(), C - 1, known[C - 1]);
           } else {
-            for (int c = 0; c < vectors; ++c) column(c, gradient(c));
+            for (int c = 0; c < vectors - 1; ++c) column(std::false_type(), c, gradient(c));
+            column(std::bool_constant<kHalf>(), vectors - 1, gradient(vectors - 1));
           }
         }
         store<T, N>(dots + 4 * i, sum_each<T, N>(products));

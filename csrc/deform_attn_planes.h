@@ -5,12 +5,21 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <type_traits>
 
 #include "deform_attn.h"
 #include "simd.h"
 
 namespace piip {
 namespace PIIP_ISA {
+
+// Cells are padded to a multiple of so many items: half of the longest vectors, which are then read as such.
+template <int N>
+constexpr int kUnit = N == 16 ? 8 : N;
+template <int N>
+constexpr int padded(int width) {
+  return (width + kUnit<N> - 1) / kUnit<N> * kUnit<N>;
+}
 
 // The maps of one head inside a plane, in cells. Around each lie two rows above and below and a column left and right,
 // which go over into the next row: two cells before a row and two behind it are border too.
@@ -49,12 +58,65 @@ struct Planes {
 
   int64_t size() const { return layout.cells * pitch; }
 
-  // Cells are read as they lie, all heads of one together.
   template <class S>
   void fill(Heads heads, T* planes) const {
+    by_width([&](auto known) { this->fill<S, known>(heads, planes); });
+  }
+
+  // Reads finished gradient planes back.
+  template <class S>
+  void store(Heads heads, const T* planes) const {
+    by_width([&](auto known) { this->store<S, known>(heads, planes); });
+  }
+
+  // One cell of one head, widened and padded. kWidth: the head's width where it is known, or 0.
+  template <int kWidth = 0, class S>
+  PIIP_INLINE void widen_cell(const S* source, T* target) const {
+    const int whole = whole_vectors<kWidth>(), rest = width<kWidth>() - whole;
+#pragma GCC unroll 4
+    for (int d = 0; d < whole; d += N) PIIP_ISA::store<T, N>(target + d, widen_vector<T, N>(source + d));
+    if (pitch_of<kWidth>() - whole == N) {
+      PIIP_ISA::store<T, N>(target + whole, widen_first<T, N>(source + whole, rest));
+    } else {
+      constexpr int H = kUnit<N>;
+      PIIP_ISA::store<T, H>(target + whole, widen_first<T, H>(source + whole, rest));
+    }
+  }
+
+ private:
+  template <int kWidth>
+  int width() const {
+    return kWidth ? kWidth : a.width;
+  }
+  template <int kWidth>
+  int pitch_of() const {
+    return kWidth ? padded<N>(kWidth) : pitch;
+  }
+  // Elements of a cell before its last vector.
+  template <int kWidth>
+  int whole_vectors() const {
+    return (pitch_of<kWidth>() - 1) / N * N;
+  }
+
+  // Calls body(width), a constant for the widths of the released networks: their copies are then straight lines.
+  template <class Body>
+  void by_width(const Body& body) const {
+    switch (a.width) {
+      case 6: body(std::integral_constant<int, 6>()); break;
+      case 12: body(std::integral_constant<int, 12>()); break;
+      case 24: body(std::integral_constant<int, 24>()); break;
+      case 32: body(std::integral_constant<int, 32>()); break;
+      case 40: body(std::integral_constant<int, 40>()); break;
+      default: body(std::integral_constant<int, 0>()); break;
+    }
+  }
+
+  // Cells are read as they lie, all heads of one together.
+  template <class S, int kWidth>
+  void fill(Heads heads, T* planes) const {
     const int64_t step = int64_t(a.heads) * a.width, plane = size();
-    const int ahead = cells_ahead<S>(heads);
-    const S* source = static_cast<const S*>(a.value) + heads.image * a.cells * step + heads.first * a.width;
+    const int ahead = cells_ahead<S>(heads), head = width<kWidth>(), pitch = pitch_of<kWidth>();
+    const S* source = static_cast<const S*>(a.value) + heads.image * a.cells * step + heads.first * head;
     for (int level = 0; level < a.levels; ++level) {
       const int width = a.width_of[level], height = a.height_of[level];
       const int64_t row = int64_t(layout.row[level]) * pitch;
@@ -66,9 +128,9 @@ struct Planes {
       }
       for (int y = 0; y < height; ++y, source += width * step, target += row) {
         for (int x = 0; x < width; ++x) {
-          prefetch(source + (x + ahead) * step, heads.count * a.width);
+          prefetch(source + (x + ahead) * step, heads.count * head);
           for (int h = 0; h < heads.count; ++h)
-            widen_cell(source + x * step + h * a.width, target + h * plane + int64_t(x) * pitch);
+            widen_cell<kWidth>(source + x * step + h * head, target + h * plane + int64_t(x) * pitch);
         }
         for (int h = 0; h < heads.count; ++h) {
           T* border = target + h * plane + int64_t(width) * pitch;
@@ -78,18 +140,17 @@ struct Planes {
     }
   }
 
-  // Reads finished gradient planes back.
-  template <class S>
+  template <class S, int kWidth>
   void store(Heads heads, const T* planes) const {
     const int64_t step = int64_t(a.heads) * a.width, plane = size();
-    const int ahead = cells_ahead<S>(heads);
+    const int ahead = cells_ahead<S>(heads), pitch = pitch_of<kWidth>();
     S* target = static_cast<S*>(a.grad_value) + heads.image * a.cells * step + heads.first * a.width;
     for (int level = 0; level < a.levels; ++level)
       for (int y = 0; y < a.height_of[level]; ++y) {
         const T* source = planes + int64_t(layout.cell(level, y, 0)) * pitch;
         for (int x = 0; x < a.width_of[level]; ++x, target += step, source += pitch) {
           prefetch<kToWrite>(target + ahead * step, heads.count * a.width);
-          for (int h = 0; h < heads.count; ++h) narrow_cell(source + h * plane, target + h * a.width);
+          for (int h = 0; h < heads.count; ++h) narrow_cell<kWidth>(source + h * plane, target + h * a.width);
         }
       }
   }
@@ -100,19 +161,13 @@ struct Planes {
     return std::clamp(int(8192 / (heads.count * a.width * sizeof(S))), 16, 64);
   }
 
-  // One cell of one head, widened and padded.
-  template <class S>
-  PIIP_INLINE void widen_cell(const S* source, T* target) const {
-    const int whole = pitch - N;
-    for (int d = 0; d < whole; d += N) PIIP_ISA::store<T, N>(target + d, widen_vector<T, N>(source + d));
-    PIIP_ISA::store<T, N>(target + whole, widen_first<T, N>(source + whole, a.width - whole));
-  }
-
-  template <class S>
+  template <int kWidth, class S>
   PIIP_INLINE void narrow_cell(const T* source, S* target) const {
-    const int whole = pitch - N;
+    const int whole = whole_vectors<kWidth>(), rest = width<kWidth>() - whole;
+#pragma GCC unroll 4
     for (int d = 0; d < whole; d += N) narrow_vector<T, N>(load<T, N>(source + d), target + d);
-    narrow_first<T, N>(load<T, N>(source + whole), target + whole, a.width - whole);
+    const bool half = pitch_of<kWidth>() - whole < N;
+    narrow_first<T, N>(half ? load_half<T, N>(source + whole) : load<T, N>(source + whole), target + whole, rest);
   }
 };
 

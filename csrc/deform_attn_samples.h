@@ -33,8 +33,13 @@ struct Samples {
   T* corners;     // [4]: attention times bilinear weight
   T* dots;        // [4]: products of the output gradient with the four cells
 
-  Samples(const DeformAttn& problem, const Layout& maps, int group)
-      : a(problem), layout(maps), per_query(problem.levels * problem.points_per_level), row(4), heads(group) {
+  Samples(const DeformAttn& problem, const Layout& maps, int group, bool backward)
+      : a(problem),
+        layout(maps),
+        per_query(problem.levels * problem.points_per_level),
+        row(4),
+        heads(group),
+        backward_(backward) {
     while (row < per_query && row < N) row *= 2;
     if (row < per_query) row = (per_query + N - 1) / N * N;
     queries = std::max(kBlock / (row * heads), 1);
@@ -121,6 +126,8 @@ struct Samples {
   static constexpr int N = kLanes<T>;
   using V = Vector<T, N>;
   using Cells = Vector<int32_t, N>;
+
+  bool backward_;  // whether gradients follow
 
   // By sample; in order of lanes but for inputs and gradients.
   T* points_;     // x, y
@@ -209,6 +216,7 @@ struct Samples {
         if (kRaw) {
           x = repeat_rows<T, N, R>(center + 2 * q, 2, last);
           y = repeat_rows<T, N, R>(center + 2 * q + 1, 2, last);
+          if (R > 1) x = to_lanes<T, N>(x), y = to_lanes<T, N>(y);
         }
         for (int i = 0; i < heads * row; i += N, k += N) {
           const auto [low, high] = widen_pairs<R>(from_points + 2 * i, 2 * step, last);
@@ -224,7 +232,8 @@ struct Samples {
     for (int k = 0; kRaw && row > N && k < size; k += row) softmax(attention_ + k);
     for (int k = 0; k < size; k += N)
       locate<kRaw>(k, k % period_, load<T, N>(attention_ + k), load<T, N>(points_ + 2 * k),
-                   load<T, N>(points_ + 2 * k + N), load<T, N>(rx_ + k), load<T, N>(ry_ + k));
+                   load<T, N>(points_ + 2 * k + N), to_lanes<T, N>(load<T, N>(rx_ + k)),
+                   to_lanes<T, N>(load<T, N>(ry_ + k)));
   }
 
   // Rows of `group`, `items` items a sample, with `pad` after each.
@@ -304,8 +313,8 @@ struct Samples {
     for (int i = 0; i < row; i += N) store<T, N>(weights + i, load<T, N>(weights + i) / total);
   }
 
-  // One vector of samples, given in order of memory. period: where it lies in the tables of the maps. low, high: its
-  // points.
+  // One vector of samples. Weights and points (low, high) are given in order of memory, references in order of lanes.
+  // period: where it lies in the tables of the maps.
   template <bool kRaw>
   PIIP_INLINE void locate(int first, int period, V weight, V low, V high, V reference_x, V reference_y) {
     weight = to_lanes<T, N>(weight);
@@ -315,14 +324,15 @@ struct Samples {
     }
     const V width = load<T, N>(width_ + period), height = load<T, N>(height_ + period);
     const auto [point_x, point_y] = split_pairs<T, N>(low, high);
-    const auto [x, fx] = split(cell_coordinate<V>(kRaw, to_lanes<T, N>(reference_x), point_x, width), width);
-    const auto [y, fy] = split(cell_coordinate<V>(kRaw, to_lanes<T, N>(reference_y), point_y, height), height);
+    const auto [x, fx] = split(cell_coordinate<V>(kRaw, reference_x, point_x, width), width);
+    const auto [y, fy] = split(cell_coordinate<V>(kRaw, reference_y, point_y, height), height);
     const Cells found = y * load<int32_t, N>(pitch_ + period) + (x + load<int32_t, N>(origin_ + period));
     const V lower = fy * weight, upper = weight - lower;
     V corner[4] = {upper - upper * fx, upper * fx, lower - lower * fx, lower * fx};
     transpose_quads<T, N>(corner);
     for (int j = 0; j < 4; ++j) store<T, N>(corners + 4 * first + j * N, corner[j]);
     store<int32_t, N>(cell + first, from_lanes<int32_t, N>(found));
+    if (!backward_) return;
     store<T, N>(attention_ + first, weight);
     store<T, N>(fx_ + first, fx);
     store<T, N>(fy_ + first, fy);
@@ -333,8 +343,7 @@ struct Samples {
   static PIIP_INLINE std::pair<Cells, V> split(V x, V size) {
     x = x > -1 ? x : V{} - 2;
     x = x < size ? x : size;
-    V whole = __builtin_convertvector(__builtin_convertvector(x + 2, Cells), V) - 2;
-    whole = whole > x ? whole - 1 : whole;  // the addition rounds: a coordinate may be taken for the integer above it
+    const V whole = floor_vector<T, N>(x);
     return {__builtin_convertvector(whole, Cells), x - whole};
   }
 

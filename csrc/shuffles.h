@@ -131,13 +131,6 @@ PIIP_INLINE Vector<T, N> spread_pair(Vector<T, N> quads) {
   return shuffle<halves_of_quad<N, k>, T, N>(quads, quads);
 }
 
-template <class T, int N>
-PIIP_INLINE Vector<T, N / 2> sum_of_halves(Vector<T, N> v) {
-  Vector<T, N / 2> halves[2];
-  std::memcpy(halves, &v, sizeof(v));
-  return halves[0] + halves[1];
-}
-
 // Lane i gets the sum of the lanes of vector i.
 template <class T, int N>
 PIIP_INLINE Vector<T, N> sum_each(const Vector<T, N> (&v)[N]) {

@@ -219,9 +219,37 @@ PIIP_INLINE void narrow_items(const T* source, S* target, int count) {
   }
 }
 
-template <class V, class H, int... kLane>
-PIIP_INLINE V join(H low, H high, std::integer_sequence<int, kLane...>) {
+template <class H, int... kLane>
+PIIP_INLINE auto join(H low, H high, std::integer_sequence<int, kLane...>) {
   return __builtin_shufflevector(low, high, kLane...);
+}
+template <class T, int N>
+PIIP_INLINE Vector<T, 2 * N> join(Vector<T, N> low, Vector<T, N> high) {
+  return (Vector<T, 2 * N>)join(low, high, std::make_integer_sequence<int, 2 * N>());
+}
+
+template <int kFirst, class V, int... kLane>
+PIIP_INLINE auto part(V v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(v, v, (kFirst + kLane)...);
+}
+template <class T, int N>
+PIIP_INLINE Vector<T, N / 2> lower_half(Vector<T, N> v) {
+  return (Vector<T, N / 2>)part<0>(v, std::make_integer_sequence<int, N / 2>());
+}
+template <class T, int N>
+PIIP_INLINE Vector<T, N / 2> upper_half(Vector<T, N> v) {
+  return (Vector<T, N / 2>)part<N / 2>(v, std::make_integer_sequence<int, N / 2>());
+}
+
+// The lower half of a vector, the rest zero; and back.
+template <class T, int N>
+PIIP_INLINE Vector<T, N> load_half(const T* p) {
+  return join<T, N / 2>(load<T, N / 2>(p), Vector<T, N / 2>{});
+}
+
+template <class T, int N>
+PIIP_INLINE void store_half(T* p, Vector<T, N> v) {
+  store<T, N / 2>(p, lower_half<T, N>(v));
 }
 
 // The first `count` items, then zeros. Read in halves: a masked load of AVX-512 touches all cache lines of the vector,
@@ -235,7 +263,7 @@ PIIP_INLINE Vector<T, N> widen_first(const S* p, int count) {
     using Half = Vector<T, kHalf>;
     const Half low = count < kHalf ? widen_first<T, kHalf>(p, count) : widen_vector<T, kHalf>(p);
     const Half high = count > kHalf ? widen_first<T, kHalf>(p + kHalf, count - kHalf) : Half{};
-    return join<Vector<T, N>>(low, high, std::make_integer_sequence<int, N>());
+    return join<T, kHalf>(low, high);
   }
 }
 
@@ -245,9 +273,8 @@ PIIP_INLINE Vector<T, N> widen_rows(const S* p, int64_t step, int last, int row 
   if constexpr (R == 1) {
     return widen_vector<T, N>(p + std::min(row, last) * step);
   } else {
-    return join<Vector<T, N>>(widen_rows<T, N / 2, R / 2>(p, step, last, row),
-                              widen_rows<T, N / 2, R / 2>(p, step, last, row + R / 2),
-                              std::make_integer_sequence<int, N>());
+    return join<T, N / 2>(widen_rows<T, N / 2, R / 2>(p, step, last, row),
+                          widen_rows<T, N / 2, R / 2>(p, step, last, row + R / 2));
   }
 }
 
@@ -257,9 +284,8 @@ PIIP_INLINE Vector<T, N> repeat_rows(const T* p, int64_t step, int last, int row
   if constexpr (R == 1) {
     return Vector<T, N>{} + p[std::min(row, last) * step];
   } else {
-    return join<Vector<T, N>>(repeat_rows<T, N / 2, R / 2>(p, step, last, row),
-                              repeat_rows<T, N / 2, R / 2>(p, step, last, row + R / 2),
-                              std::make_integer_sequence<int, N>());
+    return join<T, N / 2>(repeat_rows<T, N / 2, R / 2>(p, step, last, row),
+                          repeat_rows<T, N / 2, R / 2>(p, step, last, row + R / 2));
   }
 }
 
@@ -269,26 +295,37 @@ PIIP_INLINE void narrow_rows(Vector<T, N> v, S* p, int64_t step, int last, int r
   if constexpr (R == 1) {
     if (row <= last) narrow_vector<T, N>(v, p + row * step);
   } else {
-    Vector<T, N / 2> halves[2];
-    std::memcpy(halves, &v, sizeof(v));
-    narrow_rows<T, N / 2, R / 2>(halves[0], p, step, last, row);
-    narrow_rows<T, N / 2, R / 2>(halves[1], p, step, last, row + R / 2);
+    narrow_rows<T, N / 2, R / 2>(lower_half<T, N>(v), p, step, last, row);
+    narrow_rows<T, N / 2, R / 2>(upper_half<T, N>(v), p, step, last, row + R / 2);
   }
 }
 
 // Writes the first `count` items, in halves too: masked stores are slow on AMD before AVX-512.
 template <class T, int N, class S>
 PIIP_INLINE void narrow_first(Vector<T, N> v, S* target, int count) {
-  if constexpr (N == 1) {
+  if constexpr (N == 2) {
+    if (count == 2) return narrow_vector<T, N>(v, target);
     if (count) *target = narrow<S>(v[0]);
   } else {
     constexpr int kHalf = N / 2;
-    Vector<T, kHalf> halves[2];
-    std::memcpy(halves, &v, sizeof(v));
-    if (count < kHalf) return narrow_first<T, kHalf>(halves[0], target, count);
-    narrow_vector<T, kHalf>(halves[0], target);
-    if (count > kHalf) narrow_first<T, kHalf>(halves[1], target + kHalf, count - kHalf);
+    if (count < kHalf) return narrow_first<T, kHalf>(lower_half<T, N>(v), target, count);
+    narrow_vector<T, kHalf>(lower_half<T, N>(v), target);
+    if (count > kHalf) narrow_first<T, kHalf>(upper_half<T, N>(v), target + kHalf, count - kHalf);
   }
+}
+
+template <class T, int N>
+PIIP_INLINE Vector<T, N> floor_vector(Vector<T, N> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4 && N == 16) {
+    return (Vector<T, N>)_mm512_maskz_roundscale_ps(0xffff, (__m512)x, _MM_FROUND_TO_NEG_INF);
+  }
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof(T) == 4 && N == 8) return (Vector<T, N>)_mm256_floor_ps((__m256)x);
+#endif
+  for (int i = 0; i < N; ++i) x[i] = std::floor(x[i]);
+  return x;
 }
 
 // e^x for x <= 0, of floats to about two units in the last place. NaN gives NaN.
