@@ -54,7 +54,7 @@ struct Plan {
     const int samples = a.levels * a.points_per_level;
     // Heads that share cache lines of the weights go together, as long as their planes stay in the cache and no thread
     // is left without work.
-    group = std::clamp(int(64 / sizeof(T)) / samples, 1, 2);
+    group = std::clamp(int(64 / sizeof(T)) / samples, 1, std::min(2, a.heads));
     const int64_t enough = threads > 1 ? 2 * threads : 1;
     while (group > 1 && (group * planes.size() * int64_t(sizeof(T)) > kGroupBytes ||
                          a.batch * ((a.heads + group - 1) / group) < enough))
@@ -78,6 +78,9 @@ struct Plan {
     const int first = int(task % groups) * group;
     return {task / groups, first, std::min(group, a.heads - first)};
   }
+
+  // Items in the last vector of a head's row that has `items`.
+  int last(int items) const { return N - (whole - items); }
 
   // Elements before a query's part of the output or its gradient.
   int64_t row(Heads heads, int64_t query) const {
@@ -112,7 +115,7 @@ void forward(const DeformAttn& a, int threads) {
         const int room = std::min((heads.count - h) * a.width, plan.whole);
         Kernel<T, N>::forward({samples, plan.below.data(), h, count, plan.planes.pitch},
                               planes.data() + h * plan.planes.size(),
-                              {target + h * a.width, spacing, N - (plan.whole - room), samples.queries * spacing});
+                              {target + h * a.width, spacing, plan.last(room), samples.queries * spacing});
       }
       for (int q = 0; q < count && !kInPlace; ++q) {
         prefetch<kToWrite>(out + (q + samples.queries) * plan.step, heads.count * a.width);
@@ -137,28 +140,24 @@ void backward(const DeformAttn& a, int threads) {
   parallel_for(tasks, threads, [&](int64_t task, int slot) {
     auto& [samples, planes, rows] = plan.spaces[slot];
     const Heads heads = plan.heads(task);
-    const int64_t to_grad = plan.group * plane;
+    const int pitch = plan.planes.pitch;
+    const int64_t to_grad = plan.group * plane, ahead = samples.queries * plan.step;
     plan.planes.template fill<S>(heads, planes.data());
     std::fill(planes.data() + to_grad, planes.data() + to_grad + heads.count * plane, T(0));
     for (int64_t first = 0; first < a.queries; first += samples.queries) {
       const int count = int(std::min<int64_t>(samples.queries, a.queries - first));
       samples.template prepare<P>(heads, first, count);
       const S* grads = static_cast<const S*>(a.grad_out) + plan.row(heads, first);
+      Rows<const T> sources{reinterpret_cast<const T*>(grads), plan.step, plan.last(a.width), ahead};
+      if (!kInPlace) sources = {rows.data(), plan.spacing, plan.last(pitch), 0};
       for (int q = 0; q < count && !kInPlace; ++q) {
-        prefetch(grads + (q + samples.queries) * plan.step, heads.count * a.width);
+        prefetch(grads + q * plan.step + ahead, heads.count * a.width);
         for (int h = 0; h < heads.count; ++h)
-          plan.planes.widen_cell(grads + q * plan.step + h * a.width,
-                                 rows.data() + q * plan.spacing + h * plan.planes.pitch);
+          plan.planes.widen_cell(grads + q * plan.step + h * a.width, rows.data() + q * plan.spacing + h * pitch);
       }
-      for (int h = 0; h < heads.count; ++h) {
-        const Rows<const T> sources = kInPlace
-                                          ? Rows<const T>{reinterpret_cast<const T*>(grads) + h * a.width, plan.step,
-                                                          N - (plan.whole - a.width), samples.queries * plan.step}
-                                          : Rows<const T>{rows.data() + h * plan.planes.pitch, plan.spacing,
-                                                          N - (plan.whole - plan.planes.pitch), 0};
-        Kernel<T, N>::backward({samples, plan.below.data(), h, count, plan.planes.pitch}, planes.data() + h * plane,
-                               to_grad, sources);
-      }
+      for (int h = 0; h < heads.count; ++h, sources.first += kInPlace ? a.width : pitch)
+        Kernel<T, N>::backward({samples, plan.below.data(), h, count, pitch}, planes.data() + h * plane, to_grad,
+                               sources);
       samples.template finish<P>(heads, first, count);
     }
     plan.planes.template store<S>(heads, planes.data() + to_grad);

@@ -44,7 +44,8 @@ struct Kernel {
   // Adds to the gradient plane and leaves the products with the four cells.
   static void backward(const HeadBlock<T>& block, T* plane, int64_t to_grad, const Rows<const T>& grads) {
     by_columns<6>(block.pitch, [&](auto columns, auto half) {
-      scatter < columns<6 ? columns : 0, half>(block, plane, to_grad, grads);
+      constexpr int known = columns < 6 ? int(columns) : 0;
+      scatter<known, half>(block, plane, to_grad, grads);
     });
   }
 

@@ -154,14 +154,22 @@ def test_memory_layout_of_the_images_does_not_matter(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_levels_too_large_for_the_caches_equal_the_definition(device, dtype):
-    # Rows of odd widths begin anywhere in a cache line; such levels are written past the caches.
-    images = torch.randint(0, 256, (1, 1003, 1237, 3), dtype=torch.uint8, device=device)
-    sizes, planar = [(1003, 1237), (719, 885)], images.permute(0, 3, 1, 2).cpu()
-    levels = pyramid_resize(images, sizes, mean=MEAN, std=STD, dtype=dtype)
+@pytest.mark.parametrize(
+    ("size", "levels"),
+    [((1003, 1237), [(1003, 1237), (719, 885)]), ((1008, 1248), [(1008, 1248), (720, 896), (432, 544)])],
+    ids=["odd rows", "whole vectors"],
+)
+@pytest.mark.parametrize("descending", [True, False])
+@pytest.mark.parametrize("valid", [None, [(1001, 1230)]])
+def test_levels_too_large_for_the_caches_equal_the_definition(device, dtype, size, levels, descending, valid):
+    # Such levels are written past the caches, while they are computed where rows are whole vectors.
+    images = torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8, device=device)
+    levels, planar = levels if descending else levels[::-1], images.permute(0, 3, 1, 2).cpu()
+    found = pyramid_resize(images, levels, mean=MEAN, std=STD, dtype=dtype, valid_sizes=valid)
     # In float32, as the coordinates of 885 columns are.
-    expected = reference.pyramid_resize(planar, sizes, [None, None], "bilinear", False, MEAN, STD, torch.float32, None)
-    for level, wanted in zip(levels, expected):
+    factors = [None] * len(levels)
+    settings = ("bilinear", False, MEAN, STD, torch.float32, valid)
+    for level, wanted in zip(found, reference.pyramid_resize(planar, levels, factors, *settings)):
         assert relative_error(level, wanted) <= max(SMALL[dtype], 5e-6)
 
 

@@ -1,0 +1,93 @@
+// What a level takes from which pixels, for whole axes: made once a call. Included once per instruction set, as simd.h.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "pyramid_resize.h"
+#include "pyramid_resize_rows.h"
+
+namespace piip {
+namespace PIIP_ISA {
+
+// Taps of a whole axis: `count` consecutive ones for every output, all of them inside the input.
+template <class T>
+struct Table {
+  int count = 1;
+  int stride = 2;  // `count` in whole vectors
+  std::vector<int> first;
+  std::vector<T> weights;  // [output][stride], zero behind the taps
+
+  explicit Table(const Axis<T>& axis) : first(axis.out) {
+    std::vector<Taps<T>> taps(axis.out);
+    for (int i = 0; i < axis.out; ++i) {
+      taps[i] = find_taps(axis, i);
+      count = std::max(count, std::min(taps[i].count, axis.in));
+    }
+    if (count > 2) stride = count > 4 ? (count + 7) / 8 * 8 : 4;
+    weights.assign(size_t(stride) * axis.out, T(0));
+    for (int i = 0; i < axis.out; ++i) {
+      first[i] = std::clamp(taps[i].first, 0, axis.in - count);
+      for (int k = 0; k < taps[i].count; ++k)
+        weights[size_t(i) * stride + clamp_index(taps[i].first + k, axis.in) - first[i]] +=
+            tap_weight(axis, taps[i], k);
+    }
+  }
+};
+
+// The columns of a table in groups of neighbours that all take from the same two registers of 16 inputs, from where a
+// permutation fetches what a gather would fetch one by one. Only where AVX-512 has it, and in float.
+template <class T>
+struct Groups {
+  explicit Groups(const Table<T>&) {}
+};
+#if defined(__AVX512F__)
+template <>
+struct Groups<float> {
+  int lanes = 16;              // outputs a group; 0 where they lie too far apart
+  std::vector<int> indices;    // [group][16], of the first tap
+  std::vector<float> weights;  // [group][tap][16]
+
+  explicit Groups(const Table<float>& table) {
+    const int out = int(table.first.size()), count = table.count;
+    for (int i = 0; i < out; ++i)
+      while (lanes && table.first[std::min(i + lanes, out) - 1] + count - table.first[i] > kOverread) --lanes;
+    if (lanes < 8) lanes = 0;
+    if (!lanes) return;
+    const int groups = (out + lanes - 1) / lanes;
+    indices.assign(size_t(groups) * 16, 0);
+    weights.assign(size_t(groups) * count * 16, 0.0f);
+    for (int i = 0; i < out; ++i) {
+      const int group = i / lanes, lane = i % lanes;
+      indices[group * 16 + lane] = table.first[i] - table.first[i - lane];
+      for (int k = 0; k < count; ++k)
+        weights[(size_t(group) * count + k) * 16 + lane] = table.weights[size_t(i) * table.stride + k];
+    }
+  }
+};
+#endif
+
+template <class T>
+struct LevelTables {
+  bool copy_y, copy_x;
+  Table<T> y, x;
+  Groups<T> groups;
+  LevelTables(const PyramidResize& a, const PyramidLevel& level)
+      : LevelTables(make_axis<T>(a.height, level.height, level.factor_y, a.filter, a.antialias),
+                    make_axis<T>(a.width, level.width, level.factor_x, a.filter, a.antialias)) {}
+  LevelTables(const Axis<T>& ay, const Axis<T>& ax)
+      : copy_y(is_copy(ay)), copy_x(is_copy(ax)), y(ay), x(ax), groups(x) {}
+
+  // Both axes have two taps, and there are groups of columns for them.
+  bool blends_both() const {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, float>)
+      return !copy_y && !copy_x && y.count == 2 && x.count == 2 && groups.lanes > 0;
+#endif
+    return false;
+  }
+};
+
+}  // namespace PIIP_ISA
+}  // namespace piip
