@@ -76,8 +76,16 @@ class DeviceGuard {
   int before_ = 0;
 };
 
-inline void check_launch(const char* name) {
-  const cudaError_t error = cudaGetLastError();
+// Launches blocks of a kernel; `name` is what a failure is reported with.
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes,
+            uintptr_t stream, const Arguments&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = size_t(shared_bytes);
+  config.stream = reinterpret_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("piip: launching ") + name + " failed: " + cudaGetErrorString(error));
 }

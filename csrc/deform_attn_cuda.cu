@@ -246,7 +246,7 @@ __global__ void backward(const DeformAttn a, int items, int group) {
 
 // How items are laid out over a block, and the launch.
 template <class S, int V>
-void launch(const DeformAttn& a, bool is_backward, cudaStream_t stream) {
+void launch_blocks(const DeformAttn& a, bool is_backward, uintptr_t stream) {
   using T = typename Compute<S>::type;
   const int vectors = a.width / V, samples = a.levels * a.points_per_level;
   int group = 1;
@@ -261,40 +261,38 @@ void launch(const DeformAttn& a, bool is_backward, cudaStream_t stream) {
   if (blocks > 0x7fffffff)
     throw std::runtime_error("piip: deform_attn on CUDA takes fewer than 2^31 blocks of queries");
   if (is_backward) {
-    backward<S, V><<<unsigned(blocks), threads, items * bytes, stream>>>(a, items, group);
+    launch("deform_attn_backward", backward<S, V>, blocks, threads, items * bytes, stream, a, items, group);
   } else {
-    forward<S, V><<<unsigned(blocks), threads, items * bytes, stream>>>(a, items, group);
+    launch("deform_attn_forward", forward<S, V>, blocks, threads, items * bytes, stream, a, items, group);
   }
-  check_launch(is_backward ? "deform_attn_backward" : "deform_attn_forward");
 }
 
 // The widest vector that divides the head and that every row starts at a multiple of.
 template <class S>
-void launch_vectors(const DeformAttn& a, bool is_backward, cudaStream_t stream) {
+void launch_vectors(const DeformAttn& a, bool is_backward, uintptr_t stream) {
   const auto fits = [&](int v) {
     const uintptr_t together = reinterpret_cast<uintptr_t>(a.value) | reinterpret_cast<uintptr_t>(a.out) |
                                reinterpret_cast<uintptr_t>(a.grad_out);
     return a.width % v == 0 && together % (v * sizeof(S)) == 0;
   };
   if constexpr (sizeof(S) == 2) {
-    if (fits(8)) return launch<S, 8>(a, is_backward, stream);
+    if (fits(8)) return launch_blocks<S, 8>(a, is_backward, stream);
   }
   if constexpr (sizeof(S) <= 4) {
-    if (fits(4)) return launch<S, 4>(a, is_backward, stream);
+    if (fits(4)) return launch_blocks<S, 4>(a, is_backward, stream);
   }
-  if (fits(2)) return launch<S, 2>(a, is_backward, stream);
-  launch<S, 1>(a, is_backward, stream);
+  if (fits(2)) return launch_blocks<S, 2>(a, is_backward, stream);
+  launch_blocks<S, 1>(a, is_backward, stream);
 }
 
 void run(const DeformAttn& a, bool is_backward, int device, uintptr_t stream) {
   if (a.cells > 0x7fffffff) throw std::runtime_error("piip: deform_attn takes maps of fewer than 2^31 cells");
   const DeviceGuard guard(device);
-  const auto handle = reinterpret_cast<cudaStream_t>(stream);
   switch (a.value_dtype) {
-    case Dtype::f16: return launch_vectors<Half>(a, is_backward, handle);
-    case Dtype::bf16: return launch_vectors<Bfloat>(a, is_backward, handle);
-    case Dtype::f64: return launch_vectors<double>(a, is_backward, handle);
-    default: return launch_vectors<float>(a, is_backward, handle);
+    case Dtype::f16: return launch_vectors<Half>(a, is_backward, stream);
+    case Dtype::bf16: return launch_vectors<Bfloat>(a, is_backward, stream);
+    case Dtype::f64: return launch_vectors<double>(a, is_backward, stream);
+    default: return launch_vectors<float>(a, is_backward, stream);
   }
 }
 

@@ -47,7 +47,7 @@ PIIP_HD Axis<T> make_axis(int in, int out, double factor, Filter filter, bool an
 
 template <class T>
 PIIP_HD bool is_copy(const Axis<T>& axis) {
-  return axis.in == axis.out && (axis.step == T(1) || (axis.filter == Filter::bilinear && !axis.antialias));
+  return axis.in == axis.out && (axis.step == T(1) || axis.filter == Filter::bilinear || axis.antialias);
 }
 
 // Keys' cubic kernel.

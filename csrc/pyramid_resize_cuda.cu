@@ -132,12 +132,12 @@ void run(const PyramidResize& a, bool is_backward, int device, uintptr_t stream)
     const int64_t work = is_backward ? p.count * a.channels * a.height * a.width : p.begin[a.level_count];
     const int64_t blocks = (work + kThreads - 1) / kThreads;
     if (blocks > 0x7fffffff) throw std::runtime_error("piip: pyramid_resize on CUDA takes fewer pixels in one call");
-    const auto handle = reinterpret_cast<cudaStream_t>(stream);
     const bool wide = a.image_dtype == Dtype::f64;
-    const auto kernel =
-        is_backward ? (wide ? backward<double> : backward<float>) : (wide ? forward<double> : forward<float>);
-    kernel<<<unsigned(blocks), kThreads, 0, handle>>>(p);
-    check_launch(is_backward ? "pyramid_resize_backward" : "pyramid_resize_forward");
+    if (is_backward) {
+      launch("pyramid_resize_backward", wide ? backward<double> : backward<float>, blocks, kThreads, 0, stream, p);
+    } else {
+      launch("pyramid_resize_forward", wide ? forward<double> : forward<float>, blocks, kThreads, 0, stream, p);
+    }
   }
 }
 

@@ -32,8 +32,13 @@ def has_kernels(device: torch.device) -> bool:
 def runs_definition(device: torch.device) -> bool:
     """Whether the definition in `reference` runs in the place of an op: without kernels, and in ONNX export."""
     # Every call asks; the exporter's own answer imports two modules and is the slowest step.
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     return (traced and torch.onnx.is_in_onnx_export()) or not has_kernels(device)
+
+
+def adds_up(device: torch.device) -> bool:
+    """Whether a backward adds to the gradients that it is given, zeros in the compute dtype; else it writes them."""
+    return device.type != "cpu"
 
 
 def describe() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from piip.ops import reference
 from piip.ops._checks import MAX_LEVELS, check_device, check_shape, host_list, host_shapes
 from piip.ops._extension import (
     DTYPE_TAGS,
+    adds_up,
     launch,
     library,
     pointer,
@@ -208,7 +209,7 @@ class _Problem:
         # The CPU adds up the value gradient in a plane of each thread, CUDA in memory: in the compute dtype, or, where
         # the order of additions must not matter, in integers.
         unit = None
-        if value.device.type == "cpu":
+        if not adds_up(value.device):
             grad_value = torch.empty_like(value)
         elif torch.are_deterministic_algorithms_enabled():
             # Weights after a softmax are at most 1; given ones can be anything.

@@ -7,6 +7,7 @@ bfloat16 and float16 on CPUs, so nothing here runs in a 16-bit dtype.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,9 +110,15 @@ def pyramid_resize(
             level = source
         elif source.shape[0] == 0:
             level = source.new_zeros(0, source.shape[1], *size)
-        elif factor is None:
-            level = F.interpolate(source, size=tuple(size), mode=mode, align_corners=False, antialias=antialias)
         else:
-            level = F.interpolate(source, scale_factor=factor, mode=mode, align_corners=False, antialias=antialias)
+            target: dict[str, Any] = {"size": tuple(size)} if factor is None else {"scale_factor": tuple(factor)}
+            # A single column, antialiased, is the first pixel of it in F.interpolate of torch 2.11; a row is right.
+            turned = antialias and size[1] == 1
+            if turned:
+                target = {name: sides[::-1] for name, sides in target.items()}
+            level = F.interpolate(
+                source.mT if turned else source, mode=mode, align_corners=False, antialias=antialias, **target
+            )
+            level = level.mT if turned else level
         levels.append(level.to(dtype))
     return levels

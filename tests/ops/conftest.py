@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import shutil
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
 
 from piip.ops import _extension
+from tests.ops import emulated
+
+deform_attn = importlib.import_module("piip.ops.deform_attn")  # the package has a function of this name
 
 
 @pytest.fixture(autouse=True)
@@ -20,8 +27,22 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest) -> torch.device:
+@pytest.fixture(scope="session")
+def emulated_module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("emulating CUDA takes Linux and g++")
+    return emulated.build(tmp_path_factory.mktemp("emulated"), compiler)
+
+
+@pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """The CPU; the CPU with the CUDA kernels, executed by tests/ops/emulated; a GPU."""
+    if request.param == "emulated":
+        module = emulated.Emulated(request.getfixturevalue("emulated_module"))
+        monkeypatch.setattr(_extension, "_C", module)
+        monkeypatch.setattr(deform_attn, "adds_up", lambda device: True)
+        return torch.device("cpu")
     if request.param == "cuda" and not torch.cuda.is_available():
         if os.environ.get("PIIP_REQUIRE_CUDA") == "1":
             pytest.fail("PIIP_REQUIRE_CUDA=1 but there is no CUDA device")

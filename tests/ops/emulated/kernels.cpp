@@ -1,0 +1,21 @@
+// The CUDA kernels as plain C++, and what the bindings want besides.
+#include <cuda_runtime.h>
+
+namespace piip {
+namespace cuda {
+namespace {
+alignas(16) unsigned char shared[emulated::kSharedBytes];
+const bool named = (emulated::shared_memory = shared, true);
+}  // namespace
+}  // namespace cuda
+}  // namespace piip
+
+#include "deform_attn_cuda.cu"
+#include "dispatch.h"
+
+namespace piip {
+const CpuKernels& cpu_kernels() {
+  static const CpuKernels none{};
+  return none;
+}
+}  // namespace piip
