@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := $(wildcard csrc/*)
+SOURCES := $(wildcard csrc/* tests/ops/emulated/*.h tests/ops/emulated/*.cpp)
 
 DEMO := detection/mask_rcnn_piip_nano_shapes
 RUN ?= runs/demo

@@ -124,8 +124,8 @@ def test_any_problem_equals_the_definition(
             else deform_attn(value, shapes, *others)
         )
 
-    # Coordinates of so many cells are rounded; sums in fixed point are rounded as the largest gradient is, which matters
-    # where few samples lie on the map.
+    # Coordinates of so many cells are rounded; sums in fixed point are rounded as the largest gradient is, which
+    # matters where few samples lie on the map.
     rounding = problem["spread"] * torch.finfo(reference.compute_dtype(dtype)).eps + 1e-12
     assert_matches_definition(case, device, 1.5 * TOLERANCE[dtype] + rounding, op)
 

@@ -15,6 +15,8 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
 SOURCES = [HERE / "kernels.cpp", CSRC / "pyramid_resize_cuda.cu", CSRC / "bindings.cpp"]
 FLAGS = ["-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-DPIIP_WITH_CUDA"]
+# Misaligned vectors, which a GPU does not read, and other undefined behaviour end the run.
+FLAGS += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
 DEFINITIONS = ['-DPIIP_CUDA_VERSION="emulated"', '-DPIIP_CUDA_ARCHITECTURES=""']
 
 

@@ -76,7 +76,8 @@ struct Block {
     swapcontext(&fiber.context, &scheduler);
   }
 
-  void run(int threads) {
+  // backwards: later threads run first; what a missing barrier leaves unwritten then differs.
+  void run(int threads, bool backwards) {
     if (int(fibers.size()) < threads) fibers.resize(threads);
     exchanged.assign(2 * threads, 0);
     turn.assign(threads, 0);
@@ -90,18 +91,20 @@ struct Block {
     }
     for (bool any = true; any;) {
       any = false;
-      for (int first = 0; first < threads; first += kWarp) run_warp(first, threads);
+      const int warps = (threads + kWarp - 1) / kWarp;
+      for (int k = 0; k < warps; ++k) run_warp(kWarp * (backwards ? warps - 1 - k : k), threads, backwards);
       for (int i = 0; i < threads; ++i)
         if (fibers[i].state == State::at_block) fibers[i].state = State::ready, any = true;
     }
   }
 
   // Until all threads of the warp wait for the block or have ended.
-  void run_warp(int first, int threads) {
+  void run_warp(int first, int threads, bool backwards) {
     const int last = first + kWarp < threads ? first + kWarp : threads;
     for (;;) {
       int shuffling = 0;
-      for (int i = first; i < last; ++i) {
+      for (int k = first; k < last; ++k) {
+        const int i = backwards ? first + last - 1 - k : k;
         if (fibers[i].state == State::ready) {
           current = i;
           threadIdx.x = unsigned(i);
@@ -184,7 +187,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   for (unsigned i = 0; i < config->gridDim.x; ++i) {
     blockIdx.x = i;
     memset(shared_memory, 0xff, kSharedBytes);  // numbers that are none
-    block.run(threads);
+    block.run(threads, i % 2);
     for (int k = int(config->dynamicSmemBytes); k < kSharedBytes; ++k)
       if (shared_memory[k] != 0xff) fail("a block wrote behind its shared memory");
   }
