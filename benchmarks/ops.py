@@ -5,9 +5,9 @@
 The table is printed and written to FOLDER (benchmarks/results) as <machine>.md and <machine>.json.
 
 Ours and a rival are timed in turn within one run. On the CPU the process's CPU time counts, so that other load on the
-machine matters little. It adds up over threads, also over those that only wait; so one thread is the default. Caches are
-cold, and freed memory stays with the process, that no call pays for giving back what another one used. An entry gives
-minimum, median and maximum in ms, the ratio of the medians, and our largest error relative to the definition in
+machine matters little. It adds up over threads, also over those that only wait; so one thread is the default. Caches
+are cold, and freed memory stays with the process, that no call pays for giving back what another one used. An entry
+gives minimum, median and maximum in ms, the ratio of the medians, and our largest error relative to the definition in
 float64.
 """
 

@@ -16,6 +16,8 @@ MAX_SIDE = 2**31 - 1
 
 def host_list(name: str, values: Any, meaning: str) -> list[Any]:
     """The items of a sequence, an array or a tensor on the host; a tensor is read, on a GPU by waiting for it."""
+    if isinstance(values, (list, tuple)):
+        return list(values)
     if isinstance(values, Tensor) and values.is_meta:
         raise ValueError(f"{name} must hold numbers, got a tensor on the meta device; pass host integers")
     items = values.tolist() if hasattr(values, "tolist") else values
@@ -32,7 +34,7 @@ def host_shapes(name: str, shapes: Sequence[Sequence[int]] | Tensor) -> list[tup
     for pair in pairs:
         if not _is_sequence(pair) or len(pair) != 2:
             raise ValueError(f"{name} must be {meaning}, got {shapes!r}")
-        h, w = _integer(name, pair[0]), _integer(name, pair[1])
+        h, w = (side if type(side) is int else _integer(name, side) for side in pair)
         if h < 1 or w < 1 or h > MAX_SIDE or w > MAX_SIDE:
             raise ValueError(f"{name} must hold positive sizes below 2**31, got {pairs}")
         sizes.append((h, w))

@@ -169,6 +169,13 @@ library.define(
 )
 
 
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contiguous and of a dtype; most are, and asking costs less than an operator that changes nothing."""
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
 class _Problem:
     """Inputs as the kernels want them: contiguous, points and weights of one dtype, float32 or that of the value."""
 
@@ -176,9 +183,9 @@ class _Problem:
         compute = reference.compute_dtype(value.dtype)
         same = points.dtype == weights.dtype == value.dtype
         point_dtype = value.dtype if same else compute
-        self.value = value.contiguous()
-        self.reference = None if ref is None else ref.to(compute).contiguous()
-        self.points, self.weights = points.to(point_dtype).contiguous(), weights.to(point_dtype).contiguous()
+        self.value = _stored(value, value.dtype)
+        self.reference = None if ref is None else _stored(ref, compute)
+        self.points, self.weights = _stored(points, point_dtype), _stored(weights, point_dtype)
         batch, cells, heads, width = value.shape
         per_batch, per_level = (False, False) if ref is None else (ref.shape[0] > 1, ref.shape[2] > 1)
         self.queries, self.empty = points.shape[1], batch == 0
@@ -202,7 +209,7 @@ class _Problem:
         return out.zero_()
 
     def backward(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value, grad = self.value, grad.to(self.value.dtype).contiguous()
+        value, grad = self.value, _stored(grad, self.value.dtype)
         grad_points, grad_weights = torch.empty_like(self.points), torch.empty_like(self.weights)
         if self.empty or self.points.numel() == 0:
             return torch.zeros_like(value), grad_points, grad_weights
@@ -223,7 +230,7 @@ class _Problem:
         launch("deform_attn_backward", value.device, [*self.inputs, *outputs], *self.settings)
         if unit is not None:
             grad_value = grad_value.double() / unit
-        return grad_value.to(value.dtype), grad_points, grad_weights
+        return _stored(grad_value, value.dtype), grad_points, grad_weights
 
 
 def _fixed_point_unit(grad: Tensor, samples: int, weights: Tensor | None) -> Tensor:
@@ -249,7 +256,7 @@ def _backward(
     grad: Tensor, value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_value, grad_offsets, grad_logits = _Problem(value, shapes, ref, offsets, logits).backward(grad)
-    return grad_value, grad_offsets.to(offsets.dtype), grad_logits.to(logits.dtype)
+    return grad_value, _stored(grad_offsets, offsets.dtype), _stored(grad_logits, logits.dtype)
 
 
 def _ms_forward(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
@@ -260,7 +267,7 @@ def _ms_backward(
     grad: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_value, grad_locations, grad_weights = _Problem(value, shapes, None, locations, weights).backward(grad)
-    return grad_value, grad_locations.to(locations.dtype), grad_weights.to(weights.dtype)
+    return grad_value, _stored(grad_locations, locations.dtype), _stored(grad_weights, weights.dtype)
 
 
 for _device in ("CPU", "CUDA"):
