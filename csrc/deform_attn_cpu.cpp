@@ -52,8 +52,8 @@ struct Plan {
         step(int64_t(problem.heads) * problem.width),
         whole((planes.pitch + N - 1) / N * N) {
     const int samples = a.levels * a.points_per_level;
-    // Heads that share cache lines of the weights go together, as long as their planes stay in the cache and no thread
-    // is left without work.
+    // Two heads go together, which share cache lines, as long as their planes stay in the cache and no thread is left
+    // without work.
     group = std::clamp(int(64 / sizeof(T)) / samples, 1, std::min(2, a.heads));
     const int64_t enough = threads > 1 ? 2 * threads : 1;
     while (group > 1 && (group * planes.size() * int64_t(sizeof(T)) > kGroupBytes ||

@@ -1,5 +1,5 @@
-// The values of a head as a plane of its own: cells padded to whole vectors, in the compute type, with a border of
-// zeros around every map. A sample's four cells then always exist, outside ones read zeros, neighbours along x are
+// The values of a head as a plane of its own: cells padded to whole or half vectors, in the compute type, with a border
+// of zeros around every map. A sample's four cells then always exist, outside ones read zeros, neighbours along x are
 // adjacent, and the plane of a narrow head stays in the cache.
 #pragma once
 

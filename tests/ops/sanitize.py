@@ -141,8 +141,9 @@ def child(extension: Path, cases: int, suite: bool) -> int:
     assert _extension._C is not None
     name = _extension._C.cpu_instruction_set()
     torch.set_num_threads(2)
-    # The tests that start processes of their own would run the ordinary extension; compiled code starts compilers.
-    chosen = "not instruction_set and not compiled and not peak_memory and not importing"
+    # The tests that start processes of their own would run the ordinary extension; compiled code starts compilers;
+    # emulated kernels are not instrumented.
+    chosen = "not instruction_set and not compiled and not peak_memory and not importing and not emulated"
     tests = ROOT / "tests" / "ops"
     arguments = ["-q", "-p", "no:cacheprovider", "-k", chosen, "--ignore", str(tests / "test_onnx.py"), str(tests)]
     if suite and pytest.main(arguments):
