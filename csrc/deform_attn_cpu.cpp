@@ -148,7 +148,7 @@ void backward(const DeformAttn& a, int threads) {
       const int count = int(std::min<int64_t>(samples.queries, a.queries - first));
       samples.template prepare<P>(heads, first, count);
       const S* grads = static_cast<const S*>(a.grad_out) + plan.row(heads, first);
-      Rows<const T> sources{reinterpret_cast<const T*>(grads), plan.step, plan.last(a.width), ahead};
+      HeadRows<const T> sources{reinterpret_cast<const T*>(grads), plan.step, plan.last(a.width), ahead};
       if (!kInPlace) sources = {rows.data(), plan.spacing, plan.last(pitch), 0};
       for (int q = 0; q < count && !kInPlace; ++q) {
         prefetch(grads + q * plan.step + ahead, heads.count * a.width);

@@ -20,7 +20,7 @@ struct HeadBlock {
 
 // The head's outputs or their gradients, a row a query.
 template <class T>
-struct Rows {
+struct HeadRows {
   T* first;
   int64_t step;   // from row to row
   int last;       // items of a row's last vector that may be touched
@@ -32,17 +32,17 @@ struct Kernel {
   using V = Vector<T, N>;
 
   // rows.first[query * step + lane] = sum over samples of weight * cell.
-  static void forward(const HeadBlock<T>& block, const T* plane, const Rows<T>& rows) {
+  static void forward(const HeadBlock<T>& block, const T* plane, const HeadRows<T>& rows) {
     // Eight vectors at a time, so that the sums stay in registers.
     for (int first = 0; first < block.pitch; first += 8 * N) {
       const int left = std::min(block.pitch - first, 8 * N);
-      const Rows<T> part = {rows.first + first, rows.step, first + left < block.pitch ? N : rows.last, rows.ahead};
+      const HeadRows<T> part = {rows.first + first, rows.step, first + left < block.pitch ? N : rows.last, rows.ahead};
       by_columns<8>(left, [&](auto columns, auto half) { gather<columns, half>(block, plane + first, part); });
     }
   }
 
   // Adds to the gradient plane and leaves the products with the four cells.
-  static void backward(const HeadBlock<T>& block, T* plane, int64_t to_grad, const Rows<const T>& grads) {
+  static void backward(const HeadBlock<T>& block, T* plane, int64_t to_grad, const HeadRows<const T>& grads) {
     by_columns<6>(block.pitch, [&](auto columns, auto half) {
       constexpr int known = columns < 6 ? int(columns) : 0;
       scatter<known, half>(block, plane, to_grad, grads);
@@ -70,7 +70,7 @@ struct Kernel {
   }
 
   template <int C, bool kHalf>
-  static void gather(const HeadBlock<T>& block, const T* plane, const Rows<T>& rows) {
+  static void gather(const HeadBlock<T>& block, const T* plane, const HeadRows<T>& rows) {
     constexpr int kPitch = C * N - (kHalf ? N / 2 : 0);
     const bool four = block.samples.row == 4 && block.samples.per_query == 4;
     if (block.pitch != kPitch) {
@@ -84,7 +84,7 @@ struct Kernel {
 
   // kSamples, kPitch: known numbers of samples and elements from cell to cell, or 0.
   template <int C, bool kHalf, int kSamples, int kPitch>
-  static void gather(const HeadBlock<T>& block, const T* plane, const Rows<T>& rows) {
+  static void gather(const HeadBlock<T>& block, const T* plane, const HeadRows<T>& rows) {
     constexpr int kSums = C <= 2 ? 2 : 1;  // few sums would wait for each other's additions
     const auto& s = block.samples;
     const int pitch = kPitch ? kPitch : block.pitch, samples = kSamples ? kSamples : s.per_query;
@@ -117,7 +117,7 @@ struct Kernel {
 
   // Of cells half a vector wide, neighbours along x at once.
   template <int kSamples>
-  static void gather_pairs(const HeadBlock<T>& block, const T* plane, const Rows<T>& rows) {
+  static void gather_pairs(const HeadBlock<T>& block, const T* plane, const HeadRows<T>& rows) {
     using Pair = Vector<T, 2 * N>;
     const auto& s = block.samples;
     const int samples = kSamples ? kSamples : s.per_query;
@@ -151,7 +151,7 @@ struct Kernel {
   // C: known number of vectors of a cell, or 0. A bundle of samples has as many products as a vector has lanes, which
   // are summed together.
   template <int C, bool kHalf>
-  static void scatter(const HeadBlock<T>& block, T* plane, int64_t to_grad, const Rows<const T>& rows) {
+  static void scatter(const HeadBlock<T>& block, T* plane, int64_t to_grad, const HeadRows<const T>& rows) {
     constexpr int B = N / 4;
     const auto& s = block.samples;
     const int pitch = C ? C * N - (kHalf ? N / 2 : 0) : block.pitch, vectors = C ? C : (pitch + N - 1) / N;

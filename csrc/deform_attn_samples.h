@@ -84,7 +84,7 @@ struct Samples {
   void finish(Heads group, int64_t first, int count) {
     const int64_t query = group.image * a.queries + first;
     P *weights = static_cast<P*>(a.grad_weights), *points = static_cast<P*>(a.grad_points);
-    const bool streamed = stream(group, [&](auto kTogether) {
+    const bool done = as_they_lie(group, [&](auto kTogether) {
       constexpr int R = kTogether;
       const int64_t step = int64_t(a.heads) * row, start = query * step + group.first * row;
       P *to_weights = weights + start, *to_points = points + 2 * start;
@@ -99,7 +99,7 @@ struct Samples {
         }
       }
     });
-    if (streamed) return;
+    if (done) return;
     const int size = whole_vectors(count), length = std::max(row, N);
     for (int first_of_row = 0; first_of_row < size; first_of_row += length) {
       const int end = first_of_row + length;
@@ -151,7 +151,7 @@ struct Samples {
   // Calls body(R) and returns true where samples can be read as they lie in memory, in vectors of R queries: rows no
   // longer than a vector, around one point.
   template <class Body>
-  bool stream(Heads group, const Body& body) const {
+  bool as_they_lie(Heads group, const Body& body) const {
     if (row != per_query || row > N || group.count != heads || a.reference_per_level) return false;
     const int samples = heads * row;
     if (samples % N == 0) {
@@ -183,11 +183,14 @@ struct Samples {
     }
   }
 
-  // The points of a vector of samples, x and y in turn, from and to such rows.
+  // The points of a vector of samples, x and y in turn, from and to R queries in memory.
   template <int R, class P>
   static PIIP_INLINE std::array<V, 2> widen_pairs(const P* p, int64_t step, int last) {
-    if constexpr (R == 1) return {widen_vector<T, N>(p), widen_vector<T, N>(p + N)};
-    if constexpr (R > 1) return {widen_rows<T, N, R / 2>(p, step, last), widen_rows<T, N, R / 2>(p, step, last, R / 2)};
+    if constexpr (R == 1) {
+      return {widen_vector<T, N>(p), widen_vector<T, N>(p + N)};
+    } else {
+      return {widen_rows<T, N, R / 2>(p, step, last), widen_rows<T, N, R / 2>(p, step, last, R / 2)};
+    }
   }
   template <int R, class P>
   static PIIP_INLINE void narrow_pairs(const std::array<V, 2>& pairs, P* p, int64_t step, int last) {
@@ -204,7 +207,7 @@ struct Samples {
   void prepare(Heads group, int64_t first, int count) {
     const int64_t query = group.image * a.queries + first, reference = a.reference_per_batch ? query : first;
     const P *weights = static_cast<const P*>(a.weights), *points = static_cast<const P*>(a.points);
-    const bool streamed = stream(group, [&](auto kTogether) {
+    const bool done = as_they_lie(group, [&](auto kTogether) {
       constexpr int R = kTogether;
       const int64_t step = int64_t(a.heads) * row, start = query * step + group.first * row;
       const P *from_weights = weights + start, *from_points = points + 2 * start;
@@ -224,7 +227,7 @@ struct Samples {
         }
       }
     });
-    if (streamed) return;
+    if (done) return;
     read<P>(weights, 1, group, query, count, kRaw ? -infinity() : T(0), attention_);
     read<P>(points, 2, group, query, count, infinity(), points_);
     if (kRaw) read_reference(reference, count);

@@ -85,6 +85,29 @@ PIIP_INLINE void prefetch(const S* p, int count) {
     __builtin_prefetch(reinterpret_cast<const void*>(line), kWrite);
 }
 
+// Two vectors as one of twice the length, and the halves of one.
+template <class H, int... kLane>
+PIIP_INLINE auto join(H low, H high, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(low, high, kLane...);
+}
+template <class T, int N>
+PIIP_INLINE Vector<T, 2 * N> join(Vector<T, N> low, Vector<T, N> high) {
+  return (Vector<T, 2 * N>)join(low, high, std::make_integer_sequence<int, 2 * N>());
+}
+
+template <int kFirst, class V, int... kLane>
+PIIP_INLINE auto part(V v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(v, v, (kFirst + kLane)...);
+}
+template <class T, int N>
+PIIP_INLINE Vector<T, N / 2> lower_half(Vector<T, N> v) {
+  return (Vector<T, N / 2>)part<0>(v, std::make_integer_sequence<int, N / 2>());
+}
+template <class T, int N>
+PIIP_INLINE Vector<T, N / 2> upper_half(Vector<T, N> v) {
+  return (Vector<T, N / 2>)part<N / 2>(v, std::make_integer_sequence<int, N / 2>());
+}
+
 // --- storage types ------------------------------------------------------------------------------------------------
 
 PIIP_INLINE float bits_to_float(uint32_t bits) {
@@ -163,10 +186,7 @@ PIIP_INLINE Vector<T, N> widen_vector(const S* p) {
     std::memcpy(&v, &wide, sizeof(v));
     return v;
   } else if constexpr (std::is_same_v<S, Half> && N == 16) {
-    const Vector<T, 8> halves[] = {widen_vector<T, 8>(p), widen_vector<T, 8>(p + 8)};
-    Vector<T, N> v;
-    std::memcpy(&v, halves, sizeof(v));
-    return v;
+    return join<T, 8>(widen_vector<T, 8>(p), widen_vector<T, 8>(p + 8));
 #endif
   } else if constexpr (std::is_same_v<S, Bfloat>) {
     const auto bits = __builtin_convertvector((load<uint16_t, N>(&p->bits)), Vector<uint32_t, N>) << 16;
@@ -189,18 +209,7 @@ PIIP_INLINE void narrow_vector(Vector<T, N> v, S* p) {
   }
 }
 
-// Both with restrict-qualified rows of any length; simple enough for the compiler to vectorise.
-template <class S, class T>
-PIIP_INLINE void widen_row(const S* __restrict source, T* __restrict target, int count) {
-  for (int i = 0; i < count; ++i) target[i] = widen(source[i]);
-}
-
-template <class S, class T>
-PIIP_INLINE void narrow_row(const T* __restrict source, S* __restrict target, int count) {
-  for (int i = 0; i < count; ++i) target[i] = narrow<S>(source[i]);
-}
-
-// The same for rows of a few vectors: whole ones, then the rest in halves.
+// The same for rows of any length: whole vectors, then the rest in halves.
 template <class T, int N, class S>
 PIIP_INLINE void widen_items(const S* source, T* target, int count) {
   int i = 0;
@@ -219,29 +228,7 @@ PIIP_INLINE void narrow_items(const T* source, S* target, int count) {
   }
 }
 
-template <class H, int... kLane>
-PIIP_INLINE auto join(H low, H high, std::integer_sequence<int, kLane...>) {
-  return __builtin_shufflevector(low, high, kLane...);
-}
-template <class T, int N>
-PIIP_INLINE Vector<T, 2 * N> join(Vector<T, N> low, Vector<T, N> high) {
-  return (Vector<T, 2 * N>)join(low, high, std::make_integer_sequence<int, 2 * N>());
-}
-
-template <int kFirst, class V, int... kLane>
-PIIP_INLINE auto part(V v, std::integer_sequence<int, kLane...>) {
-  return __builtin_shufflevector(v, v, (kFirst + kLane)...);
-}
-template <class T, int N>
-PIIP_INLINE Vector<T, N / 2> lower_half(Vector<T, N> v) {
-  return (Vector<T, N / 2>)part<0>(v, std::make_integer_sequence<int, N / 2>());
-}
-template <class T, int N>
-PIIP_INLINE Vector<T, N / 2> upper_half(Vector<T, N> v) {
-  return (Vector<T, N / 2>)part<N / 2>(v, std::make_integer_sequence<int, N / 2>());
-}
-
-// The lower half of a vector, the rest zero; and back.
+// A vector whose lower half is read, the upper one zero; and the lower half written.
 template <class T, int N>
 PIIP_INLINE Vector<T, N> load_half(const T* p) {
   return join<T, N / 2>(load<T, N / 2>(p), Vector<T, N / 2>{});

@@ -34,7 +34,7 @@ def host_shapes(name: str, shapes: Sequence[Sequence[int]] | Tensor) -> list[tup
     for pair in pairs:
         if not _is_sequence(pair) or len(pair) != 2:
             raise ValueError(f"{name} must be {meaning}, got {shapes!r}")
-        h, w = (side if type(side) is int else _integer(name, side) for side in pair)
+        h, w = _integer(name, pair[0]), _integer(name, pair[1])
         if h < 1 or w < 1 or h > MAX_SIDE or w > MAX_SIDE:
             raise ValueError(f"{name} must hold positive sizes below 2**31, got {pairs}")
         sizes.append((h, w))

@@ -7,7 +7,6 @@ bfloat16 and float16 on CPUs, so nothing here runs in a 16-bit dtype.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,14 +110,17 @@ def pyramid_resize(
         elif source.shape[0] == 0:
             level = source.new_zeros(0, source.shape[1], *size)
         else:
-            target: dict[str, Any] = {"size": tuple(size)} if factor is None else {"scale_factor": tuple(factor)}
-            # A single column, antialiased, is the first pixel of it in F.interpolate of torch 2.11; a row is right.
-            turned = antialias and size[1] == 1
-            if turned:
-                target = {name: sides[::-1] for name, sides in target.items()}
-            level = F.interpolate(
-                source.mT if turned else source, mode=mode, align_corners=False, antialias=antialias, **target
-            )
-            level = level.mT if turned else level
+            level = _interpolate(source, size, factor, mode, antialias)
         levels.append(level.to(dtype))
     return levels
+
+
+def _interpolate(
+    source: Tensor, size: tuple[int, int], factor: tuple[float, float] | None, mode: str, antialias: bool
+) -> Tensor:
+    if antialias and size[1] == 1 < size[0]:
+        # F.interpolate of torch 2.11 fills such a column with its first pixel. A row comes out right.
+        return _interpolate(source.mT, (1, size[0]), factor and (factor[1], factor[0]), mode, antialias).mT
+    if factor is None:
+        return F.interpolate(source, size=tuple(size), mode=mode, align_corners=False, antialias=antialias)
+    return F.interpolate(source, scale_factor=factor, mode=mode, align_corners=False, antialias=antialias)

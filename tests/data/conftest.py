@@ -106,3 +106,9 @@ def index_of() -> Callable[[CocoDataset, int], int]:
         return next(index for index in range(len(dataset)) if dataset.record(index).id == image_id)
 
     return find
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a module's generated pictures go."""
+    return tmp_path_factory.mktemp("shapes")

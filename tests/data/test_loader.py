@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import signal
-import subprocess
-import sys
-import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,56 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from piip.config import Config, config_from_dict
+from piip.config import Config
 from piip.data.coco import CocoDataset
 from piip.data.loader import (
     Batch,
-    Loader,
-    _leave_signals_to_parent,
     build_dataset,
     build_loader,
-    explain_worker_death,
 )
 from piip.data.sampler import EvalSampler, TrainSampler
 from piip.data.transforms import prepare
-from piip.errors import ConfigError, DataError, PiipError
-
-SHAPES = {"type": "shapes", "images": 12, "size": 64}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shapes")
-
-
-def make_config(root: Path, *, workers: int = 0, accumulate: int = 1, **data: object) -> Config:
-    branch = {"embed_dim": 32, "depth": 1, "num_heads": 1}
-    dataset = SHAPES | {"root": str(root)}
-    return config_from_dict(
-        {
-            "name": "loader",
-            "model": {"backbone": {"branches": [branch], "resolutions": [64], "interactions": 0}},
-            "data": {
-                "train": dataset | {"split": "train"},
-                "val": dataset | {"split": "val"},
-                "train_transforms": {"resize": [[64, 48], [80, 64], [96, 96]], "flip": 0.5},
-                "val_transforms": {"resize": [[72, 72]]},
-                "batch_size": 4,
-                "eval_batch_size": 2,
-                "workers": workers,
-            }
-            | data,
-            "optim": {"accumulate": accumulate},
-            "schedule": {"epochs": 1},
-        }
-    )
-
-
-def run_script(script: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python code that may import this file, in a process of its own."""
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, timeout=60, capture_output=True, text=True)
+from piip.errors import ConfigError, DataError
+from tests.data.loader_cases import epoch, make_config
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -78,12 +33,6 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
         for x, y in zip(a.targets, b.targets, strict=True):
             assert x.keys() == y.keys()
             assert all(torch.equal(x[key], y[key]) for key in x)
-
-
-def epoch(loader: Loader, number: int, start: int = 0) -> list[Batch]:
-    loader.set_epoch(number)
-    loader.set_start(start)
-    return list(loader)
 
 
 def test_a_training_batch_keeps_the_contract(root: Path) -> None:
@@ -306,119 +255,6 @@ def test_training_gives_up_when_no_image_can_be_read(tmp_path: Path) -> None:
         (dataset.folder / dataset.record(index).file_name).write_bytes(b"gone")
     with pytest.raises(DataError, match=r"12 images in a row cannot be read; the first: .*\.jpg is not an image"):
         epoch(build_loader(config, dataset, training=True), 0)
-
-
-def test_a_dead_worker_is_a_clear_error(root: Path) -> None:
-    config = make_config(root, workers=1, batch_size=1)
-    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
-    loader.set_epoch(0)
-    batches = iter(loader)
-    next(batches)
-
-    def load_the_rest() -> None:
-        os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
-        list(batches)
-
-    with pytest.raises((PiipError, RuntimeError)) as caught:
-        load_the_rest()
-    # torch may be the first to tell, in the middle of any statement of the main thread.
-    error = caught.value if isinstance(caught.value, PiipError) else explain_worker_death(caught.value)
-    loader.close()
-    assert re.search(r"a data loader process died \(.*\); .*lower data\.workers", str(error))
-
-
-def test_only_worker_deaths_are_explained() -> None:
-    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore")
-    assert "died (DataLoader worker (pid 7) is killed by signal: Killed.);" in str(explain_worker_death(killed))
-    assert explain_worker_death(RuntimeError("CUDA error")) is None
-
-
-def test_workers_leave_signals_to_the_parent(root: Path) -> None:
-    config = make_config(root, workers=2, batch_size=1)
-    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
-    loader.set_epoch(0)
-    batches = iter(loader)
-    # One batch of either worker: both have started.
-    next(batches)
-    next(batches)
-    for worker in loader._iterator._workers:
-        os.kill(worker.pid, signal.SIGTERM)
-        os.kill(worker.pid, signal.SIGINT)
-    assert len(list(batches)) == 10
-    assert all(worker.is_alive() for worker in loader._iterator._workers)
-    loader.close()
-
-
-def signal_early(worker: int) -> None:
-    """What a signal to the process group does that arrives before a loader process has begun to ignore it."""
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGINT)
-    _leave_signals_to_parent(worker)
-
-
-def test_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> None:
-    config = make_config(root, workers=1)
-    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
-    loader._loader.worker_init_fn = signal_early
-    assert len(epoch(loader, 0)) == 3
-    loader.close()
-
-
-@pytest.mark.slow
-def test_spawned_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> None:
-    script = f"""
-        import multiprocessing, signal
-        from test_loader import epoch, make_config, build_dataset, build_loader, signal_early
-        multiprocessing.set_start_method("spawn")
-        config = make_config({str(root)!r}, workers=1)
-        loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
-        loader._loader.worker_init_fn = signal_early
-        print(len(epoch(loader, 0)), signal.pthread_sigmask(signal.SIG_BLOCK, []))
-        loader.close()
-    """
-    ended = run_script(script)
-    assert ended.stdout == "3 set()\n", ended.stderr
-
-
-def test_a_signal_that_arrives_while_workers_start_reaches_the_parent_afterwards(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(root, workers=1)
-    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
-    seen: list[object] = []
-    keys_of_batches = TrainSampler.__iter__
-
-    def signalled(sampler: TrainSampler) -> Iterator[list[tuple[int, int]]]:
-        signal.raise_signal(signal.SIGTERM)  # to this thread: others may have it unblocked
-        seen.append("loader asks for batches while it starts")
-        return keys_of_batches(sampler)
-
-    monkeypatch.setattr(TrainSampler, "__iter__", signalled)
-    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
-    try:
-        assert len(epoch(loader, 0)) == 3
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        loader.close()
-    assert seen[-1] == signal.SIGTERM
-    assert signal.SIGTERM not in seen[:-1]
-    assert seen[:-1]
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_python_exits_although_workers_ignore_sigterm(root: Path, training: bool) -> None:
-    """multiprocessing ends its children with SIGTERM at exit and waits for them: without Loader's care, for ever."""
-    script = f"""
-        import sys
-        from test_loader import make_config, build_dataset, build_loader
-        config = make_config({str(root)!r}, workers=1, batch_size=1, eval_batch_size=1)
-        dataset = build_dataset(config.data.train, training={training})
-        batches = iter(build_loader(config, dataset, training={training}))
-        next(batches)
-        sys.exit(75)
-    """
-    ended = run_script(script)
-    assert ended.returncode == 75, ended.stderr
 
 
 def test_a_batch_moves_to_a_device_as_a_whole(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -20,11 +21,12 @@ FLAGS += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
 DEFINITIONS = ['-DPIIP_CUDA_VERSION="emulated"', '-DPIIP_CUDA_ARCHITECTURES=""']
 
 
-def build(folder: Path, compiler: str) -> ModuleType:
+def build(folder: Path) -> ModuleType:
     """A module like piip._C whose functions `..._cuda` run emulated on the CPU."""
     includes = [HERE, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
     target = folder / "_C.so"
-    command = [compiler, *FLAGS, *DEFINITIONS, *(f"-I{path}" for path in includes), *map(str, SOURCES)]
+    command = [*os.environ.get("CXX", "g++").split(), *FLAGS, *DEFINITIONS]
+    command += [*(f"-I{path}" for path in includes), *map(str, SOURCES)]
     subprocess.run([*command, "-o", str(target)], check=True)
     spec = importlib.util.spec_from_file_location("emulated._C", target)
     assert spec is not None

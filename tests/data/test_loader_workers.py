@@ -1,0 +1,130 @@
+"""Loader processes: their death is explained, and signals are left to the parent."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from piip.data.loader import _leave_signals_to_parent, build_dataset, build_loader, explain_worker_death
+from piip.data.sampler import TrainSampler
+from piip.errors import PiipError
+from tests.data.loader_cases import epoch, make_config
+from tests.engine.tiny import run_python
+
+
+def test_a_dead_worker_is_a_clear_error(root: Path) -> None:
+    config = make_config(root, workers=1, batch_size=1)
+    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader.set_epoch(0)
+    batches = iter(loader)
+    next(batches)
+
+    def load_the_rest() -> None:
+        os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
+        list(batches)
+
+    with pytest.raises((PiipError, RuntimeError)) as caught:
+        load_the_rest()
+    # torch may be the first to tell, in the middle of any statement of the main thread.
+    error = caught.value if isinstance(caught.value, PiipError) else explain_worker_death(caught.value)
+    loader.close()
+    assert re.search(r"a data loader process died \(.*\); .*lower data\.workers", str(error))
+
+
+def test_only_worker_deaths_are_explained() -> None:
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore")
+    assert "died (DataLoader worker (pid 7) is killed by signal: Killed.);" in str(explain_worker_death(killed))
+    assert explain_worker_death(RuntimeError("CUDA error")) is None
+
+
+def test_workers_leave_signals_to_the_parent(root: Path) -> None:
+    config = make_config(root, workers=2, batch_size=1)
+    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader.set_epoch(0)
+    batches = iter(loader)
+    # One batch of either worker: both have started.
+    next(batches)
+    next(batches)
+    for worker in loader._iterator._workers:
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    assert len(list(batches)) == 10
+    assert all(worker.is_alive() for worker in loader._iterator._workers)
+    loader.close()
+
+
+def signal_early(worker: int) -> None:
+    """What a signal to the process group does that arrives before a loader process has begun to ignore it."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    _leave_signals_to_parent(worker)
+
+
+def test_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> None:
+    config = make_config(root, workers=1)
+    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader._loader.worker_init_fn = signal_early
+    assert len(epoch(loader, 0)) == 3
+    loader.close()
+
+
+@pytest.mark.slow
+def test_spawned_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> None:
+    script = f"""
+        import multiprocessing, signal
+        from piip.data.loader import build_dataset, build_loader
+        from tests.data.loader_cases import epoch, make_config
+        from tests.data.test_loader_workers import signal_early
+        multiprocessing.set_start_method("spawn")
+        config = make_config({str(root)!r}, workers=1)
+        loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+        loader._loader.worker_init_fn = signal_early
+        print(len(epoch(loader, 0)), signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        loader.close()
+    """
+    assert run_python(["-c", textwrap.dedent(script)]) == "3 set()\n"
+
+
+def test_a_signal_that_arrives_while_workers_start_reaches_the_parent_afterwards(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(root, workers=1)
+    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    seen: list[object] = []
+    keys_of_batches = TrainSampler.__iter__
+
+    def signalled(sampler: TrainSampler) -> Iterator[list[tuple[int, int]]]:
+        signal.raise_signal(signal.SIGTERM)  # to this thread: others may have it unblocked
+        seen.append("loader asks for batches while it starts")
+        return keys_of_batches(sampler)
+
+    monkeypatch.setattr(TrainSampler, "__iter__", signalled)
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        assert len(epoch(loader, 0)) == 3
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        loader.close()
+    assert seen[-1] == signal.SIGTERM
+    assert signal.SIGTERM not in seen[:-1]
+    assert seen[:-1]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_python_exits_although_workers_ignore_sigterm(root: Path, training: bool) -> None:
+    """multiprocessing ends its children with SIGTERM at exit and waits for them: without Loader's care, for ever."""
+    script = f"""
+        from piip.data.loader import build_dataset, build_loader
+        from tests.data.loader_cases import make_config
+        config = make_config({str(root)!r}, workers=1, batch_size=1, eval_batch_size=1)
+        dataset = build_dataset(config.data.train, training={training})
+        batches = iter(build_loader(config, dataset, training={training}))
+        next(batches)
+    """
+    run_python(["-c", textwrap.dedent(script)], timeout=60)
