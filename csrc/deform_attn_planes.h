@@ -115,24 +115,24 @@ struct Planes {
   template <class S, int kWidth>
   void fill(Heads heads, T* planes) const {
     const int64_t step = int64_t(a.heads) * a.width, plane = size();
-    const int ahead = cells_ahead<S>(heads), head = width<kWidth>(), pitch = pitch_of<kWidth>();
+    const int ahead = cells_ahead<S>(heads), head = width<kWidth>(), pitch = pitch_of<kWidth>(), count = heads.count;
     const S* source = static_cast<const S*>(a.value) + heads.image * a.cells * step + heads.first * head;
     for (int level = 0; level < a.levels; ++level) {
       const int width = a.width_of[level], height = a.height_of[level];
       const int64_t row = int64_t(layout.row[level]) * pitch;
       T* target = planes + int64_t(layout.cell(level, 0, 0)) * pitch;
-      for (int h = 0; h < heads.count; ++h) {
+      for (int h = 0; h < count; ++h) {
         T *first = target + h * plane, *below = first + height * row;
         std::fill(first - 2 * row - 2 * pitch, first, T(0));
         std::fill(below, below + 2 * row, T(0));
       }
       for (int y = 0; y < height; ++y, source += width * step, target += row) {
         for (int x = 0; x < width; ++x) {
-          prefetch(source + (x + ahead) * step, heads.count * head);
-          for (int h = 0; h < heads.count; ++h)
+          prefetch(source + (x + ahead) * step, count * head);
+          for (int h = 0; h < count; ++h)
             widen_cell<kWidth>(source + x * step + h * head, target + h * plane + int64_t(x) * pitch);
         }
-        for (int h = 0; h < heads.count; ++h) {
+        for (int h = 0; h < count; ++h) {
           T* border = target + h * plane + int64_t(width) * pitch;
           std::fill(border, border + 2 * pitch, T(0));
         }
@@ -143,16 +143,42 @@ struct Planes {
   template <class S, int kWidth>
   void store(Heads heads, const T* planes) const {
     const int64_t step = int64_t(a.heads) * a.width, plane = size();
-    const int ahead = cells_ahead<S>(heads), pitch = pitch_of<kWidth>();
-    S* target = static_cast<S*>(a.grad_value) + heads.image * a.cells * step + heads.first * a.width;
+    const int ahead = cells_ahead<S>(heads), head = width<kWidth>(), pitch = pitch_of<kWidth>(), count = heads.count;
+    S* target = static_cast<S*>(a.grad_value) + heads.image * a.cells * step + heads.first * head;
+    const bool past_caches = streams<S, kWidth>(heads);
     for (int level = 0; level < a.levels; ++level)
       for (int y = 0; y < a.height_of[level]; ++y) {
         const T* source = planes + int64_t(layout.cell(level, y, 0)) * pitch;
-        for (int x = 0; x < a.width_of[level]; ++x, target += step, source += pitch) {
-          prefetch<kToWrite>(target + ahead * step, heads.count * a.width);
-          for (int h = 0; h < heads.count; ++h) narrow_cell<kWidth>(source + h * plane, target + h * a.width);
+        for (int x = 0, width = a.width_of[level]; x < width; ++x, target += step, source += pitch) {
+          if (past_caches) {
+            for (int h = 0; h < count; ++h) stream_cell<kWidth>(source + h * plane, target + h * head);
+          } else {
+            prefetch<kToWrite>(target + ahead * step, count * head);
+            for (int h = 0; h < count; ++h) narrow_cell<kWidth>(source + h * plane, target + h * head);
+          }
         }
       }
+    if (past_caches) finish_streams();
+  }
+
+  // Whether gradients are written past the caches: where the cells of `heads` fill cache lines, and those of all heads
+  // more than the caches of a core. Whoever reads them next finds them in memory, but no line is fetched to be written.
+  template <class S, int kWidth>
+  static constexpr bool kStreams = std::is_same_v<S, T> && kWidth > 0 && kWidth % kUnit<N> == 0;
+  template <class S, int kWidth>
+  bool streams(Heads heads) const {
+    constexpr int kLine = 64, kCore = 4 << 20;
+    const int64_t cell = int64_t(a.heads) * a.width * sizeof(T), piece = heads.count * a.width * sizeof(T);
+    return kStreams<S, kWidth> && piece % kLine == 0 && cell % kLine == 0 &&
+           reinterpret_cast<uintptr_t>(a.grad_value) % kLine == 0 && a.batch * a.cells * cell > kCore;
+  }
+
+  template <int kWidth, class S>
+  PIIP_INLINE void stream_cell(const T* source, S* target) const {
+    if constexpr (kStreams<S, kWidth>) {
+      constexpr int U = kUnit<N>;
+      for (int d = 0; d < kWidth; d += U) stream<T, U>(target + d, load<T, U>(source + d));
+    }
   }
 
   // How far ahead of their use cells are fetched: some kilobytes of theirs.

@@ -8,6 +8,7 @@
 #include <array>
 #include <limits>
 #include <utility>
+#include <vector>
 
 #include "bilinear.h"
 #include "deform_attn_planes.h"
@@ -56,17 +57,14 @@ struct Samples {
     cells_ = Scratch<int32_t>(size);
     cell = cells_.data();
 
-    period_ = std::max(row, N);
-    maps_ = Scratch<int32_t>(2 * period_);
-    sizes_ = Scratch<T>(2 * period_);
-    pitch_ = maps_.data(), origin_ = pitch_ + period_;
-    width_ = sizes_.data(), height_ = width_ + period_;
-    for (int i = 0; i < period_; ++i) {
-      const int lane = i / N * N + lane_of<N>(i % N), level = level_of(i % row);
-      width_[lane] = T(a.width_of[level]);
-      height_[lane] = T(a.height_of[level]);
-      pitch_[lane] = layout.row[level];
-      origin_[lane] = layout.cell(level, 0, 0);
+    maps_.resize(std::max(row / N, 1));
+    for (int i = 0; i < int(maps_.size()) * N; ++i) {
+      Maps& maps = maps_[i / N];
+      const int lane = lane_of<N>(i % N), level = level_of(i % row);
+      maps.width[lane] = T(a.width_of[level]);
+      maps.height[lane] = T(a.height_of[level]);
+      maps.pitch[lane] = layout.row[level];
+      maps.origin[lane] = layout.cell(level, 0, 0);
     }
   }
 
@@ -86,15 +84,18 @@ struct Samples {
     P *weights = static_cast<P*>(a.grad_weights), *points = static_cast<P*>(a.grad_points);
     const bool done = as_they_lie(group, [&](auto kTogether) {
       constexpr int R = kTogether;
-      const int64_t step = int64_t(a.heads) * row, start = query * step + group.first * row;
+      const int items = heads * row;
+      const int64_t step = int64_t(a.heads) * row, start = query * step + group.first * row, ahead = queries * step;
       P *to_weights = weights + start, *to_points = points + 2 * start;
       for (int q = 0, k = 0; q < count; q += R, to_weights += R * step, to_points += 2 * R * step) {
-        fetch<kToWrite, R>(to_weights + queries * step, to_points + 2 * queries * step, step);
-        for (int i = 0; i < heads * row; i += N, k += N) {
+        const int last = std::min(R, count - q) - 1;
+        for (int i = 0; i < items; i += N, k += N) {
+          fetch<kToWrite, R>(to_weights + i + ahead, step);
+          fetch<kToWrite, R>(to_points + 2 * (i + ahead), 2 * step);
+          if (R == 1) fetch<kToWrite, R>(to_points + 2 * (i + ahead) + N, 2 * step);
           const auto [x, y, value] = differentiate(k);
           const V weight = load<T, N>(attention_ + k), logit = weight * (value - over_rows(weight * value, sum));
-          const int last = std::min(R, count - q) - 1;
-          narrow_rows<T, N, R>(from_lanes<T, N>(a.raw ? logit : value), to_weights + i, step, last);
+          narrow_rows<T, N, R>(a.raw ? logit : value, to_weights + i, step, last);
           narrow_pairs<R>(join_pairs<T, N>(x, y), to_points + 2 * i, 2 * step, last);
         }
       }
@@ -115,7 +116,7 @@ struct Samples {
       total = over_rows(total, sum);
       for (int k = first_of_row; k < end; k += N) {
         const V value = load<T, N>(fx_ + k), logit = load<T, N>(attention_ + k) * (value - total);
-        store<T, N>(attention_ + k, from_lanes<T, N>(a.raw ? logit : value));
+        store<T, N>(attention_ + k, a.raw ? logit : value);
       }
     }
     write<P>(attention_, 1, group, query, count, weights);
@@ -129,23 +130,24 @@ struct Samples {
 
   bool backward_;  // whether gradients follow
 
-  // By sample; in order of lanes but for inputs and gradients.
+  // By sample.
   T* points_;     // x, y
   T* attention_;  // weights
-  T *fx_, *fy_;   // fractions; in the place of fx later the samples' values
+  T *fx_, *fy_;   // fractions, in order of lanes; in the place of fx later the samples' values
   T *rx_, *ry_;   // reference points
   Scratch<T> memory_;
   Scratch<int32_t> cells_;
 
-  // Of the sample's map, in order of lanes, periodic.
-  int period_;
-  int32_t *pitch_, *origin_;
-  T *width_, *height_;
-  Scratch<int32_t> maps_;
-  Scratch<T> sizes_;
+  // The maps of a vector of samples, in order of lanes.
+  struct Maps {
+    V width, height;
+    Cells pitch, origin;
+  };
+  std::vector<Maps> maps_;  // again and again for every row, or for as many rows as fit a vector
 
   int whole_vectors(int count) const { return (count * heads * row + N - 1) / N * N; }
   static T infinity() { return std::numeric_limits<T>::infinity(); }
+  const Maps& maps_at(int first) const { return maps_[first / N % maps_.size()]; }
   int level_of(int sample) const { return std::min(sample / a.points_per_level, a.levels - 1); }
 
   // Calls body(R) and returns true where samples can be read as they lie in memory, in vectors of R queries: rows no
@@ -173,14 +175,11 @@ struct Samples {
     return false;
   }
 
-  // Fetches the samples of R queries; beyond the tensor's end it does nothing. Inlined, as a function of its own would
-  // be taken for one without effect.
+  // Fetches what a later vector of R rows begins with; beyond the tensor's end it does nothing. Inlined, as a function
+  // of its own would be taken for one without effect.
   template <bool kWrite, int R, class P>
-  PIIP_INLINE void fetch(const P* weights, const P* points, int64_t step) const {
-    for (int r = 0; r < R; ++r, weights += step, points += 2 * step) {
-      prefetch<kWrite>(weights, heads * row);
-      prefetch<kWrite>(points, 2 * heads * row);
-    }
+  static PIIP_INLINE void fetch(const P* p, int64_t step) {
+    for (int r = 0; r < R; ++r) __builtin_prefetch(p + r * step, kWrite);
   }
 
   // The points of a vector of samples, x and y in turn, from and to R queries in memory.
@@ -209,21 +208,29 @@ struct Samples {
     const P *weights = static_cast<const P*>(a.weights), *points = static_cast<const P*>(a.points);
     const bool done = as_they_lie(group, [&](auto kTogether) {
       constexpr int R = kTogether;
-      const int64_t step = int64_t(a.heads) * row, start = query * step + group.first * row;
+      const int items = heads * row;
+      const int64_t step = int64_t(a.heads) * row, start = query * step + group.first * row, ahead = queries * step;
       const P *from_weights = weights + start, *from_points = points + 2 * start;
+      // Two short loops: the chain from logits to corners is so long that too few samples would be under way.
+      for (int q = 0, k = 0; q < count; q += R, from_weights += R * step) {
+        const int last = std::min(R, count - q) - 1;
+        for (int i = 0; i < items; i += N, k += N) {
+          fetch<!kToWrite, R>(from_weights + i + ahead, step);
+          const V weight = widen_rows<T, N, R>(from_weights + i, step, last);
+          store<T, N>(attention_ + k, kRaw ? softmax(weight) : weight);
+        }
+      }
+      const Maps maps = maps_[0];
       const T* center = static_cast<const T*>(a.reference) + 2 * reference;
-      for (int q = 0, k = 0; q < count; q += R, from_weights += R * step, from_points += 2 * R * step) {
-        fetch<!kToWrite, R>(from_weights + queries * step, from_points + 2 * queries * step, step);
+      for (int q = 0, k = 0; q < count; q += R, from_points += 2 * R * step, center += 2 * R) {
         const int last = std::min(R, count - q) - 1;
         V x = {}, y = {};
-        if (kRaw) {
-          x = repeat_rows<T, N, R>(center + 2 * q, 2, last);
-          y = repeat_rows<T, N, R>(center + 2 * q + 1, 2, last);
-          if (R > 1) x = to_lanes<T, N>(x), y = to_lanes<T, N>(y);
-        }
-        for (int i = 0; i < heads * row; i += N, k += N) {
+        if (kRaw) x = repeat_rows<T, N, R>(center, 2, last), y = repeat_rows<T, N, R>(center + 1, 2, last);
+        for (int i = 0; i < items; i += N, k += N) {
+          fetch<!kToWrite, R>(from_points + 2 * (i + ahead), 2 * step);
+          if (R == 1) fetch<!kToWrite, R>(from_points + 2 * (i + ahead) + N, 2 * step);
           const auto [low, high] = widen_pairs<R>(from_points + 2 * i, 2 * step, last);
-          locate<kRaw>(k, 0, widen_rows<T, N, R>(from_weights + i, step, last), low, high, x, y);
+          locate<kRaw>(k, maps, low, high, x, y);
         }
       }
     });
@@ -232,11 +239,14 @@ struct Samples {
     read<P>(points, 2, group, query, count, infinity(), points_);
     if (kRaw) read_reference(reference, count);
     const int size = whole_vectors(count);
-    for (int k = 0; kRaw && row > N && k < size; k += row) softmax(attention_ + k);
+    if (kRaw && row > N) {
+      for (int k = 0; k < size; k += row) softmax_long(attention_ + k);
+    } else if (kRaw) {
+      for (int k = 0; k < size; k += N) store<T, N>(attention_ + k, softmax(load<T, N>(attention_ + k)));
+    }
     for (int k = 0; k < size; k += N)
-      locate<kRaw>(k, k % period_, load<T, N>(attention_ + k), load<T, N>(points_ + 2 * k),
-                   load<T, N>(points_ + 2 * k + N), to_lanes<T, N>(load<T, N>(rx_ + k)),
-                   to_lanes<T, N>(load<T, N>(ry_ + k)));
+      locate<kRaw>(k, maps_at(k), load<T, N>(points_ + 2 * k), load<T, N>(points_ + 2 * k + N),
+                   to_lanes<T, N>(load<T, N>(rx_ + k)), to_lanes<T, N>(load<T, N>(ry_ + k)));
   }
 
   // Rows of `group`, `items` items a sample, with `pad` after each.
@@ -295,15 +305,25 @@ struct Samples {
   // Combines every lane with the others of its row; those of a longer row than a vector were combined before.
   template <class Op>
   PIIP_INLINE V over_rows(V v, Op op) const {
-    if constexpr (N > 4) v = op(v, swap_lanes<4, T, N>(v));
-    if constexpr (N > 8) v = op(v, swap_lanes<8, T, N>(v));
-    if (N < 16 || row > 4) v = op(v, swap_lanes<1, T, N>(v));
-    if (N < 8 || row > N / 2) v = op(v, swap_lanes<2, T, N>(v));
+    v = op(v, swap_lanes<1, T, N>(v));
+    v = op(v, swap_lanes<2, T, N>(v));
+    if constexpr (N > 4) {
+      if (row > 4) v = op(v, swap_lanes<4, T, N>(v));
+    }
+    if constexpr (N > 8) {
+      if (row > 8) v = op(v, swap_lanes<8, T, N>(v));
+    }
     return v;
   }
 
+  // Of rows no longer than a vector.
+  PIIP_INLINE V softmax(V logits) const {
+    const V v = exp_negative<T, N>(logits - over_rows(logits, larger));
+    return v / over_rows(v, sum);
+  }
+
   // Of a row of several vectors.
-  void softmax(T* weights) const {
+  void softmax_long(T* weights) const {
     V top = V{} - infinity(), total = {};
     for (int i = 0; i < row; i += N) top = larger(load<T, N>(weights + i), top);
     top = over_rows(top, larger);
@@ -316,27 +336,21 @@ struct Samples {
     for (int i = 0; i < row; i += N) store<T, N>(weights + i, load<T, N>(weights + i) / total);
   }
 
-  // One vector of samples. Weights and points (low, high) are given in order of memory, references in order of lanes.
-  // period: where it lies in the tables of the maps.
+  // One vector of samples, whose weights are known. Points (low, high) are given in order of memory, references in
+  // order of lanes.
   template <bool kRaw>
-  PIIP_INLINE void locate(int first, int period, V weight, V low, V high, V reference_x, V reference_y) {
-    weight = to_lanes<T, N>(weight);
-    if (kRaw && row <= N) {
-      weight = exp_negative<T, N>(weight - over_rows(weight, larger));
-      weight /= over_rows(weight, sum);
-    }
-    const V width = load<T, N>(width_ + period), height = load<T, N>(height_ + period);
+  PIIP_INLINE void locate(int first, const Maps& maps, V low, V high, V reference_x, V reference_y) {
+    const V weight = to_lanes<T, N>(load<T, N>(attention_ + first));
     const auto [point_x, point_y] = split_pairs<T, N>(low, high);
-    const auto [x, fx] = split(cell_coordinate<V>(kRaw, reference_x, point_x, width), width);
-    const auto [y, fy] = split(cell_coordinate<V>(kRaw, reference_y, point_y, height), height);
-    const Cells found = y * load<int32_t, N>(pitch_ + period) + (x + load<int32_t, N>(origin_ + period));
+    const auto [x, fx] = split(cell_coordinate<V>(kRaw, reference_x, point_x, maps.width), maps.width);
+    const auto [y, fy] = split(cell_coordinate<V>(kRaw, reference_y, point_y, maps.height), maps.height);
+    const Cells found = y * maps.pitch + (x + maps.origin);
     const V lower = fy * weight, upper = weight - lower;
     V corner[4] = {upper - upper * fx, upper * fx, lower - lower * fx, lower * fx};
     transpose_quads<T, N>(corner);
     for (int j = 0; j < 4; ++j) store<T, N>(corners + 4 * first + j * N, corner[j]);
     store<int32_t, N>(cell + first, from_lanes<int32_t, N>(found));
     if (!backward_) return;
-    store<T, N>(attention_ + first, weight);
     store<T, N>(fx_ + first, fx);
     store<T, N>(fy_ + first, fy);
   }
@@ -344,25 +358,27 @@ struct Samples {
   // The cell at or before a coordinate and the fraction, as `piip::locate` has them. Where a sample touches no cell,
   // and for NaN: a place in the plane's border, two cells before the map or right behind it.
   static PIIP_INLINE std::pair<Cells, V> split(V x, V size) {
-    x = x > -1 ? x : V{} - 2;
+    x = x > -2 ? x : V{} - 2;
     x = x < size ? x : size;
     const V whole = floor_vector<T, N>(x);
     return {__builtin_convertvector(whole, Cells), x - whole};
   }
 
-  // Of one vector of samples the gradients of the points, and the values, which are the gradients of the weights.
+  // Of one vector of samples the gradients of the points, in order of lanes, and the values, which are the gradients of
+  // the weights.
   PIIP_INLINE std::array<V, 3> differentiate(int first) const {
     V d[4];
     for (int j = 0; j < 4; ++j) d[j] = load<T, N>(dots + 4 * first + j * N);
     transpose_quads<T, N>(d);
-    const V weight = load<T, N>(attention_ + first), fx = load<T, N>(fx_ + first), fy = load<T, N>(fy_ + first);
+    const V weight = to_lanes<T, N>(load<T, N>(attention_ + first));
+    const V fx = load<T, N>(fx_ + first), fy = load<T, N>(fy_ + first);
     V x = weight * slope_x(fy, d[0], d[1], d[2], d[3]), y = weight * slope_y(fx, d[0], d[1], d[2], d[3]);
     if (!a.raw) {
       // The products give gradients with respect to cells; offsets are in cells, locations in map widths.
-      x *= load<T, N>(width_ + first % period_);
-      y *= load<T, N>(height_ + first % period_);
+      const Maps& maps = maps_at(first);
+      x *= maps.width, y *= maps.height;
     }
-    return {x, y, blend(fx, fy, d[0], d[1], d[2], d[3])};
+    return {x, y, from_lanes<T, N>(blend(fx, fy, d[0], d[1], d[2], d[3]))};
   }
 };
 

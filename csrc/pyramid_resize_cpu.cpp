@@ -26,17 +26,20 @@ template <int K, int C, bool kPastCaches = false, class Source>
 PIIP_INLINE void blend_groups(const Table<float>& table, const Groups<float>& groups, const Source& source,
                               float* target, size_t stride, int out) {
   const int count = K ? K : table.count;
-  const int* indices = groups.indices.data();
+  const uint8_t* indices = groups.indices.data();
   const float* weights = groups.weights.data();
-  for (int x = 0; x < out; x += groups.lanes, indices += 16, weights += 16 * count) {
-    const int first = table.first[x];
-    const __m512i index = _mm512_loadu_si512(indices);
+  for (int x = 0, group = 0; x < out; x += groups.lanes, ++group, indices += 16, weights += 16 * groups.given) {
+    const int first = groups.first[group];
+    const __m512i index =
+        _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(indices)));
     for (int c = 0; c < C; ++c) {
       const __m512 low = source(c, first), high = source(c, first + 16);
       __m512i tap = index;
       __m512 sum = _mm512_setzero_ps();
       for (int k = 0; k < count; ++k) {
-        sum = _mm512_fmadd_ps(_mm512_loadu_ps(weights + 16 * k), _mm512_permutex2var_ps(low, tap, high), sum);
+        const __m512 given = _mm512_loadu_ps(weights + (K == 2 ? 0 : 16 * k));
+        const __m512 weight = K == 2 && k == 0 ? _mm512_sub_ps(_mm512_set1_ps(1), given) : given;
+        sum = _mm512_fmadd_ps(weight, _mm512_permutex2var_ps(low, tap, high), sum);
         tap = _mm512_add_epi32(tap, _mm512_set1_epi32(1));
       }
       kPastCaches ? _mm512_stream_ps(target + c * stride + x, sum) : _mm512_storeu_ps(target + c * stride + x, sum);

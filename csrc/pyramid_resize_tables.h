@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -20,6 +21,12 @@ struct Table {
   std::vector<T> weights;  // [output][stride], zero behind the taps
 
   explicit Table(const Axis<T>& axis) : first(axis.out) {
+    if (is_copy(axis)) {
+      std::iota(first.begin(), first.end(), 0);
+      weights.assign(size_t(stride) * axis.out, T(0));
+      for (int i = 0; i < axis.out; ++i) weights[size_t(i) * stride] = T(1);
+      return;
+    }
     std::vector<Taps<T>> taps(axis.out);
     for (int i = 0; i < axis.out; ++i) {
       taps[i] = find_taps(axis, i);
@@ -45,11 +52,13 @@ struct Groups {
 #if defined(__AVX512F__)
 template <>
 struct Groups<float> {
-  int lanes = 16;              // outputs a group; 0 where they lie too far apart
-  std::vector<int> indices;    // [group][16], of the first tap
-  std::vector<float> weights;  // [group][tap][16]
+  int lanes = 16;                // outputs a group; 0 where they lie too far apart
+  int given;                     // taps whose weights are stored: of two the second, the first is what is left of one
+  std::vector<int> first;        // [group], input of the first register
+  std::vector<uint8_t> indices;  // [group][16], of the first tap
+  std::vector<float> weights;    // [group][given][16]
 
-  explicit Groups(const Table<float>& table) {
+  explicit Groups(const Table<float>& table) : given(table.count == 2 ? 1 : table.count) {
     const int out = int(table.first.size()), count = table.count;
     for (int i = 0; i < out; ++i)
       while (lanes && table.first[std::min(i + lanes, out) - 1] + count - table.first[i] > kOverread) --lanes;
@@ -57,12 +66,15 @@ struct Groups<float> {
     if (!lanes) return;
     const int groups = (out + lanes - 1) / lanes;
     indices.assign(size_t(groups) * 16, 0);
-    weights.assign(size_t(groups) * count * 16, 0.0f);
+    weights.assign(size_t(groups) * given * 16, 0.0f);
     for (int i = 0; i < out; ++i) {
       const int group = i / lanes, lane = i % lanes;
-      indices[group * 16 + lane] = table.first[i] - table.first[i - lane];
-      for (int k = 0; k < count; ++k)
-        weights[(size_t(group) * count + k) * 16 + lane] = table.weights[size_t(i) * table.stride + k];
+      if (lane == 0) first.push_back(table.first[i]);
+      indices[group * 16 + lane] = uint8_t(table.first[i] - first[group]);
+      const float* taps = table.weights.data() + size_t(i) * table.stride;
+      // At an edge both taps may fall on one pixel, and the other one must have no weight at all.
+      if (count == 2) weights[group * 16 + lane] = taps[0] == 0 ? 1.0f : taps[1];
+      for (int k = 0; k < count && count != 2; ++k) weights[(size_t(group) * count + k) * 16 + lane] = taps[k];
     }
   }
 };

@@ -1,6 +1,7 @@
 // How lanes of the vectors of simd.h change places, and sums over lanes. Included once per instruction set, as simd.h.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <utility>
@@ -111,6 +112,25 @@ PIIP_INLINE Vector<T, N> repeat_quad(const T* quad) {
   if constexpr (N == 8) return (Vector<T, N>)_mm256_broadcast_ps(reinterpret_cast<const __m128*>(quad));
 #endif
   if constexpr (N == 4) return load<T, N>(quad);
+}
+
+template <class T, int N>
+PIIP_INLINE Vector<T, N> repeat_quad(Vector<T, 4> quad) {
+  if constexpr (N == 4) {
+    return quad;
+  } else {
+    const auto half = repeat_quad<T, N / 2>(quad);
+    return join<T, N / 2>(half, half);
+  }
+}
+
+// Numbers of R rows, in order of lanes: each as often as a vector of R rows has items of it. Those behind the `last`
+// one repeat it.
+template <class T, int N, int R>
+PIIP_INLINE Vector<T, N> repeat_rows(const T* p, int64_t step, int last) {
+  static_assert(R <= 4);
+  const auto number = [&](int k) { return p[std::min(k * R / 4, last) * step]; };
+  return repeat_quad<T, N>(Vector<T, 4>{number(0), number(1), number(2), number(3)});
 }
 
 // Of such, item k everywhere, or in the lower half and item k + 1 in the upper one.

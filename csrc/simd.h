@@ -54,19 +54,21 @@ PIIP_INLINE void store(T* p, Vector<T, N> v) {
   std::memcpy(p, &v, sizeof(v));
 }
 
-// Stores a vector of kVectorBytes at an address divisible by that, past the caches: a line that is written whole is not
-// fetched first. Other threads see it after `finish_streams`.
+// Stores a vector of 64 bytes or less, as long as the machine's vectors or half as long, at an address divisible by its
+// size, past the caches: a line that is written whole is not fetched first. Other threads see it after
+// `finish_streams`.
 template <class T, int N>
 PIIP_INLINE void stream(T* p, Vector<T, N> v) {
 #if defined(__AVX512F__)
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
-#elif defined(__AVX2__)
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
-#elif defined(__SSE2__)
-  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)v);
-#else
-  store<T, N>(p, v);
+  if constexpr (sizeof(v) == 64) return _mm512_stream_ps(reinterpret_cast<float*>(p), (__m512)v);
 #endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(v) == 32) return _mm256_stream_ps(reinterpret_cast<float*>(p), (__m256)v);
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(v) == 16) return _mm_stream_ps(reinterpret_cast<float*>(p), (__m128)v);
+#endif
+  store<T, N>(p, v);
 }
 
 inline void finish_streams() {
@@ -265,17 +267,6 @@ PIIP_INLINE Vector<T, N> widen_rows(const S* p, int64_t step, int last, int row 
   }
 }
 
-// The same where every row is one number.
-template <class T, int N, int R>
-PIIP_INLINE Vector<T, N> repeat_rows(const T* p, int64_t step, int last, int row = 0) {
-  if constexpr (R == 1) {
-    return Vector<T, N>{} + p[std::min(row, last) * step];
-  } else {
-    return join<T, N / 2>(repeat_rows<T, N / 2, R / 2>(p, step, last, row),
-                          repeat_rows<T, N / 2, R / 2>(p, step, last, row + R / 2));
-  }
-}
-
 // Writes such rows, none behind the last.
 template <class T, int N, int R, class S>
 PIIP_INLINE void narrow_rows(Vector<T, N> v, S* p, int64_t step, int last, int row = 0) {
@@ -324,7 +315,7 @@ PIIP_INLINE Vector<T, N> exp_negative(Vector<T, N> x) {
   } else {
     using V = Vector<T, N>;
     using Bits = Vector<int32_t, N>;
-    const V clamped = x < -87.0f ? V{} - 87.0f : x;         // false for NaN, which passes on
+    const V clamped = V{} - 87.0f > x ? V{} - 87.0f : x;    // false for NaN, which passes on
     const V shifted = clamped * 1.44269504f + 12582912.0f;  // rounds to the nearest integer in the low mantissa bits
     const V n = shifted - 12582912.0f;
     const V r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -333,7 +324,7 @@ PIIP_INLINE Vector<T, N> exp_negative(Vector<T, N> x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    p = p * (r * r) + (r + 1.0f);
     const V scale = (V)(((Bits)shifted << 23) + 0x3f800000);
     return x < -87.0f ? V{} : p * scale;
   }

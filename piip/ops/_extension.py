@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 # torch comes first: the extension then shares its OpenMP runtime instead of loading a second one.
 try:
@@ -22,18 +24,18 @@ DTYPE_TAGS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float
 library = torch.library.Library("piip", "FRAGMENT")
 
 
-def has_kernels(device: torch.device) -> bool:
-    """Whether tensors on `device` run on a registered op."""
-    if device.type == "meta":
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether a registered op runs on the tensor's device."""
+    # Every call asks, so without the device's name, which is a new string each time.
+    if tensor.is_meta:
         return True
-    return _C is not None and (device.type == "cpu" or (device.type == "cuda" and _C.cuda_version is not None))
+    return _C is not None and (tensor.is_cpu or (tensor.is_cuda and _C.cuda_version is not None))
 
 
-def runs_definition(device: torch.device) -> bool:
+def runs_definition(tensor: Tensor) -> bool:
     """Whether the definition in `reference` runs in the place of an op: without kernels, and in ONNX export."""
-    # Every call asks; the exporter's own answer imports two modules and is the slowest step.
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    return (traced and torch.onnx.is_in_onnx_export()) or not has_kernels(device)
+    # The exporter's own answer imports two modules.
+    return ((is_compiling() or is_tracing()) and torch.onnx.is_in_onnx_export()) or not has_kernels(tensor)
 
 
 def adds_up(device: torch.device) -> bool:

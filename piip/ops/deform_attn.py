@@ -76,7 +76,7 @@ def deform_attn(
     for name, tensor in tensors.items():
         check_device(name, tensor, value.device)
 
-    if runs_definition(value.device):
+    if runs_definition(value):
         return reference.deform_attn(value, shapes, reference_points, sampling_offsets, attention_logits)
     if reference_points.shape[-1] == 4:
         # Boxes come with the few queries of a decoder: their offsets are brought into cells here, once.
@@ -114,7 +114,7 @@ def ms_deform_attn(
     check_shape("attention_weights", attention_weights, tuple(sampling_locations.shape[:5]), "(B, Q, M, L, P)")
     check_device("sampling_locations", sampling_locations, value.device)
     check_device("attention_weights", attention_weights, value.device)
-    if runs_definition(value.device):
+    if runs_definition(value):
         return reference.ms_deform_attn(value, shapes, sampling_locations, attention_weights)
     flat = [side for shape in shapes for side in shape]
     return torch.ops.piip.ms_deform_attn.default(value, flat, sampling_locations, attention_weights)

@@ -92,7 +92,7 @@ def pyramid_resize(
     if not rest:
         return levels
     shapes, factors = [shapes[i] for i in rest], [factors[i] for i in rest]
-    if runs_definition(images.device):
+    if runs_definition(images):
         source = images.permute(0, 3, 1, 2) if channels_last else images
         resized = reference.pyramid_resize(source, shapes, factors, mode, antialias, mean, std, dtype, valid_sizes)
     else:
