@@ -47,7 +47,7 @@ struct Plan {
 
   Plan(const DeformAttn& problem, int threads)
       : a(problem),
-        layout(problem),
+        layout(problem, padded<N>(problem.width) / Samples<T>::kStep),
         planes{problem, layout, padded<N>(problem.width)},
         step(int64_t(problem.heads) * problem.width),
         whole((planes.pitch + N - 1) / N * N) {
@@ -68,7 +68,7 @@ struct Plan {
 
   void allocate(int threads, bool backward) {
     for (int i = 0; i < threads; ++i) {
-      Samples<T> samples(a, layout, group, backward);
+      Samples<T> samples(a, layout, planes.pitch, group, backward);
       Scratch<T> rows(kInPlace ? 0 : samples.queries * spacing);
       spaces.push_back({std::move(samples), Scratch<T>((backward ? 2 : 1) * group * planes.size()), std::move(rows)});
     }

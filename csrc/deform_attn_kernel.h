@@ -72,32 +72,50 @@ struct Kernel {
   template <int C, bool kHalf>
   static void gather(const HeadBlock<T>& block, const T* plane, const HeadRows<T>& rows) {
     constexpr int kPitch = C * N - (kHalf ? N / 2 : 0);
-    const bool four = block.samples.row == 4 && block.samples.per_query == 4;
+    const bool four = block.samples.row == 4 && block.samples.a.levels == 1;
     if (block.pitch != kPitch) {
-      gather<C, kHalf, 0, 0>(block, plane, rows);
+      gather<C, kHalf, false, 0>(block, plane, rows);
     } else if constexpr (C == 1 && 2 * N == kLanes<T>) {
-      four ? gather_pairs<4>(block, plane, rows) : gather_pairs<0>(block, plane, rows);
+      four ? gather_pairs<true>(block, plane, rows) : gather_pairs<false>(block, plane, rows);
     } else {
-      four ? gather<C, kHalf, 4, kPitch>(block, plane, rows) : gather<C, kHalf, 0, kPitch>(block, plane, rows);
+      four ? gather<C, kHalf, true, kPitch>(block, plane, rows) : gather<C, kHalf, false, kPitch>(block, plane, rows);
     }
   }
 
-  // kSamples, kPitch: known numbers of samples and elements from cell to cell, or 0.
-  template <int C, bool kHalf, int kSamples, int kPitch>
+  // Calls body(output row, visit) for every query, where visit(sample) calls sample(its upper left cell, the one below
+  // it, its weights in a vector of L) for every sample. Loads are what the loops wait for, so samples are taken by
+  // four, with one for all weights and one for two places. kFour: whether that is all there are, of one map.
+  template <int L, bool kFour, class Body>
+  static PIIP_INLINE void for_each_query(const HeadBlock<T>& block, const T* plane, const HeadRows<T>& rows,
+                                         const Body& body) {
+    const auto& s = block.samples;
+    const int64_t next = s.at(1, 0);
+    const int32_t* place = s.place + s.at(0, block.head);
+    const T *w = s.corners + 4 * s.at(0, block.head), *plane_below = plane + block.below[0];
+    T* out = rows.first;
+    for (int q = 0; q < block.count; ++q, out += rows.step, place += next, w += 4 * next) {
+      body(out, [&](const auto& sample) __attribute__((always_inline)) {
+        for (int i = 0; i < (kFour ? 4 : s.row); i += 4) {
+          const auto places = load_four(place + i);
+          const Quads<T, L> weights(w + 4 * i);
+          for_constants<4>([&](auto k) __attribute__((always_inline)) {
+            const int64_t upper = places[k] * s.kStep;
+            const T* lower = kFour ? plane_below + upper : plane + upper + block.below[i + k];
+            sample(plane + upper, lower, weights.template repeat<k>());
+          });
+        }
+      });
+    }
+  }
+
+  // kPitch: known number of elements from cell to cell, or 0.
+  template <int C, bool kHalf, bool kFour, int kPitch>
   static void gather(const HeadBlock<T>& block, const T* plane, const HeadRows<T>& rows) {
     constexpr int kSums = C <= 2 ? 2 : 1;  // few sums would wait for each other's additions
-    const auto& s = block.samples;
-    const int pitch = kPitch ? kPitch : block.pitch, samples = kSamples ? kSamples : s.per_query;
-    const int64_t next = s.at(1, 0);
-    const int32_t* cell = s.cell + s.at(0, block.head);
-    const T* w = s.corners + 4 * s.at(0, block.head);
-    T* out = rows.first;
-    for (int q = 0; q < block.count; ++q, out += rows.step, cell += next, w += 4 * next) {
+    const int pitch = kPitch ? kPitch : block.pitch;
+    for_each_query<N, kFour>(block, plane, rows, [&](T* out, const auto& visit) __attribute__((always_inline)) {
       V sum[kSums][C] = {};
-#pragma GCC unroll 4
-      for (int i = 0; i < samples; ++i) {
-        const T *upper = plane + int64_t(cell[i]) * pitch, *lower = upper + block.below[i];
-        const V weights = repeat_quad<T, N>(w + 4 * i);
+      visit([&](const T* upper, const T* lower, V weights) __attribute__((always_inline)) {
         const auto column = [&](auto half, int c) __attribute__((always_inline)) {
           const int d = c * N;
           sum[0][c] += spread_item<0, T, N>(weights) * load_column<half>(upper + d);
@@ -107,37 +125,29 @@ struct Kernel {
         };
         for (int c = 0; c < C - 1; ++c) column(std::false_type(), c);
         column(std::bool_constant<kHalf>(), C - 1);
-      }
+      });
       for (int c = 0; c < C && kSums > 1; ++c) sum[0][c] += sum[1][c];
-      if (C == 1) prefetch<kToWrite>(out + rows.ahead, 1);  // longer rows fill whole cache lines
+      if (C == 1) __builtin_prefetch(out + rows.ahead, kToWrite);  // longer rows fill whole cache lines
       for (int c = 0; c < C - 1; ++c) store<T, N>(out + c * N, sum[0][c]);
       write_last(sum[0][C - 1], out + (C - 1) * N, rows.last);
-    }
+    });
   }
 
   // Of cells half a vector wide, neighbours along x at once.
-  template <int kSamples>
+  template <bool kFour>
   static void gather_pairs(const HeadBlock<T>& block, const T* plane, const HeadRows<T>& rows) {
-    using Pair = Vector<T, 2 * N>;
-    const auto& s = block.samples;
-    const int samples = kSamples ? kSamples : s.per_query;
-    const int64_t next = s.at(1, 0);
-    const int32_t* cell = s.cell + s.at(0, block.head);
-    const T* w = s.corners + 4 * s.at(0, block.head);
-    T* out = rows.first;
-    for (int q = 0; q < block.count; ++q, out += rows.step, cell += next, w += 4 * next) {
-      Pair upper = {}, lower = {};
-#pragma GCC unroll 4
-      for (int i = 0; i < samples; ++i) {
-        const T* first = plane + int64_t(cell[i]) * N;
-        const Pair weights = repeat_quad<T, 2 * N>(w + 4 * i);
-        upper += spread_pair<0, T, 2 * N>(weights) * load<T, 2 * N>(first);
-        lower += spread_pair<2, T, 2 * N>(weights) * load<T, 2 * N>(first + block.below[i]);
-      }
-      prefetch<kToWrite>(out + rows.ahead, 1);
-      const Pair sum = upper + lower;
-      write_last(lower_half<T, 2 * N>(sum) + upper_half<T, 2 * N>(sum), out, rows.last);
-    }
+    constexpr int L = 2 * N;
+    using Pair = Vector<T, L>;
+    for_each_query<L, kFour>(block, plane, rows, [&](T* out, const auto& visit) __attribute__((always_inline)) {
+      Pair sums[2] = {};
+      visit([&](const T* upper, const T* lower, Pair weights) __attribute__((always_inline)) {
+        sums[0] += spread_pair<0, T, L>(weights) * load<T, L>(upper);
+        sums[1] += spread_pair<2, T, L>(weights) * load<T, L>(lower);
+      });
+      __builtin_prefetch(out + rows.ahead, kToWrite);
+      const Pair sum = sums[0] + sums[1];
+      write_last(lower_half<T, L>(sum) + upper_half<T, L>(sum), out, rows.last);
+    });
   }
 
   static PIIP_INLINE void write_last(V v, T* out, int count) {
@@ -156,13 +166,13 @@ struct Kernel {
     const auto& s = block.samples;
     const int pitch = C ? C * N - (kHalf ? N / 2 : 0) : block.pitch, vectors = C ? C : (pitch + N - 1) / N;
     const int64_t next = s.at(1, 0), *below = block.below;
-    const int32_t* cell = s.cell + s.at(0, block.head);
+    const int32_t* place = s.place + s.at(0, block.head);
     const T *w = s.corners + 4 * s.at(0, block.head), *grads = rows.first;
     T* dots = s.dots + 4 * s.at(0, block.head);
     const auto gradient = [&](int c) __attribute__((always_inline)) {
       return c < vectors - 1 ? load<T, N>(grads + c * N) : widen_first<T, N>(grads + c * N, rows.last);
     };
-    for (int q = 0; q < block.count; ++q, grads += rows.step, cell += next, w += 4 * next, dots += 4 * next) {
+    for (int q = 0; q < block.count; ++q, grads += rows.step, place += next, w += 4 * next, dots += 4 * next) {
       prefetch(grads + rows.ahead, (vectors - 1) * N + rows.last);
       V known[C ? C : 1];
       for (int c = 0; c < C; ++c) known[c] = gradient(c);
@@ -170,7 +180,7 @@ struct Kernel {
         V products[N] = {};
 #pragma GCC unroll 4
         for (int b = 0; b < B; ++b) {
-          T *upper = plane + int64_t(cell[i + b]) * pitch, *lower = upper + below[i + b];
+          T *upper = plane + int64_t(place[i + b]) * s.kStep, *lower = upper + below[i + b];
           T* const cells[4] = {upper, upper + pitch, lower, lower + pitch};
           const auto column = [&](auto half, int c, V g) __attribute__((always_inline)) {
 #pragma GCC unroll 4

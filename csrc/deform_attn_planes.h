@@ -28,15 +28,19 @@ struct Layout {
   int row[kMaxLevels];        // cells per row, border included
   int64_t cells;
 
-  explicit Layout(const DeformAttn& a) {
+  // steps: of 8 bytes, in which places are counted, from cell to cell.
+  Layout(const DeformAttn& a, int steps) {
     constexpr int kLongest = 1 << 24;  // a float counts no further
     cells = 1;
     for (int level = 0; level < a.levels; ++level) {
       start[level] = int32_t(cells);
       row[level] = a.width_of[level] + 2;
       cells += int64_t(row[level]) * (a.height_of[level] + 4);
-      if (std::max(a.width_of[level], a.height_of[level]) > kLongest || cells >= INT32_MAX)
-        throw std::invalid_argument("spatial_shapes must hold maps of at most 2^24 cells a side, 2^31 in all");
+      if (std::max(a.width_of[level], a.height_of[level]) > kLongest)
+        throw std::invalid_argument("spatial_shapes must hold maps of at most 2^24 cells a side");
+      if (cells >= INT32_MAX / steps)
+        throw std::invalid_argument(
+            "spatial_shapes must hold maps that take less than 16 GiB a head as float32, padded");
     }
     cells += 1;
   }

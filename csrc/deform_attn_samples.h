@@ -30,16 +30,20 @@ struct Samples {
   int queries;    // of a block
 
   // By sample, [query][head][row]. What lies between per_query and row has no weight and lies outside.
-  int32_t* cell;  // of the upper left corner
-  T* corners;     // [4]: attention times bilinear weight
-  T* dots;        // [4]: products of the output gradient with the four cells
+  int32_t* place;  // of the upper left corner in its plane, in steps of kStep elements
+  T* corners;      // [4]: attention times bilinear weight
+  T* dots;         // [4]: products of the output gradient with the four cells
 
-  Samples(const DeformAttn& problem, const Layout& maps, int group, bool backward)
+  // Places are counted in 8 bytes, by which processors multiply an index on the way to memory.
+  static constexpr int kStep = 8 / sizeof(T);
+
+  Samples(const DeformAttn& problem, const Layout& maps, int pitch, int group, bool backward)
       : a(problem),
         layout(maps),
         per_query(problem.levels * problem.points_per_level),
         row(4),
         heads(group),
+        steps_(pitch / kStep),
         backward_(backward) {
     while (row < per_query && row < N) row *= 2;
     if (row < per_query) row = (per_query + N - 1) / N * N;
@@ -54,8 +58,8 @@ struct Samples {
     std::fill(memory_.data(), memory_.data() + size * items, T(0));
     T* next = memory_.data();
     for (const auto& [field, width] : fields) *field = next, next += size * width;
-    cells_ = Scratch<int32_t>(size);
-    cell = cells_.data();
+    places_ = Scratch<int32_t>(size);
+    place = places_.data();
 
     maps_.resize(std::max(row / N, 1));
     for (int i = 0; i < int(maps_.size()) * N; ++i) {
@@ -128,6 +132,7 @@ struct Samples {
   using V = Vector<T, N>;
   using Cells = Vector<int32_t, N>;
 
+  int steps_;      // from cell to cell
   bool backward_;  // whether gradients follow
 
   // By sample.
@@ -136,7 +141,7 @@ struct Samples {
   T *fx_, *fy_;   // fractions, in order of lanes; in the place of fx later the samples' values
   T *rx_, *ry_;   // reference points
   Scratch<T> memory_;
-  Scratch<int32_t> cells_;
+  Scratch<int32_t> places_;
 
   // The maps of a vector of samples, in order of lanes.
   struct Maps {
@@ -344,12 +349,12 @@ struct Samples {
     const auto [point_x, point_y] = split_pairs<T, N>(low, high);
     const auto [x, fx] = split(cell_coordinate<V>(kRaw, reference_x, point_x, maps.width), maps.width);
     const auto [y, fy] = split(cell_coordinate<V>(kRaw, reference_y, point_y, maps.height), maps.height);
-    const Cells found = y * maps.pitch + (x + maps.origin);
+    const Cells found = (y * maps.pitch + (x + maps.origin)) * steps_;
     const V lower = fy * weight, upper = weight - lower;
     V corner[4] = {upper - upper * fx, upper * fx, lower - lower * fx, lower * fx};
     transpose_quads<T, N>(corner);
     for (int j = 0; j < 4; ++j) store<T, N>(corners + 4 * first + j * N, corner[j]);
-    store<int32_t, N>(cell + first, from_lanes<int32_t, N>(found));
+    store<int32_t, N>(place + first, from_lanes<int32_t, N>(found));
     if (!backward_) return;
     store<T, N>(fx_ + first, fx);
     store<T, N>(fy_ + first, fy);

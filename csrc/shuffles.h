@@ -124,6 +124,35 @@ PIIP_INLINE Vector<T, N> repeat_quad(Vector<T, 4> quad) {
   }
 }
 
+// Quads in memory, of which one is repeated. Where a vector holds four, it is loaded once.
+template <int k>
+constexpr int item_of_quads(int lane) {
+  return 4 * k + lane % 4;
+}
+template <class T, int N>
+class Quads {
+ public:
+  explicit PIIP_INLINE Quads(const T* p) : p_(p) {
+    if constexpr (N == 16) four_ = load<T, N>(p);
+  }
+  template <int k>
+  PIIP_INLINE Vector<T, N> repeat() const {
+    if constexpr (N == 16) return shuffle<item_of_quads<k>, T, N>(four_, four_);
+    return repeat_quad<T, N>(p_ + 4 * k);
+  }
+
+ private:
+  const T* p_;
+  Vector<T, N> four_;
+};
+
+// Four indices from two loads.
+PIIP_INLINE std::array<int64_t, 4> load_four(const int32_t* p) {
+  int64_t pairs[2];
+  std::memcpy(pairs, p, sizeof(pairs));
+  return {int32_t(pairs[0]), pairs[0] >> 32, int32_t(pairs[1]), pairs[1] >> 32};
+}
+
 // Numbers of R rows, in order of lanes: each as often as a vector of R rows has items of it. Those behind the `last`
 // one repeat it.
 template <class T, int N, int R>

@@ -110,6 +110,16 @@ PIIP_INLINE Vector<T, N / 2> upper_half(Vector<T, N> v) {
   return (Vector<T, N / 2>)part<N / 2>(v, std::make_integer_sequence<int, N / 2>());
 }
 
+// Calls body(0) to body(n - 1) with constants.
+template <int... k, class Body>
+PIIP_INLINE void for_constants(std::integer_sequence<int, k...>, const Body& body) {
+  (body(std::integral_constant<int, k>()), ...);
+}
+template <int n, class Body>
+PIIP_INLINE void for_constants(const Body& body) {
+  for_constants(std::make_integer_sequence<int, n>(), body);
+}
+
 // --- storage types ------------------------------------------------------------------------------------------------
 
 PIIP_INLINE float bits_to_float(uint32_t bits) {

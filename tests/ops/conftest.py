@@ -46,5 +46,6 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
             pytest.fail("PIIP_REQUIRE_CUDA=1 but there is no CUDA device")
         pytest.skip("no CUDA device")
     found = torch.device(request.param)
-    assert _extension.has_kernels(torch.empty(0, device=found)), f"the extension has no kernels for {found}: {_extension.describe()}"
+    has_kernels = _extension.has_kernels(torch.empty(0, device=found))
+    assert has_kernels, f"the extension has no kernels for {found}: {_extension.describe()}"
     return found

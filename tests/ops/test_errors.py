@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -112,6 +115,14 @@ def test_a_map_too_long_for_the_kernels_arithmetic_is_refused():
     value, points = torch.zeros(1, side, 1, 1), torch.zeros(1, 1, 1, 1, 1, 2)
     with pytest.raises(ValueError, match=r"spatial_shapes must hold maps of at most 2\^24 cells a side"):
         ms_deform_attn(value, [(1, side)], None, points, torch.zeros(1, 1, 1, 1, 1))
+
+
+def test_maps_beyond_the_kernels_places_are_refused():
+    sides = (2**15, 2**14)
+    value = torch.from_numpy(np.empty((1, math.prod(sides), 1, 1), np.float16))  # never touched
+    points, weights = torch.zeros(1, 1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 1)
+    with pytest.raises(ValueError, match="spatial_shapes must hold maps that take less than 16 GiB a head"):
+        ms_deform_attn(value, [sides], None, points, weights)
 
 
 IMAGES = torch.zeros(2, 3, 8, 9)
