@@ -61,8 +61,8 @@ struct Plan {
       group /= 2;
     groups = (a.heads + group - 1) / group;
     spacing = int64_t(group) * planes.pitch;
-    // The last bundle of a query's samples may reach beyond them.
-    for (int i = 0; i < samples + N; ++i)
+    // Rows of samples are filled up to whole vectors.
+    for (int i = 0; i < samples + kLanes<T>; ++i)
       below.push_back(int64_t(layout.row[std::min(i / a.points_per_level, a.levels - 1)]) * planes.pitch);
   }
 

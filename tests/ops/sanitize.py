@@ -145,7 +145,9 @@ def child(extension: Path, cases: int, suite: bool) -> int:
     # emulated kernels are not instrumented.
     chosen = "not instruction_set and not compiled and not peak_memory and not importing and not emulated"
     tests = ROOT / "tests" / "ops"
-    arguments = ["-q", "-p", "no:cacheprovider", "-k", chosen, "--ignore", str(tests / "test_onnx.py"), str(tests)]
+    # A sanitizer's report goes to the real stderr, which must not be captured.
+    arguments = ["-q", "--capture=sys", "-p", "no:cacheprovider", "-k", chosen]
+    arguments += ["--ignore", str(tests / "test_onnx.py"), str(tests)]
     if suite and pytest.main(arguments):
         return 1
     generator = random.Random(0)
