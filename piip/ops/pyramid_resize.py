@@ -146,15 +146,20 @@ def _levels(
         factors = [None] * len(shapes)
     else:
         assert scale_factors is not None
-        pairs = [_factor_pair(factor) for factor in host_list("scale_factors", scale_factors, "a sequence of factors")]
-        if not pairs or any(not (0 < side < math.inf) for pair in pairs for side in pair):
+        factors, shapes = [], []
+        for factor in host_list("scale_factors", scale_factors, "a sequence of factors"):
+            fy, fx = _factor_pair(factor)
+            if not (0 < fy < math.inf and 0 < fx < math.inf):
+                raise ValueError(f"scale_factors must be positive finite numbers, got {scale_factors}")
+            h, w = math.floor(height * fy), math.floor(width * fx)
+            if h < 1 or w < 1:
+                raise ValueError(f"scale_factors {scale_factors} leave no pixels of a {height} x {width} image")
+            if h > MAX_SIDE or w > MAX_SIDE:
+                raise ValueError(f"scale_factors {scale_factors} give levels of more than 2**31 rows or columns")
+            factors.append((fy, fx))
+            shapes.append((h, w))
+        if not factors:
             raise ValueError(f"scale_factors must be positive finite numbers, got {scale_factors}")
-        shapes = [(math.floor(height * fy), math.floor(width * fx)) for fy, fx in pairs]
-        if any(side < 1 for shape in shapes for side in shape):
-            raise ValueError(f"scale_factors {scale_factors} leave no pixels of a {height} x {width} image")
-        if any(side > MAX_SIDE for shape in shapes for side in shape):
-            raise ValueError(f"scale_factors {scale_factors} give levels of more than 2**31 rows or columns")
-        factors = list(pairs)
     if len(shapes) > MAX_LEVELS:
         name = "sizes" if sizes is not None else "scale_factors"
         raise ValueError(f"{name} must hold at most {MAX_LEVELS} levels, got {len(shapes)}")
@@ -162,6 +167,8 @@ def _levels(
 
 
 def _factor_pair(factor: float | tuple[float, float]) -> tuple[float, float]:
+    if isinstance(factor, float):  # nearly always, and the tests for anything else take longer
+        return factor, factor
     try:
         y, x = factor if isinstance(factor, Sequence) else (factor, factor)
         if not all(isinstance(side, (Real, torch.SymFloat)) for side in (y, x)):
