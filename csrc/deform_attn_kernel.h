@@ -84,7 +84,7 @@ struct Kernel {
 
   // Calls body(output row, visit) for every query, where visit(sample) calls sample(its upper left cell, the one below
   // it, its weights in a vector of L) for every sample. Loads are what the loops wait for, so samples are taken by
-  // four, with one for all weights and one for two places. kFour: whether that is all there are, of one map.
+  // four, with one load for all their weights. kFour: whether that is all there are, of one map.
   template <int L, bool kFour, class Body>
   static PIIP_INLINE void for_each_query(const HeadBlock<T>& block, const T* plane, const HeadRows<T>& rows,
                                          const Body& body) {
@@ -96,10 +96,9 @@ struct Kernel {
     for (int q = 0; q < block.count; ++q, out += rows.step, place += next, w += 4 * next) {
       body(out, [&](const auto& sample) __attribute__((always_inline)) {
         for (int i = 0; i < (kFour ? 4 : s.row); i += 4) {
-          const auto places = load_four(place + i);
           const Quads<T, L> weights(w + 4 * i);
           for_constants<4>([&](auto k) __attribute__((always_inline)) {
-            const int64_t upper = places[k] * s.kStep;
+            const int64_t upper = int64_t(place[i + k]) * s.kStep;
             const T* lower = kFour ? plane_below + upper : plane + upper + block.below[i + k];
             sample(plane + upper, lower, weights.template repeat<k>());
           });

@@ -146,13 +146,6 @@ class Quads {
   Vector<T, N> four_;
 };
 
-// Four indices from two loads.
-PIIP_INLINE std::array<int64_t, 4> load_four(const int32_t* p) {
-  int64_t pairs[2];
-  std::memcpy(pairs, p, sizeof(pairs));
-  return {int32_t(pairs[0]), pairs[0] >> 32, int32_t(pairs[1]), pairs[1] >> 32};
-}
-
 // Numbers of R rows, in order of lanes: each as often as a vector of R rows has items of it. Those behind the `last`
 // one repeat it.
 template <class T, int N, int R>
