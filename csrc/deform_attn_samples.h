@@ -95,8 +95,7 @@ struct Samples {
         const int last = std::min(R, count - q) - 1;
         for (int i = 0; i < items; i += N, k += N) {
           fetch<kToWrite, R>(to_weights + i + ahead, step);
-          fetch<kToWrite, R>(to_points + 2 * (i + ahead), 2 * step);
-          if (R == 1) fetch<kToWrite, R>(to_points + 2 * (i + ahead) + N, 2 * step);
+          fetch_points<kToWrite, R>(to_points + 2 * (i + ahead), 2 * step);
           const auto [x, y, value] = differentiate(k);
           const V weight = load<T, N>(attention_ + k), logit = weight * (value - over_rows(weight * value, sum));
           narrow_rows<T, N, R>(a.raw ? logit : value, to_weights + i, step, last);
@@ -186,6 +185,12 @@ struct Samples {
   static PIIP_INLINE void fetch(const P* p, int64_t step) {
     for (int r = 0; r < R; ++r) __builtin_prefetch(p + r * step, kWrite);
   }
+  // Those of one query fill two vectors.
+  template <bool kWrite, int R, class P>
+  static PIIP_INLINE void fetch_points(const P* p, int64_t step) {
+    fetch<kWrite, R>(p, step);
+    if (R == 1) fetch<kWrite, R>(p + N, step);
+  }
 
   // The points of a vector of samples, x and y in turn, from and to R queries in memory.
   template <int R, class P>
@@ -232,8 +237,7 @@ struct Samples {
         V x = {}, y = {};
         if (kRaw) x = repeat_rows<T, N, R>(center, 2, last), y = repeat_rows<T, N, R>(center + 1, 2, last);
         for (int i = 0; i < items; i += N, k += N) {
-          fetch<!kToWrite, R>(from_points + 2 * (i + ahead), 2 * step);
-          if (R == 1) fetch<!kToWrite, R>(from_points + 2 * (i + ahead) + N, 2 * step);
+          fetch_points<!kToWrite, R>(from_points + 2 * (i + ahead), 2 * step);
           const auto [low, high] = widen_pairs<R>(from_points + 2 * i, 2 * step, last);
           locate<kRaw>(k, maps, low, high, x, y);
         }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -21,12 +20,6 @@ struct Table {
   std::vector<T> weights;  // [output][stride], zero behind the taps
 
   explicit Table(const Axis<T>& axis) : first(axis.out) {
-    if (is_copy(axis)) {
-      std::iota(first.begin(), first.end(), 0);
-      weights.assign(size_t(stride) * axis.out, T(0));
-      for (int i = 0; i < axis.out; ++i) weights[size_t(i) * stride] = T(1);
-      return;
-    }
     std::vector<Taps<T>> taps(axis.out);
     for (int i = 0; i < axis.out; ++i) {
       taps[i] = find_taps(axis, i);
@@ -72,9 +65,9 @@ struct Groups<float> {
       if (lane == 0) first.push_back(table.first[i]);
       indices[group * 16 + lane] = uint8_t(table.first[i] - first[group]);
       const float* taps = table.weights.data() + size_t(i) * table.stride;
-      // At an edge both taps may fall on one pixel, and the other one must have no weight at all.
-      if (count == 2) weights[group * 16 + lane] = taps[0] == 0 ? 1.0f : taps[1];
-      for (int k = 0; k < count && count != 2; ++k) weights[(size_t(group) * count + k) * 16 + lane] = taps[k];
+      for (int k = 0; k < given; ++k) weights[(size_t(group) * given + k) * 16 + lane] = taps[count - given + k];
+      // At an edge both taps may fall on one pixel, and what is left for the other one must be nothing at all.
+      if (count == 2 && taps[0] == 0) weights[size_t(group) * 16 + lane] = 1;
     }
   }
 };

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
-from torch.jit import is_tracing  # type: ignore[attr-defined]
+from torch.jit import is_tracing  # type: ignore[attr-defined]  # public, but not marked as exported
 
 # torch comes first: the extension then shares its OpenMP runtime instead of loading a second one.
 try:

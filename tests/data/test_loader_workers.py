@@ -11,19 +11,33 @@ from pathlib import Path
 
 import pytest
 
-from piip.data.loader import _leave_signals_to_parent, build_dataset, build_loader, explain_worker_death
+from piip.data.loader import (
+    Batch,
+    Loader,
+    _leave_signals_to_parent,
+    build_dataset,
+    build_loader,
+    explain_worker_death,
+)
 from piip.data.sampler import TrainSampler
 from piip.errors import PiipError
 from tests.data.loader_cases import epoch, make_config
 from tests.engine.tiny import run_python
 
 
-def test_a_dead_worker_is_a_clear_error(root: Path) -> None:
-    config = make_config(root, workers=1, batch_size=1)
+def begin(root: Path, workers: int) -> tuple[Loader, Iterator[Batch]]:
+    """A loader whose workers have all started: one batch of each has been taken."""
+    config = make_config(root, workers=workers, batch_size=1)
     loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
     loader.set_epoch(0)
     batches = iter(loader)
-    next(batches)
+    for _ in range(workers):
+        next(batches)
+    return loader, batches
+
+
+def test_a_dead_worker_is_a_clear_error(root: Path) -> None:
+    loader, batches = begin(root, workers=1)
 
     def load_the_rest() -> None:
         os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
@@ -44,13 +58,7 @@ def test_only_worker_deaths_are_explained() -> None:
 
 
 def test_workers_leave_signals_to_the_parent(root: Path) -> None:
-    config = make_config(root, workers=2, batch_size=1)
-    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
-    loader.set_epoch(0)
-    batches = iter(loader)
-    # One batch of either worker: both have started.
-    next(batches)
-    next(batches)
+    loader, batches = begin(root, workers=2)
     for worker in loader._iterator._workers:
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)
