@@ -5,15 +5,16 @@
 The table is printed and written to FOLDER (benchmarks/results) as <machine>.md and <machine>.json.
 
 Ours and a rival are timed in turn within one run. On the CPU the process's CPU time counts, so that other load on the
-machine matters little. It adds up over threads, also over those that only wait; so one thread is the default. Caches
-are cold, and freed memory stays with the process, that no call pays for giving back what another one used. An entry
-gives minimum, median and maximum in ms, the ratio of the medians, and our largest error relative to the definition in
-float64.
+machine matters little. It adds up over threads, also over those that only wait; so one thread is the default. What
+needs no gradient runs in inference mode, as `Model.predict` does. Caches are cold, and freed memory stays with the
+process, that no call pays for giving back what another one used. An entry gives minimum, median and maximum in ms, the
+ratio of the medians, and our largest error relative to the definition in float64.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import importlib.util
 import json
@@ -191,7 +192,7 @@ def bench_attention(clock: Clock, batches: Sequence[int], dtypes: Sequence[torch
                 error = ((deform_attn(lowered[0], shapes, *lowered[1:]).double() - exact).norm() / exact.norm()).item()
                 for backward in (False, True):
                     rivals = attention_rivals(shapes, tensors, backward)
-                    with torch.set_grad_enabled(backward):
+                    with contextlib.nullcontext() if backward else torch.inference_mode():
                         results = clock.compare(call_of(deform_attn, shapes, lowered, backward), rivals)
                     what = "forward + backward" if backward else "forward"
                     label = {"op": "deform_attn", "case": name, "batch": batch, "dtype": str(dtype)[6:], "what": what}
@@ -199,9 +200,11 @@ def bench_attention(clock: Clock, batches: Sequence[int], dtypes: Sequence[torch
     return rows
 
 
+@torch.inference_mode()
 def bench_resize(clock: Clock) -> list[dict[str, Any]]:
     """One 1568 x 1120 uint8 image (height, width, channel) to three normalised levels, as prediction does."""
     device = clock.device
+    clock = Clock(device, 4 * clock.repeats)  # a few short calls, which vary the most
     factors = [1.0, 1120 / 1568, 672 / 1568]
     image = torch.randint(0, 256, (1, 1120, 1568, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     planar = image.permute(0, 3, 1, 2).contiguous().to(device)

@@ -20,30 +20,38 @@ namespace PIIP_ISA {
 namespace {
 
 #if defined(__AVX512F__)
+constexpr int kGroupsAPiece = 8;  // of a row that is sent on
+
 // A whole row of outputs of C channels, `stride` items apart, from `source(c, i)`, the 16 inputs from `i` on. Writes
-// whole vectors, one behind the row at most; past the caches only where groups are whole vectors.
+// whole vectors, one behind the row at most; past the caches only where groups are whole vectors. Else `streams`, one a
+// channel or null, take the row along in pieces.
 template <int K, int C, bool kPastCaches = false, class Source>
 PIIP_INLINE void blend_groups(const Table<float>& table, const Groups<float>& groups, const Source& source,
-                              float* target, size_t stride, int out) {
-  const int count = K ? K : table.count;
+                              float* target, size_t stride, int out, RowStream* streams) {
+  const int count = K ? K : table.count, all = int(groups.first.size());
   const uint8_t* indices = groups.indices.data();
   const float* weights = groups.weights.data();
-  for (int x = 0, group = 0; x < out; x += groups.lanes, ++group, indices += 16, weights += 16 * groups.given) {
-    const int first = groups.first[group];
-    const __m512i index =
-        _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(indices)));
-    for (int c = 0; c < C; ++c) {
-      const __m512 low = source(c, first), high = source(c, first + 16);
-      __m512i tap = index;
-      __m512 sum = _mm512_setzero_ps();
-      for (int k = 0; k < count; ++k) {
-        const __m512 given = _mm512_loadu_ps(weights + (K == 2 ? 0 : 16 * k));
-        const __m512 weight = K == 2 && k == 0 ? _mm512_sub_ps(_mm512_set1_ps(1), given) : given;
-        sum = _mm512_fmadd_ps(weight, _mm512_permutex2var_ps(low, tap, high), sum);
-        tap = _mm512_add_epi32(tap, _mm512_set1_epi32(1));
+  for (int group = 0, x = 0; group < all;) {
+    const int end = streams ? std::min(all, group + kGroupsAPiece) : all;
+    for (; group < end; ++group, x += groups.lanes, indices += 16, weights += 16 * groups.given) {
+      const int first = groups.first[group];
+      const __m512i index =
+          _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(indices)));
+      const __m512 second = _mm512_loadu_ps(weights), of_two[2] = {_mm512_sub_ps(_mm512_set1_ps(1), second), second};
+      for (int c = 0; c < C; ++c) {
+        const __m512 low = source(c, first), high = source(c, first + 16);
+        __m512i tap = index;
+        __m512 sum = _mm512_setzero_ps();
+        for (int k = 0; k < count; ++k) {
+          const __m512 weight = K == 2 ? of_two[k] : _mm512_loadu_ps(weights + 16 * k);
+          sum = _mm512_fmadd_ps(weight, _mm512_permutex2var_ps(low, tap, high), sum);
+          tap = _mm512_add_epi32(tap, _mm512_set1_epi32(1));
+        }
+        kPastCaches ? _mm512_stream_ps(target + c * stride + x, sum) : _mm512_storeu_ps(target + c * stride + x, sum);
       }
-      kPastCaches ? _mm512_stream_ps(target + c * stride + x, sum) : _mm512_storeu_ps(target + c * stride + x, sum);
     }
+    if (streams)
+      for (int c = 0; c < C; ++c) streams[c].send(sizeof(float) * std::min(x, out));
   }
 }
 #endif
@@ -94,16 +102,16 @@ int blend_vectors(const Table<T>& table, const T* source, T* target, int x, int 
 }
 
 template <class T>
-void blend_columns(const LevelTables<T>& tables, const T* source, T* target, int out) {
+void blend_columns(const LevelTables<T>& tables, const T* source, T* target, int out, RowStream* stream) {
   const Table<T>& table = tables.x;
   int x = 0;
   if constexpr (std::is_same_v<T, float>) {
 #if defined(__AVX512F__)
     const auto inputs = [&](int, int i) { return _mm512_loadu_ps(source + i); };
     if (tables.groups.lanes) {
-      if (table.count == 2) return blend_groups<2, 1>(table, tables.groups, inputs, target, 0, out);
-      if (table.count == 4) return blend_groups<4, 1>(table, tables.groups, inputs, target, 0, out);
-      return blend_groups<0, 1>(table, tables.groups, inputs, target, 0, out);
+      if (table.count == 2) return blend_groups<2, 1>(table, tables.groups, inputs, target, 0, out, stream);
+      if (table.count == 4) return blend_groups<4, 1>(table, tables.groups, inputs, target, 0, out, stream);
+      return blend_groups<0, 1>(table, tables.groups, inputs, target, 0, out, stream);
     }
 #endif
 #if defined(__AVX2__)
@@ -158,7 +166,7 @@ void blend_rows(const Table<T>& table, int y, int c, Rows<T>& rows, T* __restric
 // Row `y` of C channels from `first` on where both axes have two taps: nothing is stored in between.
 template <int C, bool kPastCaches = false>
 void blend_both(const LevelTables<float>& tables, int y, int first, Rows<float>& rows, float* finished, size_t stride,
-                int out) {
+                int out, RowStream* streams) {
   const float* weights = tables.y.weights.data() + size_t(y) * tables.y.stride;
   const __m512 w0 = _mm512_set1_ps(weights[0]), w1 = _mm512_set1_ps(weights[1]);
   const float *upper[C], *lower[C];
@@ -169,37 +177,30 @@ void blend_both(const LevelTables<float>& tables, int y, int first, Rows<float>&
   const auto inputs = [&](int c, int i) {
     return _mm512_fmadd_ps(w1, _mm512_loadu_ps(lower[c] + i), _mm512_mul_ps(w0, _mm512_loadu_ps(upper[c] + i)));
   };
-  blend_groups<2, C, kPastCaches>(tables.x, tables.groups, inputs, finished, stride, out);
+  blend_groups<2, C, kPastCaches>(tables.x, tables.groups, inputs, finished, stride, out, streams);
 }
 #endif
 
 // Row `y` of all channels of a level: blended vertically into `blended`, then horizontally into `finished`, where the
-// channels lie `stride` items apart, or left where it lies. done: where the channels' rows are.
+// channels lie `stride` items apart. Where rows are floats already, `streams` may take pieces of them along.
 template <class T>
 void resample_rows(const LevelTables<T>& tables, int y, Rows<T>& rows, T* blended, T* finished, size_t stride, int in,
-                   int out, int channels, const T** done) {
+                   int out, int channels, RowStream* streams) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, float>) {
     if (tables.blends_both()) {
-      for (int c = 0; c < channels; ++c) done[c] = finished + c * stride;
-      if (channels == 3) return blend_both<3>(tables, y, 0, rows, finished, stride, out);
-      for (int c = 0; c < channels; ++c) blend_both<1>(tables, y, c, rows, finished + c * stride, stride, out);
+      if (channels == 3) return blend_both<3>(tables, y, 0, rows, finished, stride, out, streams);
+      for (int c = 0; c < channels; ++c)
+        blend_both<1>(tables, y, c, rows, finished + c * stride, stride, out, streams ? streams + c : nullptr);
       return;
     }
   }
 #endif
   for (int c = 0; c < channels; ++c) {
     T* const end = finished + c * stride;
-    const T* row;
-    if (tables.copy_y) {
-      row = rows.row(y, c);
-    } else {
-      T* target = tables.copy_x ? end : blended;
-      blend_rows(tables.y, y, c, rows, target, in);
-      row = target;
-    }
-    if (!tables.copy_x) blend_columns(tables, row, end, out);
-    done[c] = tables.copy_x ? row : end;
+    const T* row = tables.copy_y ? rows.row(y, c) : blended;
+    if (!tables.copy_y) blend_rows(tables.y, y, c, rows, tables.copy_x ? end : blended, in);
+    if (!tables.copy_x) blend_columns(tables, row, end, out, streams ? streams + c : nullptr);
   }
 }
 
@@ -207,11 +208,11 @@ void resample_rows(const LevelTables<T>& tables, int y, Rows<T>& rows, T* blende
 // channel; memory is busy while the next vectors are computed. Rows are whole vectors there. Gives whether it could.
 template <class T>
 bool write_through(const LevelTables<T>& tables, int y, Rows<T>& rows, T* past, size_t plane, int out, int channels) {
-  if (tables.copy_y && tables.copy_x) return rows.read_through(y, past, plane);
+  if (tables.copies()) return rows.read_through(y, past, plane);
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, float>) {
     if (tables.blends_both() && tables.groups.lanes == 16 && channels == 3) {
-      blend_both<3, true>(tables, y, 0, rows, past, plane, out);
+      blend_both<3, true>(tables, y, 0, rows, past, plane, out, nullptr);
       return true;
     }
   }
@@ -289,16 +290,20 @@ void forward(const PyramidResize& a, int threads) {
       if (direct && past_caches && whole_vectors &&
           write_through(tables[i], y, space.rows, reinterpret_cast<T*>(target), plane / item, level.width, a.channels))
         continue;
-      const T* done[kMaxChannels];
-      resample_rows(tables[i], y, space.rows, space.blended.data(), space.finished.data(), space.stride, a.width,
-                    level.width, a.channels, done);
+      const bool copies = tables[i].copies();
+      const T* sources[kMaxChannels];
+      RowStream streams[kMaxChannels];
       for (int c = 0; c < a.channels; ++c) {
-        const void* stored = done[c];
-        if (!direct) {
-          write(done[c], space.stored.data(), level.width);
-          stored = space.stored.data();
-        }
-        put_row(target + c * plane, stored, row, past_caches);
+        sources[c] = copies ? space.rows.row(y, c) : space.finished.data() + c * space.stride;
+        streams[c] = RowStream(target + c * plane, direct ? static_cast<const void*>(sources[c]) : space.stored.data(),
+                               row, past_caches);
+      }
+      if (!copies)
+        resample_rows(tables[i], y, space.rows, space.blended.data(), space.finished.data(), space.stride, a.width,
+                      level.width, a.channels, direct && past_caches ? streams : nullptr);
+      for (int c = 0; c < a.channels; ++c) {
+        if (!direct) write(sources[c], space.stored.data(), level.width);
+        streams[c].send_rest();
       }
     }
     finish_streams();

@@ -188,19 +188,39 @@ class Rows {
   std::vector<const T*> sources_;
 };
 
-// Copies a finished row, whole vectors of it past the caches where asked.
-inline void put_row(void* target, const void* source, size_t bytes, bool past_caches) {
-  char* to = static_cast<char*>(target);
-  const char* from = static_cast<const char*>(source);
-  if (past_caches) {
-    const size_t head = std::min<size_t>(bytes, -reinterpret_cast<uintptr_t>(to) % kVectorBytes);
-    std::memcpy(to, from, head);
-    to += head, from += head, bytes -= head;
-    for (; bytes >= kVectorBytes; to += kVectorBytes, from += kVectorBytes, bytes -= kVectorBytes)
-      stream<char, kVectorBytes>(to, load<char, kVectorBytes>(from));
+// A row on its way to where it belongs, in pieces: past the caches, memory takes one while the next is computed.
+class RowStream {
+ public:
+  RowStream() = default;
+  RowStream(void* target, const void* source, size_t bytes, bool past_caches)
+      : to_(static_cast<char*>(target)),
+        from_(static_cast<const char*>(source)),
+        bytes_(bytes),
+        past_caches_(past_caches) {}
+
+  // Sends what is new of the bytes that are finished, past the caches as whole vectors only until all are.
+  void send(size_t finished) {
+    if (past_caches_) {
+      copy(std::min<size_t>(finished - sent_, -reinterpret_cast<uintptr_t>(to_ + sent_) % kVectorBytes));
+      for (; finished - sent_ >= kVectorBytes; sent_ += kVectorBytes)
+        stream<char, kVectorBytes>(to_ + sent_, load<char, kVectorBytes>(from_ + sent_));
+      if (finished < bytes_) return;
+    }
+    copy(finished - sent_);
   }
-  std::memcpy(to, from, bytes);
-}
+  void send_rest() { send(bytes_); }
+
+ private:
+  void copy(size_t count) {
+    std::memcpy(to_ + sent_, from_ + sent_, count);
+    sent_ += count;
+  }
+
+  char* to_ = nullptr;
+  const char* from_ = nullptr;
+  size_t bytes_ = 0, sent_ = 0;
+  bool past_caches_ = false;
+};
 
 }  // namespace PIIP_ISA
 }  // namespace piip

@@ -84,6 +84,9 @@ struct LevelTables {
   LevelTables(const Axis<T>& ay, const Axis<T>& ax)
       : copy_y(is_copy(ay)), copy_x(is_copy(ax)), y(ay), x(ax), groups(x) {}
 
+  // Pixels are not resampled.
+  bool copies() const { return copy_y && copy_x; }
+
   // Both axes have two taps, and there are groups of columns for them.
   bool blends_both() const {
 #if defined(__AVX512F__)

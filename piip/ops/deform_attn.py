@@ -86,7 +86,7 @@ def deform_attn(
         sampling_offsets = reference.scaled_offsets(sampling_offsets.to(dtype), cells)
         reference_points = reference_points[..., :2]
     flat = [side for shape in shapes for side in shape]
-    return torch.ops.piip.deform_attn.default(value, flat, reference_points, sampling_offsets, attention_logits)
+    return _DEFORM_ATTN(value, flat, reference_points, sampling_offsets, attention_logits)
 
 
 def ms_deform_attn(
@@ -117,7 +117,7 @@ def ms_deform_attn(
     if runs_definition(value):
         return reference.ms_deform_attn(value, shapes, sampling_locations, attention_weights)
     flat = [side for shape in shapes for side in shape]
-    return torch.ops.piip.ms_deform_attn.default(value, flat, sampling_locations, attention_weights)
+    return _MS_DEFORM_ATTN(value, flat, sampling_locations, attention_weights)
 
 
 def _check_value(value: Tensor, spatial_shapes: Shapes | Tensor) -> list[tuple[int, int]]:
@@ -167,6 +167,11 @@ library.define(
     "ms_deform_attn_backward(Tensor grad, Tensor value, SymInt[] shapes, Tensor locations, Tensor weights)"
     " -> (Tensor, Tensor, Tensor)"
 )
+
+# Looked up once: the attributes take a while on cold caches.
+_DEFORM_ATTN, _MS_DEFORM_ATTN = torch.ops.piip.deform_attn.default, torch.ops.piip.ms_deform_attn.default
+_DEFORM_ATTN_BACKWARD = torch.ops.piip.deform_attn_backward.default
+_MS_DEFORM_ATTN_BACKWARD = torch.ops.piip.ms_deform_attn_backward.default
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -319,9 +324,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     dtype = reference.compute_dtype(value.dtype)
     # The gradient of a reference sums those of its offsets, which must not be rounded to 16 bits before.
     points = offsets.to(dtype) if wants_reference else offsets
-    grad_value, grad_points, grad_logits = torch.ops.piip.deform_attn_backward.default(
-        grad, value, ctx.shapes, ref, points, logits
-    )
+    grad_value, grad_points, grad_logits = _DEFORM_ATTN_BACKWARD(grad, value, ctx.shapes, ref, points, logits)
     grad_reference = None
     if wants_reference:
         size = torch.tensor(list(zip(ctx.shapes[1::2], ctx.shapes[::2])), dtype=dtype, device=ref.device)
@@ -332,9 +335,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _ms_differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     value, locations, weights = ctx.saved_tensors
-    grad_value, grad_locations, grad_weights = torch.ops.piip.ms_deform_attn_backward.default(
-        grad, value, ctx.shapes, locations, weights
-    )
+    grad_value, grad_locations, grad_weights = _MS_DEFORM_ATTN_BACKWARD(grad, value, ctx.shapes, locations, weights)
     return grad_value, None, grad_locations, grad_weights
 
 

@@ -56,7 +56,7 @@ def pyramid_resize(
     tensor itself where nothing needs converting. Gradients flow to float images.
     Raises ValueError or TypeError naming the argument.
     """
-    channels_last = _check_images(images)
+    channels_last, (batch, channels, height, width) = _check_images(images)
     dtype = dtype or (torch.float32 if images.dtype == torch.uint8 else images.dtype)
     if dtype not in FLOATS:
         raise TypeError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype}")
@@ -64,14 +64,11 @@ def pyramid_resize(
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if not isinstance(antialias, bool):
         raise TypeError(f"antialias must be True or False, got {antialias!r}")
-    batch = images.shape[0]
-    height, width = images.shape[1:3] if channels_last else images.shape[2:]
-    channels = images.shape[3] if channels_last else images.shape[1]
     shapes, factors = _levels(height, width, sizes, scale_factors)
     mean, std = _statistics("mean", mean, channels), _statistics("std", std, channels)
     if (mean is None) != (std is None):
         raise ValueError("give both of mean and std or none")
-    if std is not None and any(abs(x) < 1e-300 for x in std):
+    if std is not None and min(map(abs, std)) < 1e-300:
         raise ValueError(f"std must not be zero, got {std}")
     if valid_sizes is not None:
         given = host_list("valid_sizes", valid_sizes, "a sequence of (h, w), one per image")
@@ -83,11 +80,11 @@ def pyramid_resize(
 
     # The input serves as its own level; an op may not return its input, so the others only are asked of it.
     converted = images.dtype != dtype or mean is not None or valid_sizes is not None
-    own = [
-        not converted and shape == (height, width) and factor in (None, (1.0, 1.0))
-        for shape, factor in zip(shapes, factors)
+    rest = [
+        i
+        for i, (shape, factor) in enumerate(zip(shapes, factors))
+        if converted or shape != (height, width) or factor not in (None, (1.0, 1.0))
     ]
-    rest = [i for i, is_own in enumerate(own) if not is_own]
     levels: list[Tensor] = [images] * len(shapes)
     if not rest:
         return levels
@@ -96,7 +93,7 @@ def pyramid_resize(
         source = images.permute(0, 3, 1, 2) if channels_last else images
         resized = reference.pyramid_resize(source, shapes, factors, mode, antialias, mean, std, dtype, valid_sizes)
     else:
-        resized = torch.ops.piip.pyramid_resize(
+        resized = _PYRAMID_RESIZE(
             images,
             channels_last,
             [side for shape in shapes for side in shape],
@@ -113,22 +110,24 @@ def pyramid_resize(
     return levels
 
 
-def _check_images(images: Tensor) -> bool:
-    """Whether the channels come last, which uint8 images may have."""
+def _check_images(images: Tensor) -> tuple[bool, tuple[int, int, int, int]]:
+    """Whether the channels come last, which uint8 images may have, and (B, C, H, W)."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a tensor, got {type(images).__name__}")
     if images.layout != torch.strided:
         raise TypeError(f"images must be a dense tensor, got layout {images.layout}; call to_dense() first")
-    if images.dtype != torch.uint8 and images.dtype not in FLOATS:
-        raise TypeError(f"images must be uint8 or a float dtype, got {images.dtype}")
-    if images.dim() != 4:
-        raise ValueError(f"images must have four dimensions (B, C, H, W), got shape {tuple(images.shape)}")
-    channels_last = images.dtype == torch.uint8 and images.shape[1] != 3 and images.shape[3] == 3
-    height, width = images.shape[1:3] if channels_last else images.shape[2:]
-    channels = images.shape[3] if channels_last else images.shape[1]
+    dtype, shape = images.dtype, images.shape
+    if dtype != torch.uint8 and dtype not in FLOATS:
+        raise TypeError(f"images must be uint8 or a float dtype, got {dtype}")
+    if len(shape) != 4:
+        raise ValueError(f"images must have four dimensions (B, C, H, W), got shape {tuple(shape)}")
+    batch, channels, height, width = shape
+    channels_last = dtype == torch.uint8 and channels != 3 and width == 3
+    if channels_last:
+        channels, height, width = width, channels, height
     if height < 1 or width < 1 or not 1 <= channels <= MAX_CHANNELS:
-        raise ValueError(f"images must have pixels and 1 to {MAX_CHANNELS} channels, got shape {tuple(images.shape)}")
-    return channels_last
+        raise ValueError(f"images must have pixels and 1 to {MAX_CHANNELS} channels, got shape {tuple(shape)}")
+    return channels_last, (batch, channels, height, width)
 
 
 def _levels(
@@ -184,10 +183,10 @@ def _statistics(name: str, values: Sequence[float] | Tensor | None, channels: in
     meaning = f"{channels} finite numbers, one per channel"
     given = host_list(name, values, f"a sequence of {meaning}")
     try:
-        numbers = [float(x) for x in given]
+        numbers = list(map(float, given))
     except (TypeError, ValueError):
         raise TypeError(f"{name} must hold {meaning}, got {values!r}") from None
-    if len(numbers) != channels or not all(math.isfinite(x) for x in numbers):
+    if len(numbers) != channels or not all(map(math.isfinite, numbers)):
         raise ValueError(f"{name} must hold {meaning}, got {values!r}")
     return numbers
 
@@ -201,6 +200,10 @@ library.define(
 library.define(
     f"pyramid_resize_backward(Tensor[] grads, SymInt[] shape, {_SETTINGS}, ScalarType dtype, SymInt[]? valid) -> Tensor"
 )
+
+# Looked up once: the attributes take a while on cold caches.
+_PYRAMID_RESIZE = torch.ops.piip.pyramid_resize.default
+_PYRAMID_RESIZE_BACKWARD = torch.ops.piip.pyramid_resize_backward.default
 
 
 def _scales(std: list[float] | None) -> list[float]:
@@ -219,7 +222,8 @@ def _forward(
     dtype: torch.dtype,
     valid: list[int] | None,
 ) -> list[Tensor]:
-    images = images.contiguous()
+    if not images.is_contiguous():
+        images = images.contiguous()
     batch = images.shape[0]
     height, width, channels = images.shape[1:] if channels_last else (*images.shape[2:], images.shape[1])
     levels = [images.new_empty(batch, channels, h, w, dtype=dtype) for h, w in zip(sizes[::2], sizes[1::2])]
@@ -312,7 +316,7 @@ def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None,
         for grad, shape in zip(grads, ctx.level_shapes)
     ]
     # Images that get a gradient are float, and float images have their channels first.
-    grad = torch.ops.piip.pyramid_resize_backward(filled, ctx.shape, *ctx.settings, ctx.dtype, ctx.valid)
+    grad = _PYRAMID_RESIZE_BACKWARD(filled, ctx.shape, *ctx.settings, ctx.dtype, ctx.valid)
     return grad, *[None] * 9
 
 
