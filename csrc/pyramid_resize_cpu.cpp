@@ -22,36 +22,73 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int kGroupsAPiece = 8;  // of a row that is sent on
 
-// A whole row of outputs of C channels, `stride` items apart, from `source(c, i)`, the 16 inputs from `i` on. Writes
-// whole vectors, one behind the row at most; past the caches only where groups are whole vectors. Else `streams`, one a
-// channel or null, take the row along in pieces.
-template <int K, int C, bool kPastCaches = false, class Source>
-PIIP_INLINE void blend_groups(const Table<float>& table, const Groups<float>& groups, const Source& source,
-                              float* target, size_t stride, int out, RowStream* streams) {
+// Sends on what `streams`, one a channel or null, has of C rows of which `x` outputs are finished.
+template <int C>
+PIIP_INLINE void send(RowStream* streams, int x, int out) {
+  if (streams)
+    for (int c = 0; c < C; ++c) streams[c].send(sizeof(float) * std::min(x, out));
+}
+
+// A whole row of outputs from `source(i)`, the 16 inputs from `i` on. Writes whole vectors, one behind the row at most.
+template <int K, class Source>
+void blend_groups(const Table<float>& table, const Groups<float>& groups, const Source& source, float* target, int out,
+                  RowStream* stream) {
   const int count = K ? K : table.count, all = int(groups.first.size());
   const uint8_t* indices = groups.indices.data();
   const float* weights = groups.weights.data();
+  for (int group = 0, x = 0; group < all; ++group, x += groups.lanes, indices += 16, weights += 16 * count) {
+    const __m512 low = source(groups.first[group]), high = source(groups.first[group] + 16);
+    __m512i tap = _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(indices)));
+    __m512 sum = _mm512_setzero_ps();
+    for (int k = 0; k < count; ++k) {
+      sum = _mm512_fmadd_ps(_mm512_loadu_ps(weights + 16 * k), _mm512_permutex2var_ps(low, tap, high), sum);
+      tap = _mm512_add_epi32(tap, _mm512_set1_epi32(1));
+    }
+    _mm512_storeu_ps(target + x, sum);
+    if ((group + 1) % kGroupsAPiece == 0) send<1>(stream, x + groups.lanes, out);
+  }
+}
+
+// The same of two taps and C channels, `stride` items apart, from `source(c, i)` at multiples of 16; past the caches
+// only where groups are whole vectors.
+template <int C, bool kPastCaches = false, class Source>
+PIIP_INLINE void blend_windows(const Groups<float>& groups, const Source& source, float* target, size_t stride, int out,
+                               RowStream* streams) {
+  const int all = int(groups.first.size()), lanes = groups.lanes;
+  const uint8_t* indices = groups.indices.data();
+  const float* weights = groups.weights.data();
+  __m512 window[C][3] = {};
+  int at = -48;
   for (int group = 0, x = 0; group < all;) {
     const int end = streams ? std::min(all, group + kGroupsAPiece) : all;
-    for (; group < end; ++group, x += groups.lanes, indices += 16, weights += 16 * groups.given) {
-      const int first = groups.first[group];
-      const __m512i index =
+    for (; group < end; ++group, x += lanes, indices += 16, weights += 16) {
+      const int first = groups.first[group], moved = first - at;
+      at = first;
+      if (moved == 16) {
+        for (int c = 0; c < C; ++c)
+          window[c][0] = window[c][1], window[c][1] = window[c][2], window[c][2] = source(c, first + 32);
+      } else if (moved == 32) {
+        for (int c = 0; c < C; ++c)
+          window[c][0] = window[c][2], window[c][1] = source(c, first + 16), window[c][2] = source(c, first + 32);
+      } else if (moved) {
+        for (int c = 0; c < C; ++c)
+          for (int i = 0; i < 3; ++i) window[c][i] = source(c, first + 16 * i);
+      }
+      const __m512i tap =
           _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(indices)));
-      const __m512 second = _mm512_loadu_ps(weights), of_two[2] = {_mm512_sub_ps(_mm512_set1_ps(1), second), second};
+      const __m512i next = _mm512_add_epi32(tap, _mm512_set1_epi32(1)), last = _mm512_set1_epi32(31);
+      const __mmask16 tap_high = _mm512_cmpgt_epi32_mask(tap, last), next_high = _mm512_cmpgt_epi32_mask(next, last);
+      const __m512 w1 = _mm512_loadu_ps(weights), w0 = _mm512_sub_ps(_mm512_set1_ps(1), w1);
       for (int c = 0; c < C; ++c) {
-        const __m512 low = source(c, first), high = source(c, first + 16);
-        __m512i tap = index;
-        __m512 sum = _mm512_setzero_ps();
-        for (int k = 0; k < count; ++k) {
-          const __m512 weight = K == 2 ? of_two[k] : _mm512_loadu_ps(weights + 16 * k);
-          sum = _mm512_fmadd_ps(weight, _mm512_permutex2var_ps(low, tap, high), sum);
-          tap = _mm512_add_epi32(tap, _mm512_set1_epi32(1));
-        }
+        const auto fetch = [&](__m512i from, __mmask16 high) {
+          const __m512 low = _mm512_permutex2var_ps(window[c][0], from, window[c][1]);
+          return _mm512_mask_permutexvar_ps(low, high, from, window[c][2]);
+        };
+        const __m512 sum = _mm512_fmadd_ps(w1, fetch(next, next_high), _mm512_mul_ps(w0, fetch(tap, tap_high)));
         kPastCaches ? _mm512_stream_ps(target + c * stride + x, sum) : _mm512_storeu_ps(target + c * stride + x, sum);
       }
     }
-    if (streams)
-      for (int c = 0; c < C; ++c) streams[c].send(sizeof(float) * std::min(x, out));
+    send<C>(streams, x, out);
   }
 }
 #endif
@@ -107,11 +144,12 @@ void blend_columns(const LevelTables<T>& tables, const T* source, T* target, int
   int x = 0;
   if constexpr (std::is_same_v<T, float>) {
 #if defined(__AVX512F__)
-    const auto inputs = [&](int, int i) { return _mm512_loadu_ps(source + i); };
     if (tables.groups.lanes) {
-      if (table.count == 2) return blend_groups<2, 1>(table, tables.groups, inputs, target, 0, out, stream);
-      if (table.count == 4) return blend_groups<4, 1>(table, tables.groups, inputs, target, 0, out, stream);
-      return blend_groups<0, 1>(table, tables.groups, inputs, target, 0, out, stream);
+      const auto inputs = [&](int i) { return _mm512_loadu_ps(source + i); };
+      const auto same = [&](int, int i) { return inputs(i); };
+      if (table.count == 2) return blend_windows<1>(tables.groups, same, target, 0, out, stream);
+      if (table.count == 4) return blend_groups<4>(table, tables.groups, inputs, target, out, stream);
+      return blend_groups<0>(table, tables.groups, inputs, target, out, stream);
     }
 #endif
 #if defined(__AVX2__)
@@ -177,7 +215,7 @@ void blend_both(const LevelTables<float>& tables, int y, int first, Rows<float>&
   const auto inputs = [&](int c, int i) {
     return _mm512_fmadd_ps(w1, _mm512_loadu_ps(lower[c] + i), _mm512_mul_ps(w0, _mm512_loadu_ps(upper[c] + i)));
   };
-  blend_groups<2, C, kPastCaches>(tables.x, tables.groups, inputs, finished, stride, out, streams);
+  blend_windows<C, kPastCaches>(tables.groups, inputs, finished, stride, out, streams);
 }
 #endif
 

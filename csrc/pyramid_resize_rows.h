@@ -14,7 +14,7 @@
 namespace piip {
 namespace PIIP_ISA {
 
-constexpr int kOverread = 32;      // items that may be read behind a row
+constexpr int kOverread = 48;      // items that may be read behind a row
 constexpr int kRowsAhead = 4;      // that a row is fetched before it is read
 constexpr int kBytesAhead = 4096;  // the same of interleaved pixels
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -20,6 +21,12 @@ struct Table {
   std::vector<T> weights;  // [output][stride], zero behind the taps
 
   explicit Table(const Axis<T>& axis) : first(axis.out) {
+    if (is_copy(axis)) {
+      std::iota(first.begin(), first.end(), 0);
+      stride = 1;
+      weights.assign(axis.out, T(1));
+      return;
+    }
     std::vector<Taps<T>> taps(axis.out);
     for (int i = 0; i < axis.out; ++i) {
       taps[i] = find_taps(axis, i);
@@ -36,8 +43,9 @@ struct Table {
   }
 };
 
-// The columns of a table in groups of neighbours that all take from the same two registers of 16 inputs, from where a
-// permutation fetches what a gather would fetch one by one. Only where AVX-512 has it, and in float.
+// The columns of a table in groups of neighbours that all take from the same registers of 16 inputs, from where a
+// permutation fetches what a gather would fetch one by one: of two taps from three registers, which lie at multiples of
+// 16 and so are read once in a row, else from two. Only where AVX-512 has it, and in float.
 template <class T>
 struct Groups {
   explicit Groups(const Table<T>&) {}
@@ -53,21 +61,26 @@ struct Groups<float> {
 
   explicit Groups(const Table<float>& table) : given(table.count == 2 ? 1 : table.count) {
     const int out = int(table.first.size()), count = table.count;
+    if (count == 1) lanes = 0;
+    const auto start = [&](int i) { return count == 2 ? table.first[i] / 16 * 16 : table.first[i]; };
     for (int i = 0; i < out; ++i)
-      while (lanes && table.first[std::min(i + lanes, out) - 1] + count - table.first[i] > kOverread) --lanes;
+      while (lanes && table.first[std::min(i + lanes, out) - 1] + count - start(i) > (count == 2 ? 48 : 32)) --lanes;
     if (lanes < 8) lanes = 0;
     if (!lanes) return;
     const int groups = (out + lanes - 1) / lanes;
     indices.assign(size_t(groups) * 16, 0);
     weights.assign(size_t(groups) * given * 16, 0.0f);
-    for (int i = 0; i < out; ++i) {
-      const int group = i / lanes, lane = i % lanes;
-      if (lane == 0) first.push_back(table.first[i]);
-      indices[group * 16 + lane] = uint8_t(table.first[i] - first[group]);
-      const float* taps = table.weights.data() + size_t(i) * table.stride;
-      for (int k = 0; k < given; ++k) weights[(size_t(group) * given + k) * 16 + lane] = taps[count - given + k];
-      // At an edge both taps may fall on one pixel, and what is left for the other one must be nothing at all.
-      if (count == 2 && taps[0] == 0) weights[size_t(group) * 16 + lane] = 1;
+    for (int group = 0; group < groups; ++group) {
+      const int begin = group * lanes, end = std::min(begin + lanes, out);
+      first.push_back(start(begin));
+      for (int i = begin, lane = 0; i < end; ++i, ++lane) {
+        indices[group * 16 + lane] = uint8_t(table.first[i] - first[group]);
+        const float* taps = table.weights.data() + size_t(i) * table.stride;
+        float* own = weights.data() + size_t(group) * given * 16 + lane;
+        for (int k = 0; k < given; ++k) own[k * 16] = taps[count - given + k];
+        // At an edge both taps may fall on one pixel, and what is left for the other one must be nothing at all.
+        if (count == 2 && taps[0] == 0) *own = 1;
+      }
     }
   }
 };

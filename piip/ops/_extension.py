@@ -38,9 +38,9 @@ def runs_definition(tensor: Tensor) -> bool:
     return ((is_compiling() or is_tracing()) and torch.onnx.is_in_onnx_export()) or not has_kernels(tensor)
 
 
-def adds_up(device: torch.device) -> bool:
+def adds_up(tensor: Tensor) -> bool:
     """Whether a backward adds to the gradients that it is given, zeros in the compute dtype; else it writes them."""
-    return device.type != "cpu"
+    return not tensor.is_cpu
 
 
 def describe() -> dict[str, Any]:
@@ -57,10 +57,10 @@ def describe() -> dict[str, Any]:
     }
 
 
-def launch(name: str, device: torch.device, *arguments: Any) -> None:
-    """Runs a kernel on the CPU threads of torch, or on the current CUDA stream."""
-    if device.type == "cuda":
-        stream = torch.cuda.current_stream(device)
+def launch(name: str, tensor: Tensor, *arguments: Any) -> None:
+    """Runs a kernel where the tensor lies: on the CPU threads of torch, or on the current CUDA stream."""
+    if tensor.is_cuda:
+        stream = torch.cuda.current_stream(tensor.device)
         getattr(_C, f"{name}_cuda")(*arguments, stream.device_index, stream.cuda_stream)
     else:
         getattr(_C, name)(*arguments, torch.get_num_threads())

@@ -209,7 +209,7 @@ class _Problem:
         value = self.value
         out = value.new_empty(value.shape[0], self.queries, value.shape[2] * value.shape[3])
         if out.numel() and self.points.numel():
-            launch("deform_attn_forward", value.device, [*self.inputs, pointer(out), 0, 0, 0, 0, 0], *self.settings)
+            launch("deform_attn_forward", value, [*self.inputs, pointer(out), 0, 0, 0, 0, 0], *self.settings)
             return out
         return out.zero_()
 
@@ -221,7 +221,7 @@ class _Problem:
         # The CPU adds up the value gradient in a plane of each thread, CUDA in memory: in the compute dtype, or, where
         # the order of additions must not matter, in integers.
         unit = None
-        if not adds_up(value.device):
+        if not adds_up(value):
             grad_value = torch.empty_like(value)
         elif torch.are_deterministic_algorithms_enabled():
             # Weights after a softmax are at most 1; given ones can be anything.
@@ -232,7 +232,7 @@ class _Problem:
         else:
             grad_value = torch.zeros_like(value, dtype=reference.compute_dtype(value.dtype))
         outputs = [0, *(pointer(t) for t in (grad, grad_value, grad_points, grad_weights, unit))]
-        launch("deform_attn_backward", value.device, [*self.inputs, *outputs], *self.settings)
+        launch("deform_attn_backward", value, [*self.inputs, *outputs], *self.settings)
         if unit is not None:
             grad_value = grad_value.double() / unit
         return _stored(grad_value, value.dtype), grad_points, grad_weights

@@ -230,7 +230,7 @@ def _forward(
     if batch:
         launch(
             "pyramid_resize_forward",
-            images.device,
+            images,
             pointer(images),
             [batch, channels, height, width],
             channels_last,
@@ -265,7 +265,7 @@ def _backward(
     if shape[0]:
         launch(
             "pyramid_resize_backward",
-            out.device,
+            out,
             pointer(out),
             shape,
             False,

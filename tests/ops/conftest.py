@@ -39,7 +39,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     if request.param == "emulated":
         module = emulated.Emulated(request.getfixturevalue("emulated_module"))
         monkeypatch.setattr(_extension, "_C", module)
-        monkeypatch.setattr(deform_attn, "adds_up", lambda device: True)
+        monkeypatch.setattr(deform_attn, "adds_up", lambda tensor: True)
         return torch.device("cpu")
     if request.param == "cuda" and not torch.cuda.is_available():
         if os.environ.get("PIIP_REQUIRE_CUDA") == "1":
