@@ -14,9 +14,10 @@
 namespace piip {
 namespace PIIP_ISA {
 
-constexpr int kOverread = 48;      // items that may be read behind a row
-constexpr int kRowsAhead = 4;      // that a row is fetched before it is read
-constexpr int kBytesAhead = 4096;  // the same of interleaved pixels
+constexpr int kWindow = 48;         // items in the three registers that two taps are fetched from
+constexpr int kOverread = kWindow;  // items that may be read behind a row
+constexpr int kRowsAhead = 4;       // that a row is fetched before it is read
+constexpr int kBytesAhead = 4096;   // the same of interleaved pixels
 
 // Reads `count` pixels and normalises them.
 template <class S, class T>

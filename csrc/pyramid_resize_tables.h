@@ -62,9 +62,10 @@ struct Groups<float> {
   explicit Groups(const Table<float>& table) : given(table.count == 2 ? 1 : table.count) {
     const int out = int(table.first.size()), count = table.count;
     if (count == 1) lanes = 0;
+    const int reach = count == 2 ? kWindow : 32;
     const auto start = [&](int i) { return count == 2 ? table.first[i] / 16 * 16 : table.first[i]; };
     for (int i = 0; i < out; ++i)
-      while (lanes && table.first[std::min(i + lanes, out) - 1] + count - start(i) > (count == 2 ? 48 : 32)) --lanes;
+      while (lanes && table.first[std::min(i + lanes, out) - 1] + count - start(i) > reach) --lanes;
     if (lanes < 8) lanes = 0;
     if (!lanes) return;
     const int groups = (out + lanes - 1) / lanes;
