@@ -62,7 +62,7 @@ PIIP_INLINE void blend_windows(const Groups<float>& groups, const Source& source
   for (int group = 0, x = 0; group < all;) {
     const int end = streams ? std::min(all, group + kGroupsAPiece) : all;
     for (; group < end; ++group, x += lanes, indices += 16, weights += 16) {
-      // One step or two are taken in registers; a loop over steps would keep the window in memory.
+      // Each step has its branch: a loop over steps takes longer.
       const int first = groups.first[group], moved = first - at;
       at = first;
       if (moved == 16) {
