@@ -24,8 +24,8 @@ from piip.ops._extension import (
     launch,
     library,
     pointer,
-    refuse_double_backward,
     refuse_vmap,
+    register_gradient,
     runs_definition,
 )
 from piip.ops._flops import register_flops
@@ -313,9 +313,9 @@ def _ms_backward_fake(
     return _empty(value), _empty(locations), _empty(weights)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, ctx.shapes, *others = inputs
+def _save(ctx: Any, value: Tensor, shapes: list[int], *others: Tensor) -> None:
     ctx.save_for_backward(value, *others)
+    ctx.shapes = shapes
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -339,11 +339,10 @@ def _ms_differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_value, None, grad_locations, grad_weights
 
 
-torch.library.register_autograd("piip::deform_attn", _differentiate, setup_context=_save, lib=library)
-torch.library.register_autograd("piip::ms_deform_attn", _ms_differentiate, setup_context=_save, lib=library)
+register_gradient("deform_attn", _save, _differentiate)
+register_gradient("ms_deform_attn", _save, _ms_differentiate)
 for _name in ("deform_attn", "ms_deform_attn"):
     refuse_vmap(_name)
-    refuse_double_backward(f"{_name}_backward")
 
 
 def _register_autocast(op: str, device: str) -> None:

@@ -20,8 +20,8 @@ from piip.ops._extension import (
     launch,
     library,
     pointer,
-    refuse_double_backward,
     refuse_vmap,
+    register_gradient,
     runs_definition,
 )
 from piip.ops._flops import register_flops
@@ -303,25 +303,18 @@ def _backward_fake(grads: list[Tensor], shape: list[int], *settings: Any) -> Ten
     return grads[0].new_empty(shape, dtype=settings[-2])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    images, _, *ctx.settings, _, ctx.valid = inputs
+def _save(ctx: Any, images: Tensor, channels_last: bool, *settings: Any) -> None:
+    *ctx.settings, _, ctx.valid = settings
     ctx.shape, ctx.dtype = images.shape, images.dtype
-    ctx.level_shapes = [level.shape for level in output]
-    ctx.level_dtype, ctx.device = output[0].dtype, images.device
 
 
-def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    filled = [
-        torch.zeros(shape, dtype=ctx.level_dtype, device=ctx.device) if grad is None else grad
-        for grad, shape in zip(grads, ctx.level_shapes)
-    ]
+def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     # Images that get a gradient are float, and float images have their channels first.
-    grad = _PYRAMID_RESIZE_BACKWARD(filled, ctx.shape, *ctx.settings, ctx.dtype, ctx.valid)
+    grad = _PYRAMID_RESIZE_BACKWARD(list(grads), ctx.shape, *ctx.settings, ctx.dtype, ctx.valid)
     return grad, *[None] * 9
 
 
-torch.library.register_autograd("piip::pyramid_resize", _differentiate, setup_context=_save, lib=library)
-refuse_double_backward("pyramid_resize_backward")
+register_gradient("pyramid_resize", _save, _differentiate)
 refuse_vmap("pyramid_resize")
 
 
