@@ -34,7 +34,9 @@ def host_shapes(name: str, shapes: Sequence[Sequence[int]] | Tensor) -> list[tup
     for pair in pairs:
         if not _is_sequence(pair) or len(pair) != 2:
             raise ValueError(f"{name} must be {meaning}, got {shapes!r}")
-        h, w = _integer(name, pair[0]), _integer(name, pair[1])
+        h, w = pair
+        if type(h) is not int or type(w) is not int:
+            h, w = _integer(name, h), _integer(name, w)
         if h < 1 or w < 1 or h > MAX_SIDE or w > MAX_SIDE:
             raise ValueError(f"{name} must hold positive sizes below 2**31, got {pairs}")
         sizes.append((h, w))
@@ -58,18 +60,16 @@ def _integer(name: str, number: Any) -> int:
         raise TypeError(f"{name} must hold integers, got {number!r}") from None
 
 
-def check_float(name: str, tensor: Tensor) -> None:
+def check_shape(
+    name: str, tensor: Tensor, expected: Sequence[int | None], meaning: str, device: torch.device | None = None
+) -> torch.Size:
+    """The shape of a dense float tensor. expected: the size of each dimension, None where anything goes."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call to_dense() first")
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
-
-
-def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None], meaning: str) -> None:
-    """expected: the size of each dimension, None where anything goes."""
-    check_float(name, tensor)
     shape = tensor.shape
     fits = len(shape) == len(expected)
     for size, wanted in zip(shape, expected):
@@ -77,8 +77,6 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None], meani
     if not fits:
         sizes = ", ".join("*" if e is None else str(e) for e in expected)
         raise ValueError(f"{name} must have shape {meaning} = ({sizes}), got {tuple(shape)}")
-
-
-def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
-    if tensor.device != device:
+    if device is not None and tensor.device != device:
         raise ValueError(f"{name} must be on {device} like value, got {tensor.device}")
+    return shape

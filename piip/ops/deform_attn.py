@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from piip.ops import reference
-from piip.ops._checks import MAX_LEVELS, check_device, check_shape, host_list, host_shapes
+from piip.ops._checks import MAX_LEVELS, check_shape, host_list, host_shapes
 from piip.ops._extension import (
     DTYPE_TAGS,
     adds_up,
@@ -57,24 +57,15 @@ def deform_attn(
     and its gradients are zero; logits that are not finite act as in a softmax.
     Raises ValueError or TypeError naming the argument.
     """
-    shapes = _check_value(value, spatial_shapes)
-    batch, heads, levels = value.shape[0], value.shape[2], len(shapes)
-    meaning = "(B, Q, M, L, P, 2)"
-    check_shape("sampling_offsets", sampling_offsets, (batch, None, heads, levels, None, 2), meaning)
-    queries = sampling_offsets.shape[1]
-    points = _check_points("sampling_offsets", sampling_offsets)
+    shapes, (batch, _, heads, _) = _check_value(value, spatial_shapes)
+    levels, device = len(shapes), value.device
+    queries, points = _check_samples("sampling_offsets", sampling_offsets, batch, heads, levels, device)
+    _check_reference(reference_points, batch, queries, levels, device)
+    name = "attention_logits"
     if isinstance(attention_logits, Tensor) and attention_logits.dim() == 5:
-        check_shape("attention_logits", attention_logits, (batch, queries, heads, levels, points), "(B, Q, M, L, P)")
+        check_shape(name, attention_logits, (batch, queries, heads, levels, points), "(B, Q, M, L, P)")
         attention_logits = attention_logits.flatten(3)
-    check_shape("attention_logits", attention_logits, (batch, queries, heads, levels * points), "(B, Q, M, L * P)")
-    _check_reference(reference_points, batch, queries, levels)
-    tensors = {
-        "reference_points": reference_points,
-        "sampling_offsets": sampling_offsets,
-        "attention_logits": attention_logits,
-    }
-    for name, tensor in tensors.items():
-        check_device(name, tensor, value.device)
+    check_shape(name, attention_logits, (batch, queries, heads, levels * points), "(B, Q, M, L * P)", device)
 
     if runs_definition(value):
         return reference.deform_attn(value, shapes, reference_points, sampling_offsets, attention_logits)
@@ -105,44 +96,47 @@ def ms_deform_attn(
     attention_weights: (B, Q, M, L, P).
     Returns (B, Q, M * D) in the dtype of value. Raises ValueError or TypeError naming the argument.
     """
-    shapes = _check_value(value, spatial_shapes)
+    shapes, (batch, _, heads, _) = _check_value(value, spatial_shapes)
     _check_starts(level_start_index, shapes)
-    batch, heads, levels = value.shape[0], value.shape[2], len(shapes)
-    meaning = "(B, Q, M, L, P, 2)"
-    check_shape("sampling_locations", sampling_locations, (batch, None, heads, levels, None, 2), meaning)
-    _check_points("sampling_locations", sampling_locations)
-    check_shape("attention_weights", attention_weights, tuple(sampling_locations.shape[:5]), "(B, Q, M, L, P)")
-    check_device("sampling_locations", sampling_locations, value.device)
-    check_device("attention_weights", attention_weights, value.device)
+    levels, device = len(shapes), value.device
+    queries, points = _check_samples("sampling_locations", sampling_locations, batch, heads, levels, device)
+    sizes = (batch, queries, heads, levels, points)
+    check_shape("attention_weights", attention_weights, sizes, "(B, Q, M, L, P)", device)
     if runs_definition(value):
         return reference.ms_deform_attn(value, shapes, sampling_locations, attention_weights)
     flat = [side for shape in shapes for side in shape]
     return _MS_DEFORM_ATTN(value, flat, sampling_locations, attention_weights)
 
 
-def _check_value(value: Tensor, spatial_shapes: Shapes | Tensor) -> list[tuple[int, int]]:
+def _check_value(value: Tensor, spatial_shapes: Shapes | Tensor) -> tuple[list[tuple[int, int]], torch.Size]:
     shapes = host_shapes("spatial_shapes", spatial_shapes)
     if len(shapes) > MAX_LEVELS:
         raise ValueError(f"spatial_shapes must hold at most {MAX_LEVELS} maps, got {len(shapes)}")
-    check_shape("value", value, (None, sum(h * w for h, w in shapes), None, None), "(B, sum of H * W, M, D)")
-    if value.shape[2] < 1 or value.shape[3] < 1:
-        raise ValueError(f"value must have at least one head and one channel per head, got shape {tuple(value.shape)}")
-    return shapes
+    cells = 0
+    for h, w in shapes:
+        cells += h * w
+    shape = check_shape("value", value, (None, cells, None, None), "(B, sum of H * W, M, D)")
+    if shape[2] < 1 or shape[3] < 1:
+        raise ValueError(f"value must have at least one head and one channel per head, got shape {tuple(shape)}")
+    return shapes, shape
 
 
-def _check_points(name: str, tensor: Tensor) -> int:
-    points = tensor.shape[4]
-    if points < 1:
-        raise ValueError(f"{name} must have at least one point, got shape {tuple(tensor.shape)}")
-    return points
+def _check_samples(
+    name: str, tensor: Tensor, batch: int, heads: int, levels: int, device: torch.device
+) -> tuple[int, int]:
+    """Q and P."""
+    shape = check_shape(name, tensor, (batch, None, heads, levels, None, 2), "(B, Q, M, L, P, 2)", device)
+    if shape[4] < 1:
+        raise ValueError(f"{name} must have at least one point, got shape {tuple(shape)}")
+    return shape[1], shape[4]
 
 
-def _check_reference(points: Tensor, batch: int, queries: int, levels: int) -> None:
+def _check_reference(points: Tensor, batch: int, queries: int, levels: int, device: torch.device) -> None:
     meaning = "(1 or B, Q, 1 or L, 2 or 4)"
-    check_shape("reference_points", points, (None, queries, None, None), meaning)
-    if points.shape[0] not in (1, batch) or points.shape[2] not in (1, levels) or points.shape[3] not in (2, 4):
+    shape = check_shape("reference_points", points, (None, queries, None, None), meaning, device)
+    if shape[0] not in (1, batch) or shape[2] not in (1, levels) or shape[3] not in (2, 4):
         raise ValueError(
-            f"reference_points must have shape {meaning} with B = {batch}, L = {levels}, got {tuple(points.shape)}"
+            f"reference_points must have shape {meaning} with B = {batch}, L = {levels}, got {tuple(shape)}"
         )
 
 
