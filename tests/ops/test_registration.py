@@ -198,6 +198,24 @@ def test_double_backward_is_refused_with_advice(device):
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.jacfwd, torch.func.hessian])
+def test_torch_func_is_refused_with_advice(transform):
+    case = make_case()
+    with pytest.raises(NotImplementedError, match=r"deform_attn under torch\.func is not supported.*reference"):
+        transform(lambda value: deform_attn(value, case.shapes, *case.tensors[1:]).sum())(case.value)
+    with pytest.raises(NotImplementedError, match=r"pyramid_resize under torch\.func is not supported.*reference"):
+        transform(lambda images: pyramid_resize(images, scale_factors=[0.5])[0].sum())(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_forward_mode_is_refused_with_advice(mode, device):
+    case = make_case().to(device=device)
+    with mode(), torch.autograd.forward_ad.dual_level():
+        value = torch.autograd.forward_ad.make_dual(case.value, case.value)
+        with pytest.raises(NotImplementedError, match="forward-mode differentiation of deform_attn is not supported"):
+            deform_attn(value, case.shapes, *case.tensors[1:])
+
+
 def test_without_the_extension_the_definition_runs(monkeypatch):
     from piip.ops import _extension
 
