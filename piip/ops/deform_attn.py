@@ -54,7 +54,7 @@ def deform_attn(
     Returns (B, Q, M * D) in the dtype of value.
 
     Cells outside a map read zero. A sample that touches no cell, or whose location is not finite, contributes nothing
-    and its gradients are zero; logits that are not finite act as in a softmax.
+    and its gradients are zero; logits that are not finite act as in a softmax. Differentiable once, by backward.
     Raises ValueError or TypeError naming the argument.
     """
     shapes, (batch, _, heads, _) = _check_value(value, spatial_shapes)

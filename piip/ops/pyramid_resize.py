@@ -53,7 +53,7 @@ def pyramid_resize(
     for float64 images).
     valid_sizes: (h, w) per image; beyond it the normalised image is zero, as if it had been padded after normalisation.
     Returns one (B, C, H_i, W_i) tensor per level. A level of the input's own size is not resampled, and is the input
-    tensor itself where nothing needs converting. Gradients flow to float images.
+    tensor itself where nothing needs converting. Differentiable once, by backward, for float images.
     Raises ValueError or TypeError naming the argument.
     """
     channels_last, (batch, channels, height, width) = _check_images(images)
