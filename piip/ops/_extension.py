@@ -110,7 +110,7 @@ def register_gradient(op: str, save: Callable[..., None], differentiate: Callabl
             return gradient.apply(*inputs)
         except RuntimeError:
             if torch._C._are_functorch_transforms_active():
-                raise _not_supported(f"{op} under torch.func", "use torch.autograd.grad, or its") from None
+                raise _not_supported(f"{op} under torch.func") from None
             raise
 
     name = op.title().replace("_", "")
@@ -133,7 +133,8 @@ class _Final(torch.autograd.Function):
         raise _not_supported(f"double backward through {ctx.op}")
 
 
-def _not_supported(what: str, instead: str = "use its") -> NotImplementedError:
+def _not_supported(what: str) -> NotImplementedError:
+    # The definition is no way out: the backward of F.grid_sample has no derivative, nor has it a forward mode.
     return NotImplementedError(
-        f"{what} is not supported; {instead} definition in piip.ops.reference, which is plain PyTorch"
+        f"{what} is not supported; differentiate the op once, by backward() or torch.autograd.grad without create_graph"
     )

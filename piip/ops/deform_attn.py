@@ -3,9 +3,9 @@
 Two ops share the kernels: `piip::deform_attn` takes raw offsets and logits, `piip::ms_deform_attn` locations and
 weights.
 
-`torch.onnx.export` (of PyTorch 2.11) needs nothing special: while it runs, both functions trace their definition in
-`piip.ops.reference`, plain operators of ONNX with GridSample for the sampling (opset 16 and later). spatial_shapes are
-part of the graph, so pass host integers; batch and queries may be dynamic. `torch.export` keeps the ops themselves.
+`torch.onnx.export` (PyTorch 2.10 or newer) needs nothing special: while it runs, both functions trace their definition
+in `piip.ops.reference`, plain operators of ONNX with GridSample for the sampling (opset 16 and later). spatial_shapes
+are part of the graph, so pass host integers; batch and queries may be dynamic. `torch.export` keeps the ops themselves.
 """
 
 from __future__ import annotations

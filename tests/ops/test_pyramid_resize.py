@@ -202,7 +202,7 @@ def test_a_pixel_that_is_no_number_stays_within_its_reach(device, mode, antialia
     row, column, reach = int(30 * factor), int(100 * factor), 4
     for result in (level, expected):
         result[0, 0, row - reach : row + reach + 1, column - reach : column + reach + 1] = 0
-    # PyTorch before 2.11 rounds the coordinates of 200 columns differently.
+    # PyTorch 2.9 and older round the coordinates of 200 columns differently.
     assert relative_error(level, expected) <= 1e-5
 
 
