@@ -69,7 +69,7 @@ format: $(INSTALLED)
 	$(BIN)/clang-format -i $(SOURCES)
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/ops.py
+	$(BIN)/python -m benchmarks.ops
 
 CASES ?= 20000
 sanitize: $(INSTALLED)

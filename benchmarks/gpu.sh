@@ -21,4 +21,4 @@ if command -v compute-sanitizer >/dev/null; then
   done
 fi
 echo "== measure"
-"$PYTHON" benchmarks/ops.py --device cuda "$@"
+"$PYTHON" -m benchmarks.ops --device cuda "$@"
