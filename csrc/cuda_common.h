@@ -32,25 +32,72 @@ __device__ __forceinline__ Bfloat narrow<Bfloat>(float x) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
 }
 
+// A kernel's accesses to tensors and to shared memory. On a GPU they are the plain ones; the emulation of tests/ops is
+// told of each first and counts them by the `line` that they are written in.
+#ifdef PIIP_EMULATED
+#define PIIP_ACCESS(kind) emulated::access(emulated::Access::kind, line, p, sizeof(*p))
+#else
+#define PIIP_ACCESS(kind) static_cast<void>(line)
+#endif
+
+template <class P>
+__device__ __forceinline__ P read_global(const P* p, int line = __builtin_LINE()) {
+  PIIP_ACCESS(read_global);
+  return *p;
+}
+
+template <class P>
+__device__ __forceinline__ void write_global(P* p, const P& x, int line = __builtin_LINE()) {
+  PIIP_ACCESS(write_global);
+  *p = x;
+}
+
+template <class P>
+__device__ __forceinline__ P read_shared(const P* p, int line = __builtin_LINE()) {
+  PIIP_ACCESS(read_shared);
+  return *p;
+}
+
+template <class P>
+__device__ __forceinline__ void write_shared(P* p, const P& x, int line = __builtin_LINE()) {
+  PIIP_ACCESS(write_shared);
+  *p = x;
+}
+
+// Reductions: *p += x, atomically. P: float, double, unsigned long long, from architecture 9.0 on float2 and float4.
+template <class P>
+__device__ __forceinline__ void add_global(P* p, P x, int line = __builtin_LINE()) {
+  PIIP_ACCESS(add_global);
+  atomicAdd(p, x);
+}
+
+// P: int, unsigned.
+template <class P>
+__device__ __forceinline__ void add_shared(P* p, P x, int line = __builtin_LINE()) {
+  PIIP_ACCESS(add_shared);
+  atomicAdd(p, x);
+}
+#undef PIIP_ACCESS
+
 // One element of a tensor whose dtype is known at run time only; for what is read once per sample, not per channel.
 template <class T>
-__device__ __forceinline__ T read(const void* p, int64_t i, Dtype dtype) {
+__device__ __forceinline__ T read(const void* p, int64_t i, Dtype dtype, int line = __builtin_LINE()) {
   switch (dtype) {
-    case Dtype::f16: return T(widen(static_cast<const Half*>(p)[i]));
-    case Dtype::bf16: return T(widen(static_cast<const Bfloat*>(p)[i]));
-    case Dtype::f64: return T(static_cast<const double*>(p)[i]);
-    case Dtype::u8: return T(static_cast<const uint8_t*>(p)[i]);
-    default: return T(static_cast<const float*>(p)[i]);
+    case Dtype::f16: return T(widen(read_global(static_cast<const Half*>(p) + i, line)));
+    case Dtype::bf16: return T(widen(read_global(static_cast<const Bfloat*>(p) + i, line)));
+    case Dtype::f64: return T(read_global(static_cast<const double*>(p) + i, line));
+    case Dtype::u8: return T(read_global(static_cast<const uint8_t*>(p) + i, line));
+    default: return T(read_global(static_cast<const float*>(p) + i, line));
   }
 }
 
 template <class T>
-__device__ __forceinline__ void write(void* p, int64_t i, Dtype dtype, T x) {
+__device__ __forceinline__ void write(void* p, int64_t i, Dtype dtype, T x, int line = __builtin_LINE()) {
   switch (dtype) {
-    case Dtype::f16: static_cast<Half*>(p)[i] = narrow<Half>(float(x)); break;
-    case Dtype::bf16: static_cast<Bfloat*>(p)[i] = narrow<Bfloat>(float(x)); break;
-    case Dtype::f64: static_cast<double*>(p)[i] = double(x); break;
-    default: static_cast<float*>(p)[i] = float(x); break;
+    case Dtype::f16: write_global(static_cast<Half*>(p) + i, narrow<Half>(float(x)), line); break;
+    case Dtype::bf16: write_global(static_cast<Bfloat*>(p) + i, narrow<Bfloat>(float(x)), line); break;
+    case Dtype::f64: write_global(static_cast<double*>(p) + i, double(x), line); break;
+    default: write_global(static_cast<float*>(p) + i, float(x), line); break;
   }
 }
 

@@ -33,7 +33,8 @@ __device__ __forceinline__ T corner(const Entry<T>& e, int k) {
 }
 
 template <class T>
-__device__ void fill_entry(const DeformAttn& a, int64_t item, int s, Entry<T>& e) {
+__device__ Entry<T> make_entry(const DeformAttn& a, int64_t item, int s) {
+  Entry<T> e{};
   const int level = s / a.points_per_level, samples = a.levels * a.points_per_level;
   const int width = a.width_of[level], height = a.height_of[level];
   const int64_t query = item / a.heads, at = item * samples + s;  // query counts over the batch
@@ -41,8 +42,8 @@ __device__ void fill_entry(const DeformAttn& a, int64_t item, int s, Entry<T>& e
   if (a.raw) {
     const int64_t row = (a.reference_per_batch ? query : query % a.queries) * (a.reference_per_level ? a.levels : 1) +
                         (a.reference_per_level ? level : 0);
-    rx = static_cast<const T*>(a.reference)[2 * row];
-    ry = static_cast<const T*>(a.reference)[2 * row + 1];
+    rx = read_global(static_cast<const T*>(a.reference) + 2 * row);
+    ry = read_global(static_cast<const T*>(a.reference) + 2 * row + 1);
   }
   const T px = read<T>(a.points, 2 * at, a.point_dtype), py = read<T>(a.points, 2 * at + 1, a.point_dtype);
   const Sample<T> p =
@@ -55,14 +56,22 @@ __device__ void fill_entry(const DeformAttn& a, int64_t item, int s, Entry<T>& e
   e.fx = p.fx;
   e.fy = p.fy;
   e.weight = read<T>(a.weights, at, a.point_dtype);
+  return e;
 }
 
 template <class T>
 __device__ void softmax(Entry<T>* entries, int samples) {
-  T largest = entries[0].weight, sum = 0;
-  for (int s = 1; s < samples; ++s) largest = entries[s].weight > largest ? entries[s].weight : largest;
-  for (int s = 0; s < samples; ++s) sum += entries[s].weight = exp(entries[s].weight - largest);
-  for (int s = 0; s < samples; ++s) entries[s].weight /= sum;
+  T largest = read_shared(&entries[0].weight), sum = 0;
+  for (int s = 1; s < samples; ++s) {
+    const T logit = read_shared(&entries[s].weight);
+    largest = logit > largest ? logit : largest;
+  }
+  for (int s = 0; s < samples; ++s) {
+    const T weight = exp(read_shared(&entries[s].weight) - largest);
+    sum += weight;
+    write_shared(&entries[s].weight, weight);
+  }
+  for (int s = 0; s < samples; ++s) write_shared(&entries[s].weight, read_shared(&entries[s].weight) / sum);
 }
 
 // Fills the entries of the block's items: `count` items from `first` on.
@@ -70,7 +79,7 @@ template <class T>
 __device__ void prepare(const DeformAttn& a, int64_t first, int count, Entry<T>* entries) {
   const int samples = a.levels * a.points_per_level;
   for (int i = threadIdx.x; i < count * samples; i += blockDim.x)
-    fill_entry(a, first + i / samples, i % samples, entries[i]);
+    write_shared(entries + i, make_entry<T>(a, first + i / samples, i % samples));
   __syncthreads();
   if (a.raw) {
     for (int i = threadIdx.x; i < count; i += blockDim.x) softmax(entries + i * samples, samples);
@@ -79,8 +88,8 @@ __device__ void prepare(const DeformAttn& a, int64_t first, int count, Entry<T>*
 }
 
 template <class S, int V>
-__device__ __forceinline__ Pack<S, V> load(const S* p) {
-  return *reinterpret_cast<const Pack<S, V>*>(p);
+__device__ __forceinline__ Pack<S, V> load(const S* p, int line = __builtin_LINE()) {
+  return read_global(reinterpret_cast<const Pack<S, V>*>(p), line);
 }
 
 template <class S, int V>
@@ -103,7 +112,7 @@ __global__ void forward(const DeformAttn a, int items, int group) {
   for (int d = lane * V; d < a.width; d += group * V) {
     T sum[V] = {};
     for (int s = 0; s < samples; ++s) {
-      const Entry<T> e = entries[slot * samples + s];
+      const Entry<T> e = read_shared(entries + slot * samples + s);
       if (e.cell < 0) continue;
       const S* p = value + e.cell * step + d;
       const Pack<S, V> v[4] = {load<S, V>(p), load<S, V>(p + e.right * step), load<S, V>(p + e.down * step),
@@ -118,7 +127,7 @@ __global__ void forward(const DeformAttn a, int items, int group) {
     Pack<S, V> packed;
 #pragma unroll
     for (int i = 0; i < V; ++i) packed.items[i] = narrow<S>(sum[i]);
-    *reinterpret_cast<Pack<S, V>*>(out + d) = packed;
+    write_global(reinterpret_cast<Pack<S, V>*>(out + d), packed);
   }
 }
 
@@ -134,14 +143,14 @@ __device__ __forceinline__ void add(T* grad, T factor, const T (&g)[V]) {
   for (int i = 0; i < V; i += together) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     if constexpr (together == 4) {
-      atomicAdd(reinterpret_cast<float4*>(grad + i),
-                make_float4(factor * g[i], factor * g[i + 1], factor * g[i + 2], factor * g[i + 3]));
+      add_global(reinterpret_cast<float4*>(grad + i),
+                 make_float4(factor * g[i], factor * g[i + 1], factor * g[i + 2], factor * g[i + 3]));
     } else if constexpr (together == 2) {
-      atomicAdd(reinterpret_cast<float2*>(grad + i), make_float2(factor * g[i], factor * g[i + 1]));
+      add_global(reinterpret_cast<float2*>(grad + i), make_float2(factor * g[i], factor * g[i + 1]));
     } else
 #endif
     {
-      atomicAdd(grad + i, factor * g[i]);
+      add_global(grad + i, factor * g[i]);
     }
   }
 }
@@ -150,8 +159,8 @@ template <class T, int V>
 __device__ __forceinline__ void add_fixed(long long* grad, T factor, const T (&g)[V], double unit) {
 #pragma unroll
   for (int i = 0; i < V; ++i)
-    atomicAdd(reinterpret_cast<unsigned long long*>(grad + i),
-              static_cast<unsigned long long>(__double2ll_rn(double(factor * g[i]) * unit)));
+    add_global(reinterpret_cast<unsigned long long*>(grad + i),
+               static_cast<unsigned long long>(__double2ll_rn(double(factor * g[i]) * unit)));
 }
 
 // What is known of a sample once its products with the output gradient are: the gradients of its point and weight.
@@ -182,9 +191,9 @@ __global__ void backward(const DeformAttn a, int items, int group) {
   const S* grad_out = static_cast<const S*>(a.grad_out) + item * a.width;
   T* grad_value = static_cast<T*>(a.grad_value) + base;
   long long* grad_fixed = static_cast<long long*>(a.grad_value) + base;
-  const double unit = a.fixed_point_unit ? *a.fixed_point_unit : 0.0;
+  const double unit = a.fixed_point_unit ? read_global(a.fixed_point_unit) : 0.0;
   for (int s = 0; s < samples; ++s) {
-    const Entry<T> e = entries[(active ? slot : 0) * samples + s];
+    const Entry<T> e = read_shared(entries + (active ? slot : 0) * samples + s);
     T d4[4] = {};
     if (active && e.cell >= 0) {
       const int64_t offset[4] = {e.cell * step, (e.cell + e.right) * step, (int64_t(e.cell) + e.down) * step,
@@ -214,7 +223,7 @@ __global__ void backward(const DeformAttn a, int items, int group) {
       for (int o = group / 2; o > 0; o /= 2) d4[k] += __shfl_xor_sync(0xffffffffu, d4[k], o, group);
     if (active && lane == 0) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) dots[4 * (slot * samples + s) + k] = d4[k];
+      for (int k = 0; k < 4; ++k) write_shared(dots + 4 * (slot * samples + s) + k, d4[k]);
     }
   }
   __syncthreads();
@@ -223,24 +232,26 @@ __global__ void backward(const DeformAttn a, int items, int group) {
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
       T mean = 0;
       for (int s = 0; s < samples; ++s) {
-        const int at = i * samples + s;
-        const T d[4] = {dots[4 * at], dots[4 * at + 1], dots[4 * at + 2], dots[4 * at + 3]};
-        mean += entries[at].weight * sampled(entries[at], d);
+        const Entry<T> e = read_shared(entries + i * samples + s);
+        const T* p = dots + 4 * (i * samples + s);
+        const T d[4] = {read_shared(p), read_shared(p + 1), read_shared(p + 2), read_shared(p + 3)};
+        mean += e.weight * sampled(e, d);
       }
-      means[i] = mean;
+      write_shared(means + i, mean);
     }
     __syncthreads();
   }
   for (int i = threadIdx.x; i < count * samples; i += blockDim.x) {
-    const Entry<T>& e = entries[i];
-    const T d[4] = {dots[4 * i], dots[4 * i + 1], dots[4 * i + 2], dots[4 * i + 3]};
+    const Entry<T> e = read_shared(entries + i);
+    const T* p = dots + 4 * i;
+    const T d[4] = {read_shared(p), read_shared(p + 1), read_shared(p + 2), read_shared(p + 3)};
     const int level = i % samples / a.points_per_level;
     const T unit_x = a.raw ? T(1) : T(a.width_of[level]), unit_y = a.raw ? T(1) : T(a.height_of[level]);
     const int64_t at = first * samples + i;
     write(a.grad_points, 2 * at, a.point_dtype, unit_x * e.weight * slope_x(e.fy, d[0], d[1], d[2], d[3]));
     write(a.grad_points, 2 * at + 1, a.point_dtype, unit_y * e.weight * slope_y(e.fx, d[0], d[1], d[2], d[3]));
     const T here = sampled(e, d);
-    write(a.grad_weights, at, a.point_dtype, a.raw ? e.weight * (here - means[i / samples]) : here);
+    write(a.grad_weights, at, a.point_dtype, a.raw ? e.weight * (here - read_shared(means + i / samples)) : here);
   }
 }
 

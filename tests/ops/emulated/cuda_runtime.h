@@ -17,6 +17,7 @@
 #include <type_traits>
 #include <vector>
 
+#define PIIP_EMULATED
 #define __CUDA_ARCH__ 900
 #define __global__
 #define __device__
@@ -43,6 +44,10 @@ inline unsigned char* shared_memory;  // kSharedBytes, named by the file with th
   fprintf(stderr, "emulated CUDA: %s\n", what);
   abort();
 }
+
+enum class Access { read_global, write_global, read_shared, write_shared, add_global, add_shared };
+
+inline void access(Access, int, const void*, size_t) {}
 
 enum class State { ready, at_warp, at_block, ended };
 
