@@ -291,11 +291,10 @@ def test_results_are_bitwise_the_same_for_any_number_of_threads(dtype):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
-@pytest.mark.parametrize("device", ["emulated", pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
 @pytest.mark.parametrize("width", [3, 6, 12, 32, 100])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_the_deterministic_cuda_backward_repeats_and_agrees_with_the_fast_one(device, width, dtype):
-    case = make_case(shapes=[(4, 4)], queries=300, width=width, dtype=dtype).to(device=device)
+def test_the_deterministic_cuda_backward_repeats_and_agrees_with_the_fast_one(accelerator, width, dtype):
+    case = make_case(shapes=[(4, 4)], queries=300, width=width, dtype=dtype).to(device=accelerator)
     grads = []
     for deterministic in (True, True, False):
         torch.use_deterministic_algorithms(deterministic)
