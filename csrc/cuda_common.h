@@ -4,6 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <math.h>
+#include <string.h>
 
 #include <stdexcept>
 #include <string>
@@ -125,10 +127,10 @@ class DeviceGuard {
 
 // Launches blocks of a kernel; `name` is what a failure is reported with.
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads, int shared_bytes,
+void launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, int threads, int shared_bytes,
             uintptr_t stream, const Arguments&... arguments) {
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(blocks));
+  config.gridDim = blocks;
   config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = size_t(shared_bytes);
   config.stream = reinterpret_cast<cudaStream_t>(stream);
