@@ -328,30 +328,26 @@ __device__ __forceinline__ void scatter(const DeformAttn& a, const Plan& plan, c
   }
 }
 
-// Four channels of an item that a lane adds to the value gradient, at a multiple of 16 bytes. Where rows begin between
-// two such multiples, it is half of them at their ends.
-struct Quad {
+// N channels of an item, two or four, that a lane adds to the value gradient at once.
+template <int N>
+struct Part {
   int begin;  // channel
-  bool first, second;
-  float g[4];
+  bool any;
+  float g[N];
 
-  __device__ __forceinline__ Quad(const float* grads, int width, int index, int phase) : begin(4 * index - phase) {
-    first = begin >= 0 && begin < width, second = begin + 2 < width;
-    const float2 none = make_float2(0, 0);
-    const float2 x = first ? read_shared(reinterpret_cast<const float2*>(grads + begin)) : none;
-    const float2 y = second ? read_shared(reinterpret_cast<const float2*>(grads + begin + 2)) : none;
-    g[0] = x.x, g[1] = x.y, g[2] = y.x, g[3] = y.y;
+  __device__ __forceinline__ Part(const float* grads, int width, int index) : begin(N * index), any(begin < width) {
+    const auto read = any ? read_shared(reinterpret_cast<const Pack<float, N>*>(grads + begin)) : Pack<float, N>{};
+#pragma unroll
+    for (int i = 0; i < N; ++i) g[i] = read.items[i];
   }
   __device__ __forceinline__ void add(float* row, float factor) const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    float* at = row + begin;
-    if (first && second) {
-      add_global(reinterpret_cast<float4*>(at),
+    if (!any) return;
+    if constexpr (N == 4) {
+      add_global(reinterpret_cast<float4*>(row + begin),
                  make_float4(factor * g[0], factor * g[1], factor * g[2], factor * g[3]));
-    } else if (first) {
-      add_global(reinterpret_cast<float2*>(at), make_float2(factor * g[0], factor * g[1]));
-    } else if (second) {
-      add_global(reinterpret_cast<float2*>(at + 2), make_float2(factor * g[2], factor * g[3]));
+    } else {
+      add_global(reinterpret_cast<float2*>(row + begin), make_float2(factor * g[0], factor * g[1]));
     }
 #endif
   }
@@ -461,8 +457,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
     }
     if constexpr (kQuads) {
       if (quads && active) {
-        const int phase = int(block.head_of(plan, slot) * uint32_t(a.width) % 4);
-        const Quad one(own, a.width, lane, phase), two(own, a.width, V == 8 ? lane + plan.lanes : a.width, phase);
+        constexpr int N = V < 4 ? 2 : 4;
+        const Part<N> one(own, a.width, lane), two(own, V == 8 ? a.width : 0, lane + plan.lanes);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const Pack<uint32_t, 4> c = read_shared(&area[(begin + i) * plan.stride + slot].corners);
@@ -555,10 +551,7 @@ void launch_blocks(const DeformAttn& a, bool is_backward, int device, uintptr_t 
     plan.log_lanes = plan.lanes < 4 ? 2 : log2_above(plan.lanes);
     plan.lanes = 1 << plan.log_lanes;
   }
-  // Whether all rows of a head begin at the same place between multiples of 16 bytes, and one pass of the lanes is a
-  // row.
-  plan.quads =
-      !a.fixed_point_unit && a.width % 2 == 0 && int64_t(a.heads) * a.width % 4 == 0 && a.width <= plan.lanes * V;
+  plan.quads = !a.fixed_point_unit && a.width <= plan.lanes * V;
   // Lanes that prepare a sample of an item, or of the next, write to other banks.
   const auto spread = [&](int items) { return items + (((plan.log_preparing == 2 ? 2 : 1) - items) % 8 + 8) % 8; };
   const auto bytes = [&](int items) {
