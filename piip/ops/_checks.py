@@ -103,34 +103,38 @@ def attention_sizes(
     and weights. Raises ValueError or TypeError, naming the argument of the public functions, where shapes or devices do
     not fit each other: all that a kernel must know before it is given addresses.
     """
-    # Every call of an op comes by: a few comparisons of whole shapes. What does not fit is looked at again, by name.
+    # Every call of an op comes by: few comparisons, of whole shapes. What does not fit is looked at again, by name.
     shape, samples, device = value.shape, points.shape, value.device
-    levels, cells, fits = len(sides) // 2, 0, 0 < len(sides) <= 2 * MAX_LEVELS
-    for h, w in zip(sides[::2], sides[1::2]):
-        fits = fits and 0 < h <= MAX_SIDE and 0 < w <= MAX_SIDE
+    cells, whole, levels = 0, True, len(sides) // 2
+    for level in range(levels):
+        h, w = sides[2 * level], sides[2 * level + 1]
+        whole = whole and 0 < h <= MAX_SIDE and 0 < w <= MAX_SIDE
         cells += h * w
-    per_image = per_level = False
-    if fits and len(shape) == 4 and len(samples) == 6 and shape[1] == cells and value.dtype in FLOATS:
-        batch, _, heads, width = shape
+    if whole and len(shape) == 4 and len(samples) == 6 and len(sides) == 2 * levels and 0 < levels <= MAX_LEVELS:
+        batch, given, heads, width = shape
         queries, count = samples[1], samples[4]
-        fits = heads > 0 and width > 0 and count > 0 and samples == (batch, queries, heads, levels, count, 2)
-        fits = fits and (
-            weights.shape == (batch, queries, heads, levels, count)
-            or (reference is not None and weights.shape == (batch, queries, heads, levels * count))
-        )
-        fits = fits and points.device == device and weights.device == device
-        if fits and reference is not None:
-            per_image, per_level = reference.shape[:1] != (1,), reference.shape[2:3] != (1,)
-            fits = reference.device == device and reference.shape[:3] == (
-                batch if per_image else 1,
-                queries,
-                levels if per_level else 1,
+        if (
+            given == cells
+            and heads > 0
+            and width > 0
+            and count > 0
+            and samples == (batch, queries, heads, levels, count, 2)
+            and (
+                (reference is not None and weights.shape == (batch, queries, heads, levels * count))
+                or weights.shape == (batch, queries, heads, levels, count)
             )
-            fits = fits and reference.shape[3:] in ((2,), (4,))
-        if fits and grad is not None:
-            fits = grad.shape == (batch, queries, heads * width) and grad.device == device
-        if fits and not (value.is_cuda and levels * count > MAX_SAMPLES):
-            return [batch, cells, queries, heads, width, count], per_image, per_level
+            and points.device == device
+            and weights.device == device
+            and value.dtype in FLOATS
+            and (grad is None or (grad.shape == (batch, queries, heads * width) and grad.device == device))
+            and not (levels * count > MAX_SAMPLES and value.is_cuda)
+        ):
+            if reference is None:
+                return [batch, cells, queries, heads, width, count], False, False
+            if reference.dim() == 4 and reference.device == device:
+                images, points_of, maps, numbers = reference.shape
+                if images in (1, batch) and points_of == queries and maps in (1, levels) and numbers in (2, 4):
+                    return [batch, cells, queries, heads, width, count], images != 1, maps != 1
     raise _misfit(value, sides, reference, points, weights, grad)
 
 
