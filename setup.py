@@ -1,7 +1,7 @@
 """Builds piip._C from csrc/ with ninja: C++17 for the CPU, CUDA where nvcc is found. No torch is needed to build.
 
-Environment: PIIP_CUDA=auto|0|1 (1: fail without a working nvcc), CUDA_HOME, TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX"), CXX; for a
-quick instrumented build PIIP_SANITIZE ("address,undefined") and PIIP_CPU_BUILD ("avx2", "portable avx512").
+Environment: PIIP_CUDA=auto|0|1 (1: fail without a working nvcc), CUDA_HOME, TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX"), CXX;
+for a quick instrumented build PIIP_SANITIZE ("address,undefined") and PIIP_CPU_BUILD ("avx2", "portable avx512").
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ X86_FLAGS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
 }
-# Code for 80 also runs on 86 and 89. PTX of the oldest known is for what lies between, that of the newest for later ones.
+# Code for 80 also runs on 86 and 89. PTX of the oldest known serves what lies between, that of the newest what follows.
 ARCHITECTURES = ("70", "75", "80", "90", "100", "110", "120")
 
 

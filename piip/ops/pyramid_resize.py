@@ -248,7 +248,9 @@ def _check_forward(images: Tensor, channels_last: bool, *settings: Any) -> list[
     if images.dtype not in FLOATS and images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8 or a float dtype, got {images.dtype}")
     if channels_last and (images.dtype != torch.uint8 or shape[1:2] != [3]):
-        raise ValueError(f"channels_last is for uint8 images of 3 channels, got {images.dtype} of {tuple(images.shape)}")
+        raise ValueError(
+            f"channels_last is for uint8 images of 3 channels, got {images.dtype} of {tuple(images.shape)}"
+        )
     _check_call(shape, *settings)
     return shape
 
@@ -342,7 +344,9 @@ def _backward(
     _check_backward(grads, shape, *settings, dtype, valid)
     if not has_kernels(grads[0]):
         zeros = grads[0].new_zeros(shape, dtype=dtype)  # the op is linear but for a constant
-        return definition_gradients(lambda x: _definition(x, False, *settings, grads[0].dtype, valid), [zeros], grads)[0]
+        return definition_gradients(lambda x: _definition(x, False, *settings, grads[0].dtype, valid), [zeros], grads)[
+            0
+        ]
     grads = [grad.contiguous() for grad in grads]
     out = grads[0].new_empty(shape, dtype=dtype)
     if shape[0]:
