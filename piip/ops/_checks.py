@@ -96,12 +96,14 @@ def attention_sizes(
     points: Tensor,
     weights: Tensor,
     grad: Tensor | None = None,
+    *,
+    boxes: bool = False,
 ) -> tuple[list[int], bool, bool]:
     """Sizes (B, S, Q, M, D, P) of an attention's arguments, and whether the reference varies by image and by level.
 
-    sides: H and W of every map. reference: (1 or B, Q, 1 or L, 2 or 4), with offsets and logits; None with locations
-    and weights. Raises ValueError or TypeError, naming the argument of the public functions, where shapes or devices do
-    not fit each other: all that a kernel must know before it is given addresses.
+    sides: H and W of every map. reference: (1 or B, Q, 1 or L, 2), with boxes also 4, beside offsets and logits; None
+    beside locations and weights. Raises ValueError or TypeError, naming the argument of the public functions, where
+    shapes or devices do not fit each other: all that a kernel must know before it is given addresses.
     """
     # Every call of an op comes by: few comparisons, of whole shapes. What does not fit is looked at again, by name.
     shape, samples, device = value.shape, points.shape, value.device
@@ -133,9 +135,10 @@ def attention_sizes(
                 return [batch, cells, queries, heads, width, count], False, False
             if reference.dim() == 4 and reference.device == device:
                 images, points_of, maps, numbers = reference.shape
-                if images in (1, batch) and points_of == queries and maps in (1, levels) and numbers in (2, 4):
+                known = (2, 4) if boxes else (2,)
+                if images in (1, batch) and points_of == queries and maps in (1, levels) and numbers in known:
                     return [batch, cells, queries, heads, width, count], images != 1, maps != 1
-    raise _misfit(value, sides, reference, points, weights, grad)
+    raise _misfit(value, sides, reference, points, weights, grad, boxes)
 
 
 def _misfit(
@@ -145,6 +148,7 @@ def _misfit(
     points: Tensor,
     weights: Tensor,
     grad: Tensor | None,
+    boxes: bool,
 ) -> ValueError:
     """The first thing that does not fit; raised here or returned."""
     raw, device, levels = reference is not None, value.device, len(sides) // 2
@@ -169,6 +173,8 @@ def _misfit(
         if shape[0] not in (1, batch) or shape[2] not in (1, levels) or shape[3] not in (2, 4):
             fitting = f"{meaning} with B = {batch}, L = {levels}"
             return ValueError(f"reference_points must have shape {fitting}, got {tuple(shape)}")
+        if shape[3] == 4 and not boxes:
+            return ValueError("the op takes reference points (x, y) only; call piip.ops.deform_attn with boxes")
     if raw and weights.dim() != 5:
         sizes: tuple[int, ...] = (batch, queries, heads, levels * count)
         check_shape("attention_logits", weights, sizes, "(B, Q, M, L * P)", device)

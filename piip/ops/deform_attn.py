@@ -70,7 +70,7 @@ def deform_attn(
     check_tensor("attention_logits", attention_logits)
     boxes = reference_points.shape[-1:] == (4,)
     if boxes or runs_definition(value):  # the op itself looks at the shapes
-        attention_sizes(value, flat, reference_points, sampling_offsets, attention_logits)
+        attention_sizes(value, flat, reference_points, sampling_offsets, attention_logits, boxes=boxes)
         if runs_definition(value):
             return reference.deform_attn(value, shapes, reference_points, sampling_offsets, attention_logits)
     if boxes:
@@ -96,8 +96,8 @@ def ms_deform_attn(
     level_start_index: where each map starts in S. The maps follow each other, so this adds nothing; host values are
     compared with what follows from spatial_shapes, GPU tensors are not read. None is fine.
     sampling_locations: (B, Q, M, L, P, 2), (x, y) in [0, 1] of the map.
-    attention_weights: (B, Q, M, L, P). One that is not finite, at a sample on its map, makes the results of its head and
-    query infinite or NaN, not always the same one.
+    attention_weights: (B, Q, M, L, P). One that is not finite, at a sample that touches its map, makes the results of
+    its query and head NaN or infinite, on each device in its own way.
     Returns (B, Q, M * D) in the dtype of value. Raises ValueError or TypeError naming the argument.
     """
     shapes = host_shapes("spatial_shapes", spatial_shapes)
@@ -168,8 +168,6 @@ class _Problem:
     ) -> None:
         self.arguments = value, shapes, ref, points, weights
         sizes, per_image, per_level = attention_sizes(*self.arguments, grad)
-        if ref is not None and ref.shape[3] != 2:
-            raise ValueError("the op takes reference points (x, y) only; call piip.ops.deform_attn with boxes")
         compute = reference.compute_dtype(value.dtype)
         same = points.dtype == weights.dtype == value.dtype
         point_dtype = value.dtype if same else compute

@@ -2,9 +2,9 @@
 
 `torch.onnx.export` traces the definition in `piip.ops.reference`: a Resize operator for every level.
 
-Nothing here waits for the device, forward or backward, so a CUDA graph can capture it. The capture keeps all that is not
-a tensor: sizes and factors, mean and std, and `valid_sizes`. So replay it for images of the same valid sizes only, or
-capture what comes after the pyramid.
+Nothing here waits for the device, forward or backward, so a CUDA graph can capture it. The capture keeps all that is
+not a tensor: sizes and factors, mean and std, and `valid_sizes`. So replay it for images of the same valid sizes only,
+or capture what comes after the pyramid.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def pyramid_resize(
     valid_sizes: (h, w) per image; beyond it the normalised image is zero, as if it had been padded after normalisation.
     Returns one (B, C, H_i, W_i) tensor per level. A level of the input's own size is not resampled, and is the input
     tensor itself where nothing needs converting. Differentiable once, by backward, for float images.
-    A pixel that is not finite makes pixels within the reach of the filter NaN or infinite, and of those up to two beyond.
+    A pixel that is not finite makes those that the filter takes from it NaN or infinite, and others up to two beyond.
     Raises ValueError or TypeError naming the argument.
     """
     channels_last, (batch, channels, height, width) = _check_images(images)
