@@ -390,7 +390,8 @@ void launch_vectors(const DeformAttn& a, bool is_backward, uintptr_t stream) {
 
 void run(const DeformAttn& a, bool is_backward, int device, uintptr_t stream) {
   const uintptr_t pairs = reinterpret_cast<uintptr_t>(a.points) | reinterpret_cast<uintptr_t>(a.reference);
-  if (pairs % 16) throw std::runtime_error("piip: deform_attn on CUDA takes points at multiples of 16 bytes");
+  if (pairs % 16)
+    throw std::runtime_error("piip: deform_attn on CUDA takes points and references at multiples of 16 bytes");
   const DeviceGuard guard(device);
   switch (a.value_dtype) {
     case Dtype::f16: return launch_vectors<Half>(a, is_backward, stream);

@@ -147,6 +147,11 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    """Where pairs of numbers can be read at once; a view may begin anywhere."""
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
 def _definition(value: Tensor, shapes: list[int], ref: Tensor | None, points: Tensor, weights: Tensor) -> Tensor:
     pairs = list(zip(shapes[::2], shapes[1::2]))
     if ref is None:
@@ -172,8 +177,8 @@ class _Problem:
         same = points.dtype == weights.dtype == value.dtype
         point_dtype = value.dtype if same else compute
         self.value = _stored(value, value.dtype)
-        self.reference = None if ref is None else _stored(ref, compute)
-        self.points, self.weights = _stored(points, point_dtype), _stored(weights, point_dtype)
+        self.reference = None if ref is None else _aligned(_stored(ref, compute))
+        self.points, self.weights = _aligned(_stored(points, point_dtype)), _stored(weights, point_dtype)
         tags = DTYPE_TAGS[value.dtype], DTYPE_TAGS[point_dtype]
         self.queries, self.empty = sizes[2], sizes[0] == 0
         self.settings = sizes, shapes, ref is not None, per_image, per_level, *tags
