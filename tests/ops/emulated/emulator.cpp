@@ -136,32 +136,40 @@ unsigned lanes_in(int first, int last, State state) {
 
 // Lets the lanes go on that wait for each other, and says whether there are any.
 bool release(int first, int last) {
-  const unsigned waiting = lanes_in(first, last, State::at_warp), ended = lanes_in(first, last, State::ended);
-  const unsigned none = last - first < kWarp ? kAll << (last - first) : 0;
-  unsigned released = 0;
+  unsigned waiting = lanes_in(first, last, State::at_warp);
+  const unsigned alive = waiting | lanes_in(first, last, State::at_block);
+  bool any = false, different = false;
   for (int i = first; i < last; ++i) {
-    const unsigned mask = fibers[i].mask, wanted = mask & ~ended & ~none;
-    if (!(waiting & ~released) || !(waiting >> (i - first) & 1) || released >> (i - first) & 1) continue;
-    if (wanted & ~waiting) continue;
-    for (int k = first; k < last; ++k)
-      if (wanted >> (k - first) & 1 && (fibers[k].mask != mask || fibers[k].kind != fibers[i].kind))
-        throw std::runtime_error("emulated CUDA: lanes of a warp meet in different calls");
-    count_until_here(first, wanted);
+    if (!(waiting >> (i - first) & 1)) continue;
+    const Fiber& one = fibers[i];
+    const unsigned wanted = one.mask & alive;
+    unsigned ready = 0, calling = 0;
     uint64_t votes = 0;
-    for (int k = first; k < last; ++k)
-      if (wanted >> (k - first) & 1) votes |= (fibers[k].word & 1) << (k - first);
     for (int k = first; k < last; ++k) {
-      if (!(wanted >> (k - first) & 1)) continue;
+      const unsigned bit = 1u << (k - first);
+      if (!(waiting & bit) || fibers[k].mask != one.mask) continue;
+      calling |= bit;
+      if (fibers[k].kind != one.kind) continue;
+      ready |= bit;
+      if (fibers[k].word & 1) votes |= bit;
+    }
+    different |= calling != ready;
+    if (ready != wanted) continue;
+    count_until_here(first, ready);
+    for (int k = first; k < last; ++k) {
+      if (!(ready >> (k - first) & 1)) continue;
       Fiber& fiber = fibers[k];
-      if (fiber.kind == Meeting::shuffle && !(wanted >> fiber.source & 1))
+      if (fiber.kind == Meeting::shuffle && !(ready >> fiber.source & 1))
         throw std::runtime_error("emulated CUDA: a shuffle reads a lane that takes no part in it");
       fiber.found = fiber.kind == Meeting::vote ? votes : fibers[first + fiber.source].word;
       fiber.state = State::ready;
     }
-    released |= wanted;
+    waiting &= ~ready;
+    any = true;
   }
-  if (waiting && !released) throw std::runtime_error("emulated CUDA: some lanes of a warp meet and others do not");
-  return released != 0;
+  if (different) throw std::runtime_error("emulated CUDA: lanes of a warp meet in different calls");
+  if (waiting && !any) throw std::runtime_error("emulated CUDA: some lanes of a warp meet and others do not");
+  return any;
 }
 
 // Until all threads of the warp wait for the block or have ended.
