@@ -172,3 +172,14 @@ def test_counts_know_kernels_by_their_names(emulation):
         "write_shared": 2,
         "read_shared": 2,
     }
+
+
+def test_sums_depend_on_the_order_of_blocks_where_a_kernel_lets_them(emulation):
+    out = torch.zeros(1)
+    sums = []
+    for reversed in (False, True):
+        emulation.reverse(reversed)
+        assert not call(emulation, "sum_blocks", out.zero_())
+        sums.append(out.item())
+    emulation.reverse(False)
+    assert sums == [0.0, 1.0]  # 1 + 1e8 - 1e8, from either end

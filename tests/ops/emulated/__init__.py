@@ -91,6 +91,10 @@ class Emulated:
         device, stream = 0, 0
         return lambda *arguments: kernel(*arguments[:-1], device, stream)  # the last one is the number of threads
 
+    def reverse(self, reversed: bool) -> None:
+        """Runs blocks, and the threads of each, in the opposite order: sums that depend on it differ."""
+        self.library.emulated_reverse(ctypes.c_bool(reversed))
+
     def reset_counts(self) -> None:
         """Begins to count accesses to memory."""
         self.library.emulated_reset_counts()

@@ -99,6 +99,7 @@ void* scheduler;
 int current = -1, thread_count;
 const Launch* running;
 const char* failure;
+bool last_block_first;
 
 void leave(State state) {
   fibers[current].state = state;
@@ -210,14 +211,14 @@ void run(const Launch& launch) {
     fibers[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
   count_kernel(launch.kernel);
   memset(launch.shared, 0xff, kSharedBytes);  // numbers that are none
-  bool backwards = false;
-  for (unsigned z = 0; z < gridDim.z; ++z)
-    for (unsigned y = 0; y < gridDim.y; ++y)
-      for (unsigned x = 0; x < gridDim.x; ++x, backwards = !backwards) {
-        blockIdx = {x, y, z};
-        memset(launch.shared, 0xff, launch.shared_bytes);
-        run_block(backwards);
-      }
+  const uint64_t blocks = uint64_t(gridDim.x) * gridDim.y * gridDim.z;
+  for (uint64_t i = 0; i < blocks; ++i) {
+    const uint64_t block = last_block_first ? blocks - 1 - i : i;
+    blockIdx = {unsigned(block % gridDim.x), unsigned(block / gridDim.x % gridDim.y),
+                unsigned(block / gridDim.x / gridDim.y)};
+    memset(launch.shared, 0xff, launch.shared_bytes);
+    run_block(block % 2 != unsigned(last_block_first));
+  }
   for (size_t i = launch.shared_bytes; i < kSharedBytes; ++i)
     if (launch.shared[i] != 0xff) throw std::runtime_error("emulated CUDA: a block wrote behind its shared memory");
 }
@@ -245,3 +246,8 @@ int lane() { return current % kWarp; }
 int current_thread() { return current; }
 
 }  // namespace emulated
+
+// Whether blocks run in the opposite order, and their threads too.
+extern "C" __attribute__((visibility("default"))) void emulated_reverse(bool reversed) {
+  emulated::last_block_first = reversed;
+}
