@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 
 import pytest
 import torch
@@ -183,3 +184,11 @@ def test_sums_depend_on_the_order_of_blocks_where_a_kernel_lets_them(emulation):
         sums.append(out.item())
     emulation.reverse(False)
     assert sums == [0.0, 1.0]  # 1 + 1e8 - 1e8, from either end
+
+
+def test_launches_are_written_down_with_their_parameters(emulation):
+    out = torch.zeros(7, 32, dtype=torch.int32)
+    (launch,) = emulation.launches_of(lambda: call(emulation, "call_warp", out, 8))
+    assert (launch.kernel, launch.grid, launch.block, launch.shared_bytes) == ("call_warp", (1, 1, 1), (32, 1, 1), 0)
+    assert struct.unpack("Pi", launch.parameters) == (out.data_ptr(), 8)
+    assert not out.any()

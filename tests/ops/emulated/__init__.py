@@ -10,6 +10,7 @@ import importlib.util
 import os
 import subprocess
 import sysconfig
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -65,11 +66,19 @@ class Count(NamedTuple):
 
     instructions: int  # of a warp
     lanes: int
-    wavefronts: int  # of shared memory
+    wavefronts: int
     ideal_wavefronts: int
     worst: int  # wavefronts of the part of a warp that takes most: 1 is free of bank conflicts
     sectors: int  # of global memory; of reductions operations on them
     ideal_sectors: int
+
+
+class Launch(NamedTuple):
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    parameters: bytes
 
 
 KINDS = ("read_global", "write_global", "read_shared", "write_shared", "add_global", "add_shared")
@@ -83,7 +92,8 @@ class Emulated:
     def __init__(self, path: Path, architecture: int) -> None:
         self.path, self.architecture = path, architecture
         self.module, self.library = _load(f"emulated_{architecture}._C", path), ctypes.CDLL(str(path))
-        self.library.emulated_counts.restype = ctypes.c_char_p
+        for name in ("emulated_counts", "emulated_launches"):
+            getattr(self.library, name).restype = ctypes.c_char_p
         self._names: dict[int, str] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -107,13 +117,33 @@ class Emulated:
             found.setdefault(self._name(address), {})[Site(KINDS[kind], line, size)] = Count(*numbers)
         return found
 
+    def launches_of(self, call: Callable[[], Any]) -> list[Launch]:
+        """What a call would launch; nothing is executed."""
+        self.library.emulated_record_launches(ctypes.c_bool(True))
+        try:
+            call()
+            rows = self.library.emulated_launches().decode().splitlines()
+        finally:
+            self.library.emulated_record_launches(ctypes.c_bool(False))
+        found = []
+        for row in rows:
+            *numbers, parameters = row.split()
+            address, x, y, z, bx, by, bz, shared = map(int, numbers)
+            found.append(Launch(self._name(address), (x, y, z), (bx, by, bz), shared, bytes.fromhex(parameters)))
+        return found
+
     def _name(self, address: int) -> str:
         if not self._names:
             listing = subprocess.run(["nm", "-C", str(self.path)], capture_output=True, text=True, check=True).stdout
             rows = (line.split(" ", 2) for line in listing.splitlines() if line[:1].isalnum())
             self._names = {int(row[0], 16): row[2] for row in rows if row[1] in "tTwW"}
-        name = self._names[address].replace("(anonymous namespace)::", "").replace("piip::", "").replace("cuda::", "")
-        return name.removeprefix("void ").partition("(")[0]
+        return short_name(self._names[address])
+
+
+def short_name(demangled: str) -> str:
+    """A kernel's name without namespaces and parameters, such as "forward<Bfloat, 4>"."""
+    name = demangled.replace("(anonymous namespace)::", "").replace("piip::", "").replace("cuda::", "")
+    return name.removeprefix("void ").partition("(")[0]
 
 
 def _load(name: str, path: Path) -> ModuleType:
