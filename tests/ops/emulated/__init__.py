@@ -6,18 +6,23 @@ They are built for two architectures, as what they do depends on it: 800 stands 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import os
 import subprocess
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import pybind11
 
+from piip.ops import _extension
+
+deform_attn = importlib.import_module("piip.ops.deform_attn")  # the package has a function of this name
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
 ARCHITECTURES = (800, 900)
@@ -138,6 +143,17 @@ class Emulated:
             rows = (line.split(" ", 2) for line in listing.splitlines() if line[:1].isalnum())
             self._names = {int(row[0], 16): row[2] for row in rows if row[1] in "tTwW"}
         return short_name(self._names[address])
+
+
+@contextmanager
+def installed(emulation: Emulated) -> Iterator[None]:
+    """The ops on CPU tensors run the emulated kernels."""
+    kernels, adds_up = _extension._C, deform_attn.adds_up
+    _extension._C, deform_attn.adds_up = emulation, lambda tensor: True
+    try:
+        yield
+    finally:
+        _extension._C, deform_attn.adds_up = kernels, adds_up
 
 
 def short_name(demangled: str) -> str:
