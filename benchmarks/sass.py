@@ -53,14 +53,19 @@ class Trace:
         return sum(self.at.values())
 
     def inner_loop(self, code: list[Instruction], names: tuple[str, ...]) -> tuple[int, int]:
-        """(instructions, those of `names`) in the body of the loop without loops in it that executes most of these."""
-        bodies = []
+        """(instructions, those of `names`) in the body of the loop without loops in it that executes most of these.
+
+        Of a kernel with barriers, behind the first.
+        """
+        barrier = next((i.address for i in code if i.name == "BAR" and self.at[i.address]), 0)
+        bodies = [(0, 0, 0)]
         for first, last in self.loops:
+            if first < barrier or any(first <= a and b <= last for a, b in self.loops - {(first, last)}):
+                continue
             body = [i for i in code if first <= i.address <= last]
             inside = [i for i in body if i.name in names]
-            nested = any(first <= a and b <= last and (a, b) != (first, last) for a, b in self.loops)
-            bodies.append((not nested, sum(self.at[i.address] for i in inside), len(body), len(inside)))
-        return max(bodies, default=(False, 0, 0, 0))[2:]
+            bodies.append((sum(self.at[i.address] for i in inside), len(body), len(inside)))
+        return max(bodies)[1:]
 
 
 def parse(listing: str) -> dict[str, list[Instruction]]:
@@ -207,8 +212,7 @@ class Thread:
 
     def execute(self, i: Instruction, unsure: bool) -> None:
         """Sets what an instruction writes; to unknown where that, or whether it is executed, is."""
-        name = i.name.removeprefix("U") if i.name not in ("UMOV",) else "MOV"
-        rule = getattr(self, f"do_{name}", None)
+        rule = getattr(self, f"do_{i.name.removeprefix('U')}", None)  # the uniform data path has the same operations
         if rule is not None and not unsure:
             rule(i.modifiers, i.operands)
             return
