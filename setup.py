@@ -184,7 +184,7 @@ class NinjaBuild(build_ext):
                 f"'-DPIIP_CUDA_VERSION=\"{version.group(1) if version else 'unknown'}\"'",
                 f"'-DPIIP_CUDA_ARCHITECTURES=\"{names}\"'",
             ]
-            nvcc_flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-cudart=static", "-ccbin", cxx]
+            nvcc_flags = ["-std=c++17", "-O3", "-ftz=true", "--expt-relaxed-constexpr", "-cudart=static", "-ccbin", cxx]
             nvcc_flags += ["-Xcompiler=-fPIC,-fvisibility=hidden", *gencode]
             for source in ("deform_attn_cuda.cu", "pyramid_resize_cuda.cu"):
                 add("nvcc", source, Path(source).stem, [])

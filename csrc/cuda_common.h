@@ -134,6 +134,8 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, int th
   config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = size_t(shared_bytes);
   config.stream = reinterpret_cast<cudaStream_t>(stream);
+  if (shared_bytes > 48 * 1024)
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("piip: launching ") + name + " failed: " + cudaGetErrorString(error));

@@ -7,6 +7,8 @@
 // The backward adds the value gradient to memory, which is what bounds it: a GPU adds so many lanes a clock whatever
 // their width, so whole rows are laid over the lanes anew, four floats each. Where determinism is asked for, it adds
 // fixed-point integers, whose sum does not depend on the order.
+#include <atomic>
+
 #include "bilinear.h"
 #include "cuda_common.h"
 #include "cuda_ops.h"
@@ -17,125 +19,201 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kSharedBytes = 48 * 1024;
-constexpr int kMostImages = 65535;  // of a launch
 constexpr uint32_t kNowhere = 0xffffffffu;
 
 // Division of integers below 2^31 by one that the host knows: Granlund and Montgomery, 1994, figure 4.1.
 struct Divisor {
-  uint32_t factor, shift;
+  uint32_t divisor, factor, shift;
 
-  explicit Divisor(int divisor) : shift(0) {
-    while ((uint64_t(1) << shift) < uint64_t(divisor)) ++shift;
-    factor = uint32_t((((uint64_t(1) << shift) - uint64_t(divisor)) << 32) / uint64_t(divisor) + 1);
+  Divisor() = default;
+  explicit Divisor(int64_t by) : divisor(uint32_t(by)), shift(0) {
+    while ((uint64_t(1) << shift) < uint64_t(by)) ++shift;
+    factor = uint32_t((((uint64_t(1) << shift) - uint64_t(by)) << 32) / uint64_t(by) + 1);
   }
   __device__ __forceinline__ uint32_t of(uint32_t n) const { return (__umulhi(n, factor) + n) >> shift; }
 };
 
-// How items are laid over a block.
+// How the items of all images are laid over the blocks, and those of a block over its threads.
 struct Plan {
-  uint32_t total;     // items of an image
-  int first_image;    // of this launch
-  int items;          // of a block
-  int samples;        // of an item
-  int stride;         // from sample to sample in shared memory, in items
-  int log_preparing;  // of the lanes that prepare an item: as many as it has samples, 4 to 32
-  int lanes;          // that gather an item; in the backward a power of two
-  int log_lanes;      // in the backward
-  Divisor by_lanes, by_heads, by_points;
-  Divisor by_row, by_width;  // lanes that add a row to the value gradient: by vectors, and one a channel
+  int log_heads;         // of the heads that a block takes: up to four, so that it reads whole sectors of points
+  int items;             // of a block: some queries, and these heads of each
+  int samples;           // of an item
+  int padded;            // the same, up to a multiple of four; what is beyond lies nowhere
+  int stride;            // from sample to sample in shared memory, in items
+  int log_preparing;     // of the lanes that prepare an item: as many as it has samples, 4 to 32
+  int lanes;             // that gather an item; in the backward a power of two
+  int log_lanes;         // in the backward
+  bool lowered;          // points and weights have the dtype of the values; else that of the arithmetic
+  bool quads;            // the value gradient can be added four floats at a time
+  uint32_t blocks, run;  // of all images; of a multiprocessor, which takes blocks that are neighbours
+  Divisor by_processors, by_chunks, by_groups, by_lanes, by_points, by_width;
 };
 
-// A sample and the rows of its four corners: offsets in elements of the image, kNowhere off the map.
-template <class T>
-struct Found {
-  Sample<T> at;
-  int level;
-  uint32_t corner[4];
+// The items of a block.
+struct Block {
+  uint32_t image = 0, query = 0, head = 0;  // the first ones
+  int count = 0;                            // of the items
+
+  // Blocks start in the order of their index, one after the other on each multiprocessor. So that those that share one
+  // read the same rows of values, it takes a run of neighbours: queries one after the other, then heads, then images.
+  __device__ __forceinline__ Block(const DeformAttn& a, const Plan& plan) {
+    const uint32_t round = plan.by_processors.of(blockIdx.x);
+    const uint32_t at = (blockIdx.x - round * plan.by_processors.divisor) * plan.run + round;
+    if (at >= plan.blocks) return;
+    const uint32_t group = plan.by_chunks.of(at), chunk = at - group * plan.by_chunks.divisor;
+    image = plan.by_groups.of(group);
+    head = (group - image * plan.by_groups.divisor) << plan.log_heads;
+    query = chunk * uint32_t(plan.items >> plan.log_heads);
+    const uint32_t rest = (uint32_t(a.queries) - query) << plan.log_heads;
+    count = rest < uint32_t(plan.items) ? int(rest) : plan.items;
+  }
+  __device__ __forceinline__ uint32_t query_of(const Plan& plan, int slot) const {
+    return query + (uint32_t(slot) >> plan.log_heads);
+  }
+  __device__ __forceinline__ uint32_t head_of(const Plan& plan, int slot) const {
+    return head + (uint32_t(slot) & ((1u << plan.log_heads) - 1));
+  }
+  // Among the items of the image.
+  __device__ __forceinline__ uint32_t item(const DeformAttn& a, const Plan& plan, int slot) const {
+    return query_of(plan, slot) * uint32_t(a.heads) + head_of(plan, slot);
+  }
+  // Of the image, among the items of all.
+  __device__ __forceinline__ int64_t first_item(const DeformAttn& a) const {
+    return int64_t(image) * a.queries * a.heads;
+  }
 };
+
+// Consecutive elements of points or weights.
+template <class S, int V>
+__device__ __forceinline__ void read_points(const void* base, uint32_t i, bool lowered,
+                                            typename Compute<S>::type (&x)[V]) {
+  using T = typename Compute<S>::type;
+  if (sizeof(S) == sizeof(T) || lowered) {
+    const auto packed = read_global(static_cast<const Pack<S, V>*>(base) + i);
+#pragma unroll
+    for (int k = 0; k < V; ++k) x[k] = widen(packed.items[k]);
+  } else {
+    const auto packed = read_global(static_cast<const Pack<T, V>*>(base) + i);
+#pragma unroll
+    for (int k = 0; k < V; ++k) x[k] = packed.items[k];
+  }
+}
+
+template <class S, int V>
+__device__ __forceinline__ void write_points(void* base, uint32_t i, bool lowered,
+                                             const typename Compute<S>::type (&x)[V]) {
+  using T = typename Compute<S>::type;
+  if (sizeof(S) == sizeof(T) || lowered) {
+    Pack<S, V> packed;
+#pragma unroll
+    for (int k = 0; k < V; ++k) packed.items[k] = narrow<S>(x[k]);
+    write_global(static_cast<Pack<S, V>*>(base) + i, packed);
+  } else {
+    Pack<T, V> packed;
+#pragma unroll
+    for (int k = 0; k < V; ++k) packed.items[k] = x[k];
+    write_global(static_cast<Pack<T, V>*>(base) + i, packed);
+  }
+}
+
+// Where points or weights of an image begin: `elements` of them belong to an item.
+template <class S>
+__device__ __forceinline__ void* points_of(const void* base, const DeformAttn& a, const Plan& plan, const Block& block,
+                                           int elements) {
+  const int64_t size = plan.lowered ? sizeof(S) : sizeof(typename Compute<S>::type);
+  return const_cast<char*>(static_cast<const char*>(base)) + block.first_item(a) * elements * size;
+}
 
 template <class T>
 __device__ __forceinline__ T share(T fx, T fy, int corner) {
   return (corner & 1 ? fx : T(1) - fx) * (corner & 2 ? fy : T(1) - fy);
 }
 
-// Elements of points or weights, which have the dtype of the values or are float.
-template <class S>
-__device__ __forceinline__ typename Compute<S>::type read_point(const void* p, int64_t i, Dtype dtype) {
-  if constexpr (sizeof(S) == 2) {
-    if (dtype == Dtype::f32) return read_global(static_cast<const float*>(p) + i);
-  }
-  return widen(read_global(static_cast<const S*>(p) + i));
+// A sample: where it lies, on a map of which size, and where the head's first row of that map is among the elements of
+// the image.
+template <class T>
+struct Found {
+  Sample<T> at;
+  int width, height;
+  uint32_t first;
+};
+
+// Keeps the compiler from working out an address in global memory anew wherever it is used.
+template <class T>
+__device__ __forceinline__ T* worked_out(T* p) {
+#ifndef PIIP_EMULATED
+  asm volatile("" : "+l"(p));
+  __builtin_assume(__isGlobal(p));
+#endif
+  return p;
 }
 
-template <class S>
-__device__ __forceinline__ void write_point(void* p, int64_t i, Dtype dtype, typename Compute<S>::type x) {
-  if constexpr (sizeof(S) == 2) {
-    if (dtype == Dtype::f32) return write_global(static_cast<float*>(p) + i, x);
-  }
-  write_global(static_cast<S*>(p) + i, narrow<S>(x));
+// Combines a value over groups of 2^log lanes, 4 to 32.
+template <class T, class Op>
+__device__ __forceinline__ T over_lanes(T x, int log, Op op) {
+#pragma unroll
+  for (int k = 4; k >= 0; --k)
+    if (k < 2 || k < log) x = op(x, __shfl_xor_sync(0xffffffffu, x, 1 << k));
+  return x;
 }
 
-template <class S, class T = typename Compute<S>::type>
-__device__ __forceinline__ Found<T> find(const DeformAttn& a, const Plan& plan, int64_t image, uint32_t item, int s) {
-  const uint32_t query = plan.by_heads.of(item), head = item - query * uint32_t(a.heads);
-  const int level = int(plan.by_points.of(uint32_t(s)));
-  const int width = a.width_of[level], height = a.height_of[level];
-  T rx = 0, ry = 0;
-  if (a.raw) {
-    int64_t row = (a.reference_per_batch ? image * a.queries : 0) + query;
-    if (a.reference_per_level) row = row * a.levels + level;
-    rx = read_global(static_cast<const T*>(a.reference) + 2 * row);
-    ry = read_global(static_cast<const T*>(a.reference) + 2 * row + 1);
-  }
-  const int64_t at = 2 * ((image * plan.total + item) * plan.samples + s);
-  const T px = read_point<S>(a.points, at, a.point_dtype), py = read_point<S>(a.points, at + 1, a.point_dtype);
-  Found<T> f;
-  f.level = level;
-  f.at = locate(cell_coordinate(a.raw, rx, px, T(width)), cell_coordinate(a.raw, ry, py, T(height)), width, height);
-  const bool left = f.at.x >= 0, top = f.at.y >= 0, right = f.at.x + 1 < width, bottom = f.at.y + 1 < height;
-  const uint32_t step = uint32_t(a.heads * a.width), down = uint32_t(width) * step;
-  // Wraps where x or y is -1, and back where a corner lies on the map.
-  const uint32_t corner =
-      uint32_t(int(a.start_of[level]) + f.at.y * width + f.at.x) * step + head * uint32_t(a.width);
-  f.corner[0] = f.at.inside && left && top ? corner : kNowhere;
-  f.corner[1] = f.at.inside && right && top ? corner + step : kNowhere;
-  f.corner[2] = f.at.inside && left && bottom ? corner + down : kNowhere;
-  f.corner[3] = f.at.inside && right && bottom ? corner + down + step : kNowhere;
-  return f;
-}
+__device__ __forceinline__ float exponential(float x) { return __expf(x); }
+__device__ __forceinline__ double exponential(double x) { return exp(x); }
+__device__ __forceinline__ float quotient(float x, float y) { return __fdividef(x, y); }
+__device__ __forceinline__ double quotient(double x, double y) { return x / y; }
 
-// Calls put(slot, s, found, weight) for all samples of a block's items, spread over the threads. Neighbouring lanes
-// hold the samples of an item; the lanes of a warp stay together.
+// Calls put(slot, s, found, weight) for all samples of a block's items, spread over the threads, and for those that pad
+// them. Neighbouring lanes hold the samples of an item; the lanes of a warp stay together.
 template <class S, class Put>
-__device__ __forceinline__ void prepare(const DeformAttn& a, const Plan& plan, int64_t image, uint32_t first, int count,
-                                        Put put) {
+__device__ __forceinline__ void prepare(const DeformAttn& a, const Plan& plan, const Block& block, Put put) {
   using T = typename Compute<S>::type;
-  const int preparing = 1 << plan.log_preparing, lane = threadIdx.x & (preparing - 1);
+  const void* points = points_of<S>(a.points, a, plan, block, 2 * plan.samples);
+  const void* weights = points_of<S>(a.weights, a, plan, block, plan.samples);
+  const auto* reference = static_cast<const Pack<T, 2>*>(a.reference);
+  const uint32_t rows = a.reference_per_level ? uint32_t(a.levels) : 1;  // of a query
+  if (a.reference_per_batch) reference += int64_t(block.image) * a.queries * rows;
+  const int preparing = 1 << plan.log_preparing, lane = int(threadIdx.x) & (preparing - 1);
   const int together = 32 >> plan.log_preparing;  // items of a warp
-  for (int slot = threadIdx.x >> plan.log_preparing; (slot & -together) < count;
-       slot += blockDim.x >> plan.log_preparing) {
-    const bool any = slot < count;
-    const uint32_t item = first + (any ? slot : 0);
-    const int64_t at = (image * plan.total + item) * plan.samples;
-    const auto given = [&](int s) { return read_point<S>(a.weights, at + s, a.point_dtype); };
+  for (int slot = int(threadIdx.x) >> plan.log_preparing; (slot & -together) < block.count;
+       slot += int(blockDim.x) >> plan.log_preparing) {
+    const bool any = slot < block.count;
+    const uint32_t at = block.item(a, plan, any ? slot : 0) * uint32_t(plan.samples);
+    const auto given = [&](int s) {
+      T x[1];
+      read_points<S, 1>(weights, at + s, plan.lowered, x);
+      return x[0];
+    };
     T mine = lane < plan.samples ? given(lane) : T(-INFINITY), largest = mine, sum = 1;
     if (a.raw) {
       for (int s = lane + preparing; s < plan.samples; s += preparing) {
         const T logit = given(s);
         largest = logit > largest ? logit : largest;
       }
-      for (int o = preparing / 2; o > 0; o /= 2) {
-        const T other = __shfl_xor_sync(0xffffffffu, largest, o);
-        largest = other > largest ? other : largest;
-      }
-      sum = mine = lane < plan.samples ? exp(mine - largest) : T(0);
-      for (int s = lane + preparing; s < plan.samples; s += preparing) sum += exp(given(s) - largest);
-      for (int o = preparing / 2; o > 0; o /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, o);
-      mine /= sum;
+      largest = over_lanes(largest, plan.log_preparing, [](T x, T y) { return y > x ? y : x; });
+      sum = mine = lane < plan.samples ? exponential(mine - largest) : T(0);
+      for (int s = lane + preparing; s < plan.samples; s += preparing) sum += exponential(given(s) - largest);
+      sum = over_lanes(sum, plan.log_preparing, [](T x, T y) { return x + y; });
+      mine = quotient(mine, sum);
     }
-    for (int s = lane; any && s < plan.samples; s += preparing) {
-      const T weight = s == lane ? mine : a.raw ? exp(given(s) - largest) / sum : given(s);
-      put(slot, s, find<S>(a, plan, image, item, s), weight);
+    if (!any) continue;
+    const uint32_t query = block.query_of(plan, slot), head = block.head_of(plan, slot);
+    for (int s = lane; s < plan.padded; s += preparing) {
+      Found<T> f{};
+      if (s < plan.samples) {
+        const T weight = s < preparing ? mine : a.raw ? quotient(exponential(given(s) - largest), sum) : given(s);
+        const int level = int(plan.by_points.of(uint32_t(s)));
+        f.width = a.width_of[level], f.height = a.height_of[level];
+        f.first = (uint32_t(a.start_of[level]) * uint32_t(a.heads) + head) * uint32_t(a.width);
+        T point[2];
+        read_points<S, 2>(points, at + s, plan.lowered, point);
+        Pack<T, 2> from{};
+        if (a.raw) from = read_global(reference + query * rows + (rows > 1 ? level : 0));
+        f.at = locate(cell_coordinate(a.raw, from.items[0], point[0], T(f.width)),
+                      cell_coordinate(a.raw, from.items[1], point[1], T(f.height)), f.width, f.height);
+        put(slot, s, f, weight);
+      } else {
+        put(slot, s, f, T(0));
+      }
     }
   }
 }
@@ -163,56 +241,59 @@ __device__ __forceinline__ void unpack(const Pack<Bfloat, V>& packed, float (&x)
 }
 
 template <class S, int V>
-__device__ __forceinline__ Pack<S, V> read_row(const S* row, uint32_t corner) {
-  return read_global(reinterpret_cast<const Pack<S, V>*>(row + corner));
+__device__ __forceinline__ Pack<S, V> read_row(const S* values, uint32_t at) {
+  return read_global(reinterpret_cast<const Pack<S, V>*>(values + at));
 }
 
 template <class S, int V>
-__global__ void __launch_bounds__(kThreads) forward(const __grid_constant__ DeformAttn a, const __grid_constant__ Plan plan) {
+__global__ void __launch_bounds__(kThreads)
+    forward(const __grid_constant__ DeformAttn a, const __grid_constant__ Plan plan) {
   using T = typename Compute<S>::type;
   extern __shared__ __align__(32) unsigned char shared[];
   auto* weights = reinterpret_cast<Pack<T, 4>*>(shared);  // [sample][item], as all of shared memory
-  auto* corners = reinterpret_cast<Pack<uint32_t, 4>*>(weights + plan.samples * plan.stride);
-  const int64_t image = plan.first_image + blockIdx.y;
-  const uint32_t first = blockIdx.x * uint32_t(plan.items), rest = plan.total - first;
-  const int count = rest < uint32_t(plan.items) ? int(rest) : plan.items;
-  prepare<S>(a, plan, image, first, count, [&](int slot, int s, const Found<T>& f, T weight) {
-    Pack<T, 4> w;
-    Pack<uint32_t, 4> c;
-    // A corner off the map weighs nothing and reads what another corner reads.
-    uint32_t on = kNowhere;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) on = f.corner[k] != kNowhere ? f.corner[k] : on;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      w.items[k] = f.corner[k] != kNowhere ? weight * share(f.at.fx, f.at.fy, k) : T(0);
-      c.items[k] = f.corner[k] != kNowhere ? f.corner[k] : on;
-    }
-    write_shared(weights + s * plan.stride + slot, w);
-    write_shared(corners + s * plan.stride + slot, c);
+  auto* corners = reinterpret_cast<Pack<uint32_t, 4>*>(weights + plan.padded * plan.stride);
+  const Block block(a, plan);
+  const uint32_t step = uint32_t(a.heads * a.width);  // from cell to cell
+  prepare<S>(a, plan, block, [&](int slot, int s, const Found<T>& f, T weight) {
+    // A corner off the map weighs nothing and reads what its neighbour reads.
+    const bool left = f.at.x >= 0, top = f.at.y >= 0, right = f.at.x + 1 < f.width, bottom = f.at.y + 1 < f.height;
+    const T wx[2] = {left ? T(1) - f.at.fx : T(0), right ? f.at.fx : T(0)};
+    const T wy[2] = {top ? weight * (T(1) - f.at.fy) : T(0), bottom ? weight * f.at.fy : T(0)};
+    const uint32_t x[2] = {uint32_t(left ? f.at.x : 0) * step, uint32_t(right ? f.at.x + 1 : f.at.x) * step};
+    const uint32_t down = uint32_t(f.width) * step;
+    const uint32_t y[2] = {uint32_t(top ? f.at.y : 0) * down, uint32_t(bottom ? f.at.y + 1 : f.at.y) * down};
+    write_shared(weights + s * plan.stride + slot,
+                 Pack<T, 4>{{wx[0] * wy[0], wx[1] * wy[0], wx[0] * wy[1], wx[1] * wy[1]}});
+    const uint32_t first = f.first + y[0] + x[0];
+    write_shared(corners + s * plan.stride + slot,
+                 Pack<uint32_t, 4>{{f.at.inside ? first : kNowhere, f.first + y[0] + x[1], f.first + y[1] + x[0],
+                                    f.first + y[1] + x[1]}});
   });
   __syncthreads();
 
   const int slot = int(plan.by_lanes.of(threadIdx.x)), lane = int(threadIdx.x) - slot * plan.lanes;
-  if (slot >= count) return;
-  const S* value = static_cast<const S*>(a.value) + image * a.cells * a.heads * a.width;
-  S* out = static_cast<S*>(a.out) + (image * plan.total + first + slot) * a.width;
+  if (slot >= block.count) return;
+  const S* value = static_cast<const S*>(a.value) + int64_t(block.image) * a.cells * step;
+  S* out = static_cast<S*>(a.out) + (block.first_item(a) + block.item(a, plan, slot)) * a.width;
   for (int d = lane * V; d < a.width; d += plan.lanes * V) {
     T sum[V] = {};
-#pragma unroll 4
-    for (int s = 0; s < plan.samples; ++s) {
-      const Pack<uint32_t, 4> c = read_shared(corners + s * plan.stride + slot);
-      if (c.items[0] == kNowhere) continue;
-      const Pack<T, 4> w = read_shared(weights + s * plan.stride + slot);
-      Pack<S, V> v[4];
+    const S* rows = worked_out(value + d);
+    for (int begin = 0; begin < plan.padded; begin += 4) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) v[k] = read_row<S, V>(value + d, c.items[k]);
+      for (int s = begin; s < begin + 4; ++s) {
+        const Pack<uint32_t, 4> c = read_shared(corners + s * plan.stride + slot);
+        if (c.items[0] == kNowhere) continue;
+        const Pack<T, 4> w = read_shared(weights + s * plan.stride + slot);
+        Pack<S, V> v[4];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        T x[V];
-        unpack(v[k], x);
+        for (int k = 0; k < 4; ++k) v[k] = read_row<S, V>(rows, c.items[k]);
 #pragma unroll
-        for (int i = 0; i < V; ++i) sum[i] += w.items[k] * x[i];
+        for (int k = 0; k < 4; ++k) {
+          T x[V];
+          unpack(v[k], x);
+#pragma unroll
+          for (int i = 0; i < V; ++i) sum[i] += w.items[k] * x[i];
+        }
       }
     }
     Pack<S, V> packed;
@@ -222,63 +303,55 @@ __global__ void __launch_bounds__(kThreads) forward(const __grid_constant__ Defo
   }
 }
 
-// Adds a row's share of lane `lane` to the value gradient: factor times the output gradient `g` of the item. Rows of an
-// even width begin at a multiple of two floats: the lane takes four of them at a multiple of four, cut at the row's
-// ends.
-__device__ __forceinline__ void add_vector(float* row, const float* g, float factor, int lane, int width) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  const int begin = 4 * lane - int(reinterpret_cast<uintptr_t>(row) / sizeof(float) % 4);
-  const bool first = begin >= 0, second = begin + 4 <= width;
-  const float2 none = make_float2(0, 0);
-  const float2 x = first ? read_shared(reinterpret_cast<const float2*>(g + begin)) : none;
-  const float2 y = second ? read_shared(reinterpret_cast<const float2*>(g + begin + 2)) : none;
-  if (first && second) {
-    add_global(reinterpret_cast<float4*>(row + begin), make_float4(factor * x.x, factor * x.y, factor * y.x, factor * y.y));
-  } else if (first || second) {
-    const float2 only = first ? x : y;
-    add_global(reinterpret_cast<float2*>(row + begin + (first ? 0 : 2)), make_float2(factor * only.x, factor * only.y));
-  }
-#endif
-}
-
-// Adds what all samples of a block's items give to the value gradient. grads: (items, width), the output gradients.
+// Adds what all samples of a block's items give to the value gradient, a channel a lane: all lanes of the block take
+// part in rows that follow each other. grads: (items, width), the output gradients.
 template <class T, class Spot, class Area>
-__device__ __forceinline__ void scatter(const DeformAttn& a, const Plan& plan, int64_t image, int count,
-                                        const Spot* spots, const Area* area, const T* grads) {
-  const int64_t base = image * a.cells * a.heads * a.width;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  const bool vectors = sizeof(T) == 4 && a.width % 2 == 0 && !a.fixed_point_unit;
-#else
-  const bool vectors = false;
-#endif
-  const int lanes = vectors ? (a.width + 2) / 4 : a.width;  // of a row
-  const Divisor by_lanes = vectors ? plan.by_row : plan.by_width;
+__device__ __forceinline__ void scatter(const DeformAttn& a, const Plan& plan, const Block& block, const Spot* spots,
+                                        const Area* area, const T* grads) {
+  const int64_t base = int64_t(block.image) * a.cells * a.heads * a.width;
   const double unit = a.fixed_point_unit ? read_global(a.fixed_point_unit) : 0.0;
   for (int s = 0; s < plan.samples; ++s) {
-    for (uint32_t t = threadIdx.x; t < uint32_t(4 * count * lanes); t += blockDim.x) {
-      const uint32_t row = by_lanes.of(t), slot = row / 4, k = row % 4;
-      const int lane = int(t - row * lanes), at = s * plan.stride + int(slot);
+    for (uint32_t t = threadIdx.x; t < uint32_t(4 * block.count * a.width); t += blockDim.x) {
+      const uint32_t row = plan.by_width.of(t), slot = row / 4, k = row % 4, d = t - row * uint32_t(a.width);
+      const int at = s * plan.stride + int(slot);
       const uint32_t corner = read_shared(&area[at].corners.items[k]);
       if (corner == kNowhere) continue;
       const Spot spot = read_shared(spots + at);
-      const T factor = spot.items[2] * share(spot.items[0], spot.items[1], int(k));
-      const T* g = grads + slot * uint32_t(a.width);
-      if constexpr (sizeof(T) == 4) {
-        if (vectors) {
-          add_vector(static_cast<T*>(a.grad_value) + base + corner, g, factor, lane, a.width);
-          continue;
-        }
-      }
-      const T x = factor * read_shared(g + lane);
+      const T x = spot.items[2] * share(spot.items[0], spot.items[1], int(k)) * read_shared(grads + slot * a.width + d);
       if (a.fixed_point_unit) {
-        add_global(static_cast<unsigned long long*>(a.grad_value) + base + corner + lane,
+        add_global(static_cast<unsigned long long*>(a.grad_value) + base + corner + d,
                    static_cast<unsigned long long>(__double2ll_rn(double(x) * unit)));
       } else {
-        add_global(static_cast<T*>(a.grad_value) + base + corner + lane, x);
+        add_global(static_cast<T*>(a.grad_value) + base + corner + d, x);
       }
     }
   }
 }
+
+// N channels of an item, two or four, that a lane adds to the value gradient at once.
+template <int N>
+struct Part {
+  int begin;  // channel
+  bool any;
+  float g[N];
+
+  __device__ __forceinline__ Part(const float* grads, int width, int index) : begin(N * index), any(begin < width) {
+    const auto read = any ? read_shared(reinterpret_cast<const Pack<float, N>*>(grads + begin)) : Pack<float, N>{};
+#pragma unroll
+    for (int i = 0; i < N; ++i) g[i] = read.items[i];
+  }
+  __device__ __forceinline__ void add(float* row, float factor) const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if (!any) return;
+    if constexpr (N == 4) {
+      add_global(reinterpret_cast<float4*>(row + begin),
+                 make_float4(factor * g[0], factor * g[1], factor * g[2], factor * g[3]));
+    } else {
+      add_global(reinterpret_cast<float2*>(row + begin), make_float2(factor * g[0], factor * g[1]));
+    }
+#endif
+  }
+};
 
 // Sums dots[4][4] over the lanes of a group, at least four. Afterwards a lane holds, in dots[0], all four sums of the
 // sample that is returned: halves of the group trade halves of the samples, twice.
@@ -313,43 +386,65 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
   };
   extern __shared__ __align__(32) unsigned char shared[];
   auto* spots = reinterpret_cast<Pack<T, 4>*>(shared);  // x and y within the cell, weight
-  auto* area = reinterpret_cast<Area*>(spots + plan.samples * plan.stride);
-  T* grads = reinterpret_cast<T*>(area + plan.samples * plan.stride);
-  const int64_t image = plan.first_image + blockIdx.y;
-  const uint32_t first = blockIdx.x * uint32_t(plan.items), rest = plan.total - first;
-  const int count = rest < uint32_t(plan.items) ? int(rest) : plan.items;
-  prepare<S>(a, plan, image, first, count, [&](int slot, int s, const Found<T>& f, T weight) {
+  auto* area = reinterpret_cast<Area*>(spots + plan.padded * plan.stride);
+  T* grads = reinterpret_cast<T*>(area + plan.padded * plan.stride);
+  const Block block(a, plan);
+  const uint32_t step = uint32_t(a.heads * a.width);  // from cell to cell
+  prepare<S>(a, plan, block, [&](int slot, int s, const Found<T>& f, T weight) {
+    const bool left = f.at.inside && f.at.x >= 0, right = f.at.inside && f.at.x + 1 < f.width;
+    const bool top = f.at.y >= 0, bottom = f.at.y + 1 < f.height;
+    // Wraps where x or y is -1, and back where a corner lies on the map.
+    const uint32_t down = uint32_t(f.width) * step;
+    const uint32_t corner = f.first + uint32_t(f.at.y) * down + uint32_t(f.at.x) * step;
     write_shared(spots + s * plan.stride + slot, Pack<T, 4>{{f.at.fx, f.at.fy, weight, T(0)}});
     write_shared(&area[s * plan.stride + slot].corners,
-                 Pack<uint32_t, 4>{{f.corner[0], f.corner[1], f.corner[2], f.corner[3]}});
+                 Pack<uint32_t, 4>{{left && top ? corner : kNowhere, right && top ? corner + step : kNowhere,
+                                    left && bottom ? corner + down : kNowhere,
+                                    right && bottom ? corner + down + step : kNowhere}});
   });
-  const S* grad_out = static_cast<const S*>(a.grad_out) + (image * plan.total + first) * a.width;
-  for (int i = threadIdx.x * V; i < count * a.width; i += blockDim.x * V) {
-    T x[V];
-    unpack(read_row<S, V>(grad_out, uint32_t(i)), x);
+  const int slot = int(threadIdx.x) >> plan.log_lanes, lane = int(threadIdx.x) & (plan.lanes - 1);
+  const bool active = slot < block.count;
+  const T* own = grads + slot * a.width;
+  if (active) {
+    const int64_t item = block.first_item(a) + block.item(a, plan, slot);
+    const S* grad_out = static_cast<const S*>(a.grad_out) + item * a.width;
+    for (int d = lane * V; d < a.width; d += plan.lanes * V) {
+      T x[V];
+      unpack(read_row<S, V>(grad_out, uint32_t(d)), x);
 #pragma unroll
-    for (int k = 0; k < V; ++k) write_shared(grads + i + k, x[k]);
+      for (int k = 0; k < V; ++k) write_shared(grads + slot * a.width + d + k, x[k]);
+    }
   }
   __syncthreads();
-  scatter(a, plan, image, count, spots, area, grads);
 
-  // The same samples' products: of the output gradient with the values at each corner.
-  __syncthreads();
-  const int slot = threadIdx.x >> plan.log_lanes, lane = threadIdx.x & (plan.lanes - 1);
-  const S* value = static_cast<const S*>(a.value) + image * a.cells * a.heads * a.width;
-  for (int begin = 0; begin < plan.samples; begin += 4) {
+  // The output gradient's products with the values at each corner, for four samples at a time; and where the GPU adds
+  // vectors, the value gradient beside them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  constexpr bool kQuads = V > 1 && sizeof(T) == 4;
+#else
+  constexpr bool kQuads = false;
+#endif
+  const bool quads = kQuads && plan.quads;
+  if (!quads) {
+    scatter(a, plan, block, spots, area, grads);
+    __syncthreads();
+  }
+  const int64_t base = int64_t(block.image) * a.cells * step;
+  const S* value = static_cast<const S*>(a.value) + base;
+  T* grad_value = worked_out(static_cast<T*>(a.grad_value) + base);
+  for (int begin = 0; begin < plan.padded; begin += 4) {
     T dots[4][4] = {};  // [sample][corner]
-    for (int d = lane * V; slot < count && d < a.width; d += plan.lanes * V) {
+    for (int d = lane * V; active && d < a.width; d += plan.lanes * V) {
       T g[V];
+      const S* rows = worked_out(value + d);
 #pragma unroll
-      for (int i = 0; i < V; ++i) g[i] = read_shared(grads + slot * a.width + d + i);
+      for (int i = 0; i < V; ++i) g[i] = read_shared(own + d + i);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (begin + i >= plan.samples) break;
         const Pack<uint32_t, 4> c = read_shared(&area[(begin + i) * plan.stride + slot].corners);
         Pack<S, V> v[4];
 #pragma unroll
-        for (int k = 0; k < 4; ++k) v[k] = read_row<S, V>(value + d, c.items[k] == kNowhere ? 0 : c.items[k]);
+        for (int k = 0; k < 4; ++k) v[k] = read_row<S, V>(rows, c.items[k] == kNowhere ? 0 : c.items[k]);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           T x[V], dot = 0;
@@ -360,44 +455,76 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
         }
       }
     }
+    if constexpr (kQuads) {
+      if (quads && active) {
+        constexpr int N = V < 4 ? 2 : 4;
+        const Part<N> one(own, a.width, lane), two(own, V == 8 ? a.width : 0, lane + plan.lanes);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const Pack<uint32_t, 4> c = read_shared(&area[(begin + i) * plan.stride + slot].corners);
+          const Pack<T, 4> spot = read_shared(spots + (begin + i) * plan.stride + slot);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            if (c.items[k] == kNowhere) continue;
+            const T factor = spot.items[2] * share(spot.items[0], spot.items[1], k);
+            one.add(grad_value + c.items[k], factor);
+            if (V == 8) two.add(grad_value + c.items[k], factor);
+          }
+        }
+      }
+    }
     const int s = begin + sum_over_group(dots, lane, plan.lanes);
-    if (slot < count && s < plan.samples && lane % (plan.lanes / 4) == 0)
+    if (active && lane % (plan.lanes / 4) == 0)
       write_shared(&area[s * plan.stride + slot].dots, Pack<T, 4>{{dots[0][0], dots[0][1], dots[0][2], dots[0][3]}});
   }
   __syncthreads();
 
-  // Gradients of points and weights, from lanes as those that prepared the samples.
-  const int preparing = 1 << plan.log_preparing, sample = threadIdx.x & (preparing - 1);
+  // Gradients of points and weights, by the lanes that prepared the samples.
+  void* grad_points = points_of<S>(a.grad_points, a, plan, block, 2 * plan.samples);
+  void* grad_weights = points_of<S>(a.grad_weights, a, plan, block, plan.samples);
+  const int preparing = 1 << plan.log_preparing, sample = int(threadIdx.x) & (preparing - 1);
   const int together = 32 >> plan.log_preparing;
-  for (int slot = threadIdx.x >> plan.log_preparing; (slot & -together) < count;
-       slot += blockDim.x >> plan.log_preparing) {
-    const bool any = slot < count;
+  for (int slot = int(threadIdx.x) >> plan.log_preparing; (slot & -together) < block.count;
+       slot += int(blockDim.x) >> plan.log_preparing) {
+    const uint32_t at = block.item(a, plan, slot) * uint32_t(plan.samples);
+    const int samples = slot < block.count ? plan.samples : 0;
     const auto sampled = [&](const Pack<T, 4>& spot, const Pack<T, 4>& d) {
       return blend(spot.items[0], spot.items[1], d.items[0], d.items[1], d.items[2], d.items[3]);
     };
     T mean = 0;
     if (a.raw) {
-      for (int s = sample; any && s < plan.samples; s += preparing) {
+      for (int s = sample; s < samples; s += preparing) {
         const Pack<T, 4> spot = read_shared(spots + s * plan.stride + slot);
         mean += spot.items[2] * sampled(spot, read_shared(&area[s * plan.stride + slot].dots));
       }
-      for (int o = preparing / 2; o > 0; o /= 2) mean += __shfl_xor_sync(0xffffffffu, mean, o);
+      mean = over_lanes(mean, plan.log_preparing, [](T x, T y) { return x + y; });
     }
-    for (int s = sample; any && s < plan.samples; s += preparing) {
+    for (int s = sample; s < samples; s += preparing) {
       const Pack<T, 4> spot = read_shared(spots + s * plan.stride + slot);
       const Pack<T, 4> d = read_shared(&area[s * plan.stride + slot].dots);
-      const T fx = spot.items[0], fy = spot.items[1], weight = spot.items[2];
-      const int level = int(plan.by_points.of(uint32_t(s)));
-      const T unit_x = a.raw ? T(1) : T(a.width_of[level]), unit_y = a.raw ? T(1) : T(a.height_of[level]);
-      const int64_t at = (image * plan.total + first + slot) * plan.samples + s;
-      const T slope_along_x = slope_x(fy, d.items[0], d.items[1], d.items[2], d.items[3]);
-      const T slope_along_y = slope_y(fx, d.items[0], d.items[1], d.items[2], d.items[3]);
-      write_point<S>(a.grad_points, 2 * at, a.point_dtype, unit_x * weight * slope_along_x);
-      write_point<S>(a.grad_points, 2 * at + 1, a.point_dtype, unit_y * weight * slope_along_y);
-      const T here = sampled(spot, d);
-      write_point<S>(a.grad_weights, at, a.point_dtype, a.raw ? weight * (here - mean) : here);
+      const T weight = spot.items[2], here = sampled(spot, d);
+      T point[2] = {weight * slope_x(spot.items[1], d.items[0], d.items[1], d.items[2], d.items[3]),
+                    weight * slope_y(spot.items[0], d.items[0], d.items[1], d.items[2], d.items[3])};
+      if (!a.raw) {
+        const int level = int(plan.by_points.of(uint32_t(s)));
+        point[0] *= T(a.width_of[level]), point[1] *= T(a.height_of[level]);
+      }
+      const T mine[1] = {a.raw ? weight * (here - mean) : here};
+      write_points<S, 2>(grad_points, at + s, plan.lowered, point);
+      write_points<S, 1>(grad_weights, at + s, plan.lowered, mine);
     }
   }
+}
+
+// Multiprocessors of a device, asked for once.
+int processors_of(int device) {
+  static std::atomic<int> known[64];
+  std::atomic<int>& count = known[device % 64];
+  if (int found = count.load()) return found;
+  int found = 0;
+  cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device);
+  count = found > 0 ? found : 1;
+  return count;
 }
 
 int log2_above(int n) {
@@ -407,71 +534,81 @@ int log2_above(int n) {
 }
 
 template <class S, int V>
-void launch_blocks(const DeformAttn& a, bool is_backward, uintptr_t stream) {
+void launch_blocks(const DeformAttn& a, bool is_backward, int device, uintptr_t stream) {
   using T = typename Compute<S>::type;
   const int vectors = a.width / V, samples = a.levels * a.points_per_level;
-  const int64_t total = a.queries * a.heads, elements = a.cells * a.heads * a.width;
-  if (elements >= kNowhere || total * samples > 0x3fffffff)
+  if (a.cells * a.heads * a.width >= kNowhere || a.queries * a.heads * samples > 0x3fffffff)
     throw std::runtime_error("piip: deform_attn on CUDA takes images of fewer than 2^32 values and 2^30 samples");
-  Plan plan{uint32_t(total), 0, 0, samples, 0, 0, 0, 0, Divisor(1), Divisor(a.heads), Divisor(a.points_per_level),
-            Divisor((a.width + 2) / 4 > 0 ? (a.width + 2) / 4 : 1), Divisor(a.width)};
+  Plan plan{};
+  while (plan.log_heads < 2 && a.heads % (2 << plan.log_heads) == 0) ++plan.log_heads;
+  plan.samples = samples;
+  plan.padded = (samples + 3) / 4 * 4;
+  plan.lowered = a.point_dtype == a.value_dtype;
   const int log_samples = log2_above(samples);
   plan.log_preparing = log_samples < 2 ? 2 : log_samples > 5 ? 5 : log_samples;
   plan.lanes = vectors < 32 ? vectors : 32;
   if (is_backward) {
-    plan.log_lanes = log2_above(plan.lanes) < 2 ? 2 : log2_above(plan.lanes);
+    plan.log_lanes = plan.lanes < 4 ? 2 : log2_above(plan.lanes);
     plan.lanes = 1 << plan.log_lanes;
   }
-  plan.by_lanes = Divisor(plan.lanes);
+  plan.quads = !a.fixed_point_unit && a.width <= plan.lanes * V;
   // Lanes that prepare a sample of an item, or of the next, write to other banks.
-  const auto padded = [&](int items) { return items + (((plan.log_preparing == 2 ? 2 : 1) - items) % 8 + 8) % 8; };
+  const auto spread = [&](int items) { return items + (((plan.log_preparing == 2 ? 2 : 1) - items) % 8 + 8) % 8; };
   const auto bytes = [&](int items) {
     const size_t sample = sizeof(Pack<T, 4>) + (is_backward ? sizeof(Pack<T, 4>) : sizeof(Pack<uint32_t, 4>));
-    return samples * padded(items) * sample + (is_backward ? items * a.width * sizeof(T) : 0);
+    return plan.padded * spread(items) * sample + (is_backward ? items * a.width * sizeof(T) : 0);
   };
-  plan.items = kThreads / plan.lanes;
-  while (plan.items > 1 && bytes(plan.items) > kSharedBytes) --plan.items;
-  plan.stride = padded(plan.items);
+  int heads = 1 << plan.log_heads;
+  plan.items = kThreads / plan.lanes / heads * heads;
+  while (plan.items > heads && bytes(plan.items) > kSharedBytes) plan.items -= heads;
+  if (bytes(plan.items) > kSharedBytes) plan.items = heads = 1, plan.log_heads = 0;
+  plan.stride = spread(plan.items);
   if (bytes(plan.items) > kSharedBytes)
     throw std::runtime_error("piip: deform_attn on CUDA takes fewer levels times points, or narrower heads");
+  const int64_t chunks = (a.queries * heads + plan.items - 1) / plan.items, groups = a.heads / heads;
+  const int64_t blocks = chunks * groups * a.batch, processors = processors_of(device);
+  plan.run = uint32_t((blocks + processors - 1) / processors);
+  if (plan.run * processors > 0x7fffffff)
+    throw std::runtime_error("piip: deform_attn on CUDA takes fewer than 2^31 blocks of queries");
+  plan.blocks = uint32_t(blocks);
+  plan.by_processors = Divisor(processors);
+  plan.by_chunks = Divisor(chunks);
+  plan.by_groups = Divisor(groups);
+  plan.by_lanes = Divisor(plan.lanes);
+  plan.by_points = Divisor(a.points_per_level);
+  plan.by_width = Divisor(a.width);
   const int threads = (plan.items * plan.lanes + 31) / 32 * 32;
-  const unsigned blocks = unsigned((total + plan.items - 1) / plan.items);
-  for (int64_t image = 0; image < a.batch; image += kMostImages) {
-    plan.first_image = int(image);
-    const int64_t images = a.batch - image < kMostImages ? a.batch - image : kMostImages;
-    dim3 grid(blocks);
-    grid.y = unsigned(images);
-    launch(is_backward ? "deform_attn_backward" : "deform_attn_forward", is_backward ? backward<S, V> : forward<S, V>,
-           grid, threads, int(bytes(plan.items)), stream, a, plan);
-  }
+  launch(is_backward ? "deform_attn_backward" : "deform_attn_forward", is_backward ? backward<S, V> : forward<S, V>,
+         dim3(unsigned(plan.run * processors)), threads, int(bytes(plan.items)), stream, a, plan);
 }
 
 // The widest vector that divides the head and that every row starts at a multiple of.
 template <class S>
-void launch_vectors(const DeformAttn& a, bool is_backward, uintptr_t stream) {
+void launch_vectors(const DeformAttn& a, bool is_backward, int device, uintptr_t stream) {
   const auto fits = [&](int v) {
     const uintptr_t together = reinterpret_cast<uintptr_t>(a.value) | reinterpret_cast<uintptr_t>(a.out) |
                                reinterpret_cast<uintptr_t>(a.grad_out);
     return a.width % v == 0 && together % (v * sizeof(S)) == 0;
   };
   if constexpr (sizeof(S) == 2) {
-    if (fits(8)) return launch_blocks<S, 8>(a, is_backward, stream);
+    if (fits(8)) return launch_blocks<S, 8>(a, is_backward, device, stream);
   }
   if constexpr (sizeof(S) <= 4) {
-    if (fits(4)) return launch_blocks<S, 4>(a, is_backward, stream);
+    if (fits(4)) return launch_blocks<S, 4>(a, is_backward, device, stream);
   }
-  if (fits(2)) return launch_blocks<S, 2>(a, is_backward, stream);
-  launch_blocks<S, 1>(a, is_backward, stream);
+  if (fits(2)) return launch_blocks<S, 2>(a, is_backward, device, stream);
+  launch_blocks<S, 1>(a, is_backward, device, stream);
 }
 
 void run(const DeformAttn& a, bool is_backward, int device, uintptr_t stream) {
-  if (a.cells > 0x7fffffff) throw std::runtime_error("piip: deform_attn takes maps of fewer than 2^31 cells");
+  const uintptr_t pairs = reinterpret_cast<uintptr_t>(a.points) | reinterpret_cast<uintptr_t>(a.reference);
+  if (pairs % 16) throw std::runtime_error("piip: deform_attn on CUDA takes points at multiples of 16 bytes");
   const DeviceGuard guard(device);
   switch (a.value_dtype) {
-    case Dtype::f16: return launch_vectors<Half>(a, is_backward, stream);
-    case Dtype::bf16: return launch_vectors<Bfloat>(a, is_backward, stream);
-    case Dtype::f64: return launch_vectors<double>(a, is_backward, stream);
-    default: return launch_vectors<float>(a, is_backward, stream);
+    case Dtype::f16: return launch_vectors<Half>(a, is_backward, device, stream);
+    case Dtype::bf16: return launch_vectors<Bfloat>(a, is_backward, device, stream);
+    case Dtype::f64: return launch_vectors<double>(a, is_backward, device, stream);
+    default: return launch_vectors<float>(a, is_backward, device, stream);
   }
 }
 
