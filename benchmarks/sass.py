@@ -211,17 +211,20 @@ class Thread:
         return False
 
     def execute(self, i: Instruction, unsure: bool) -> None:
-        """Sets what an instruction writes; to unknown where that, or whether it is executed, is."""
+        """Sets what an instruction writes: to unknown where that is, or whether it is executed."""
         rule = getattr(self, f"do_{i.name.removeprefix('U')}", None)  # the uniform data path has the same operations
         if rule is not None and not unsure:
             rule(i.modifiers, i.operands)
-            return
-        for n, operand in enumerate(i.operands[:3]):
+        else:
+            doubles = ["64"] if i.name[0] == "D" or i.name == "CS2R" else []
+            self.execute_unknown([*i.modifiers, *doubles], i.operands)
+
+    def execute_unknown(self, modifiers: list[str], operands: list[str]) -> None:
+        for n, operand in enumerate(operands[:3]):
             if re.fullmatch(r"U?P\d", operand):
                 self.predicates[operand] = None
             elif re.fullmatch(r"U?R\d+", operand):
-                size = max((int(m) // 32 for m in i.modifiers if m in ("64", "128")), default=1)
-                size = max(size, 2 if i.name[0] == "D" or set(i.modifiers) & {"WIDE", "F64"} or "CS2R" in i.name else 1)
+                size = 4 if "128" in modifiers else 2 if {"64", "WIDE", "F64"} & set(modifiers) else 1
                 for _ in range(size):
                     self.write(operand, None)
                     operand = _next(operand)
@@ -388,6 +391,28 @@ class Thread:
             value = int.from_bytes(struct.pack("<2e", float(operands[4]), float(operands[3])), "little")
         self.write(operands[0], value)
 
+    # Divisions by what only the launch knows start from a reciprocal in float32.
+    def do_I2F(self, modifiers: list[str], operands: list[str]) -> None:
+        value = self.read(operands[1]) if modifiers in (["U32", "RP"], ["RP"]) else None
+        if value is None:
+            self.execute_unknown(["F64"] if "F64" in modifiers else [], operands)
+            return
+        number = value & ALL if "U32" in modifiers else _signed(value)
+        bits = _bits(float(number))
+        self.write(operands[0], bits + (_float(bits) < number))
+
+    def do_MUFU(self, modifiers: list[str], operands: list[str]) -> None:
+        value = self.read(operands[1]) if modifiers == ["RCP"] else None
+        self.write(operands[0], _bits(1 / _float(value & ALL)) if value and _float(value & ALL) else None)
+
+    def do_F2I(self, modifiers: list[str], operands: list[str]) -> None:
+        value = self.read(operands[1]) if "TRUNC" in modifiers and not {"U64", "S64", "F64"} & set(modifiers) else None
+        if value is None:
+            self.execute_unknown(["64"] if "64" in "".join(modifiers) else [], operands)
+            return
+        number = _float(value & ALL)
+        self.write(operands[0], int(number) if number == number and abs(number) < 2**32 else None)
+
     def do_VOTE(self, modifiers: list[str], operands: list[str]) -> None:
         self.predicates[operands[0]] = self.test(operands[1])
 
@@ -397,6 +422,14 @@ class Thread:
 def _next(register: str) -> str:
     match = re.fullmatch(r"([-~]?U?R)(\d+)", register)
     return f"{match.group(1)}{int(match.group(2)) + 1}" if match else register
+
+
+def _bits(number: float) -> int:
+    return int.from_bytes(struct.pack("<f", number), "little")
+
+
+def _float(bits: int) -> float:
+    return float(struct.unpack("<f", bits.to_bytes(4, "little"))[0])
 
 
 def _is_predicate(operand: str) -> bool:

@@ -85,6 +85,20 @@ def test_integers_are_computed_as_the_hardware_does(instruction, register, value
     assert thread.registers[register] == value
 
 
+@pytest.mark.parametrize("divisor", [1, 3, 7, 1536, 2**31])
+def test_a_division_by_a_parameter_is_followed(divisor):
+    # As nvcc writes 1000 / divisor.
+    _, thread = follow(
+        "ULDC UR4, c[0x0][0x210]", "I2F.U32.RP R0, UR4", "MUFU.RCP R0, R0", "VIADD R2, R0, 0xffffffe",
+        "F2I.FTZ.U32.TRUNC.NTZ R3, R2", "IMAD.MOV.U32 R2, RZ, RZ, RZ", "IMAD.MOV R5, RZ, RZ, -R3",
+        "IMAD R5, R5, UR4, RZ", "IMAD.HI.U32 R2, R3, R5, R2", "MOV R1, 0x3e8", "IMAD.HI.U32 R3, R2, R1, RZ",
+        "IMAD.MOV R4, RZ, RZ, -R3", "IMAD R4, R4, UR4, R1", "ISETP.GE.U32.AND P0, PT, R4, UR4, PT",
+        "@P0 IADD3 R4, R4, -UR4, RZ", "@P0 VIADD R3, R3, 0x1", "ISETP.GE.U32.AND P1, PT, R4, UR4, PT",
+        "@P1 VIADD R3, R3, 0x1", "EXIT", parameters=divisor.to_bytes(4, "little"),
+    )  # fmt: skip
+    assert thread.registers["R3"] == 1000 // divisor
+
+
 @pytest.mark.parametrize(
     ("instruction", "value"),
     [
