@@ -4,11 +4,11 @@ two architectures and, where there is one, on a GPU."""
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,8 +17,6 @@ from torch import Tensor
 
 from piip.ops import _extension
 from tests.ops import emulated
-
-deform_attn = importlib.import_module("piip.ops.deform_attn")  # the package has a function of this name
 
 
 @pytest.fixture(autouse=True)
@@ -55,13 +53,14 @@ def emulations(tmp_path_factory: pytest.TempPathFactory) -> dict[int, emulated.E
     return emulated.build(tmp_path_factory.mktemp("emulated"))
 
 
-def place(where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+@contextmanager
+def place(where: str, request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """The CPU; the CPU with the CUDA kernels, executed by tests/ops/emulated; a GPU."""
     if where.startswith("emulated"):
-        module = request.getfixturevalue("emulations")[int(where.removeprefix("emulated-"))]
-        monkeypatch.setattr(_extension, "_C", module)
-        monkeypatch.setattr(deform_attn, "adds_up", lambda tensor: True)
-        return torch.device("cpu")
+        emulation = request.getfixturevalue("emulations")[int(where.removeprefix("emulated-"))]
+        with emulated.installed(emulation):
+            yield torch.device("cpu")
+        return
     if where == "cuda" and not torch.cuda.is_available():
         if os.environ.get("PIIP_REQUIRE_CUDA") == "1":
             pytest.fail("PIIP_REQUIRE_CUDA=1 but there is no CUDA device")
@@ -69,16 +68,17 @@ def place(where: str, request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     found = torch.device(where)
     has_kernels = _extension.has_kernels(torch.empty(0, device=found))
     assert has_kernels, f"the extension has no kernels for {found}: {_extension.describe()}"
-    return found
+    yield found
 
 
 ACCELERATORS = [*(f"emulated-{arch}" for arch in emulated.ARCHITECTURES), pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 @pytest.fixture(params=ACCELERATORS)
-def accelerator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+def accelerator(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Where the CUDA kernels run, in the deterministic mode."""
-    return place(request.param, request, monkeypatch)
+    with place(request.param, request) as found:
+        yield found
 
 
 # The CPU kernels do the same in both modes.
@@ -90,11 +90,11 @@ for name in ("emulated-800", "emulated-900", "cuda"):
 
 
 @pytest.fixture(params=PLACES)
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Where an op runs, CUDA kernels once in the deterministic mode and once in the fast one."""
     where, deterministic = request.param
-    found = place(where, request, monkeypatch)
-    if not deterministic:
-        torch.use_deterministic_algorithms(False)
-        poison(monkeypatch)
-    return found
+    with place(where, request) as found:
+        if not deterministic:
+            torch.use_deterministic_algorithms(False)
+            poison(monkeypatch)
+        yield found

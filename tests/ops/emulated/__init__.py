@@ -6,17 +6,23 @@ They are built for two architectures, as what they do depends on it: 800 stands 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import os
 import subprocess
 import sysconfig
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import pybind11
 
+from piip.ops import _extension
+
+deform_attn = importlib.import_module("piip.ops.deform_attn")  # the package has a function of this name
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
 ARCHITECTURES = (800, 900)
@@ -65,11 +71,19 @@ class Count(NamedTuple):
 
     instructions: int  # of a warp
     lanes: int
-    wavefronts: int  # of shared memory
+    wavefronts: int
     ideal_wavefronts: int
     worst: int  # wavefronts of the part of a warp that takes most: 1 is free of bank conflicts
     sectors: int  # of global memory; of reductions operations on them
     ideal_sectors: int
+
+
+class Launch(NamedTuple):
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    parameters: bytes
 
 
 KINDS = ("read_global", "write_global", "read_shared", "write_shared", "add_global", "add_shared")
@@ -83,13 +97,18 @@ class Emulated:
     def __init__(self, path: Path, architecture: int) -> None:
         self.path, self.architecture = path, architecture
         self.module, self.library = _load(f"emulated_{architecture}._C", path), ctypes.CDLL(str(path))
-        self.library.emulated_counts.restype = ctypes.c_char_p
+        for name in ("emulated_counts", "emulated_launches"):
+            getattr(self.library, name).restype = ctypes.c_char_p
         self._names: dict[int, str] = {}
 
     def __getattr__(self, name: str) -> Any:
         kernel = getattr(self.module, f"{name}_cuda")
         device, stream = 0, 0
         return lambda *arguments: kernel(*arguments[:-1], device, stream)  # the last one is the number of threads
+
+    def reverse(self, reversed: bool) -> None:
+        """Runs blocks, and the threads of each, in the opposite order: sums that depend on it differ."""
+        self.library.emulated_reverse(ctypes.c_bool(reversed))
 
     def reset_counts(self) -> None:
         """Begins to count accesses to memory."""
@@ -103,13 +122,44 @@ class Emulated:
             found.setdefault(self._name(address), {})[Site(KINDS[kind], line, size)] = Count(*numbers)
         return found
 
+    def launches_of(self, call: Callable[[], Any]) -> list[Launch]:
+        """What a call would launch; nothing is executed."""
+        self.library.emulated_record_launches(ctypes.c_bool(True))
+        try:
+            call()
+            rows = self.library.emulated_launches().decode().splitlines()
+        finally:
+            self.library.emulated_record_launches(ctypes.c_bool(False))
+        found = []
+        for row in rows:
+            *numbers, parameters = row.split()
+            address, x, y, z, bx, by, bz, shared = map(int, numbers)
+            found.append(Launch(self._name(address), (x, y, z), (bx, by, bz), shared, bytes.fromhex(parameters)))
+        return found
+
     def _name(self, address: int) -> str:
         if not self._names:
             listing = subprocess.run(["nm", "-C", str(self.path)], capture_output=True, text=True, check=True).stdout
             rows = (line.split(" ", 2) for line in listing.splitlines() if line[:1].isalnum())
             self._names = {int(row[0], 16): row[2] for row in rows if row[1] in "tTwW"}
-        name = self._names[address].replace("(anonymous namespace)::", "").replace("piip::", "").replace("cuda::", "")
-        return name.removeprefix("void ").partition("(")[0]
+        return short_name(self._names[address])
+
+
+@contextmanager
+def installed(emulation: Emulated) -> Iterator[None]:
+    """The ops on CPU tensors run the emulated kernels."""
+    kernels, adds_up = _extension._C, deform_attn.adds_up
+    _extension._C, deform_attn.adds_up = emulation, lambda tensor: True
+    try:
+        yield
+    finally:
+        _extension._C, deform_attn.adds_up = kernels, adds_up
+
+
+def short_name(demangled: str) -> str:
+    """A kernel's name without namespaces and parameters, such as "forward<Bfloat, 4>"."""
+    name = demangled.replace("(anonymous namespace)::", "").replace("piip::", "").replace("cuda::", "")
+    return name.removeprefix("void ").partition("(")[0]
 
 
 def _load(name: str, path: Path) -> ModuleType:

@@ -1,9 +1,10 @@
-// What warps access, counted by instruction: see emulator.h for the rules. counts() and reset_counts() of
-// tests/ops/emulated/__init__.py call the functions at the end.
+// What warps access, counted by instruction: see emulator.h for the rules. Emulated in
+// tests/ops/emulated/__init__.py calls the functions at the end.
 #include <dlfcn.h>
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <sstream>
 #include <string>
 #include <tuple>
@@ -14,7 +15,7 @@
 namespace emulated {
 namespace {
 
-constexpr int kBanks = 32, kWordBytes = 4, kSectorBytes = 32, kMostBytes = 16;
+constexpr int kBanks = 32, kWordBytes = 4, kSectorBytes = 32, kLineBytes = 128, kLinesTogether = 4, kMostBytes = 16;
 
 using Site = std::tuple<uintptr_t, Access, int, int>;  // kernel, kind, line, bytes a lane
 
@@ -80,8 +81,22 @@ void count_global(Count& count, const Reported* first, const Reported* last, int
     for (const auto& [word, lanes] : words) most = std::max(most, lanes);
     count.sectors += reduces ? most : 1;
   }
+  std::set<uintptr_t> lines;
+  for (const auto& [sector, words] : lanes_of) lines.insert(sector * kSectorBytes / kLineBytes);
+  if (!reduces) {
+    count.wavefronts += int(lines.size() + kLinesTogether - 1) / kLinesTogether;
+    ++count.ideal_wavefronts;
+  }
   count.ideal_sectors += (moved + kSectorBytes - 1) / kSectorBytes;
 }
+
+uintptr_t library_offset(uintptr_t address) {
+  Dl_info library;
+  dladdr(reinterpret_cast<void*>(address), &library);
+  return address - reinterpret_cast<uintptr_t>(library.dli_fbase);
+}
+
+std::string launches;
 
 }  // namespace
 
@@ -124,6 +139,15 @@ void count_until_here(int first, unsigned mask) {
   }
 }
 
+void record_launch(uintptr_t kernel, dim3 grid, dim3 block, size_t shared_bytes, const Parameters& parameters) {
+  std::ostringstream out;
+  out << library_offset(kernel);
+  for (const dim3& size : {grid, block}) out << ' ' << size.x << ' ' << size.y << ' ' << size.z;
+  out << ' ' << shared_bytes << ' ';
+  for (const char byte : parameters.bytes) out << "0123456789abcdef"[byte >> 4 & 15] << "0123456789abcdef"[byte & 15];
+  launches += out.str() + '\n';
+}
+
 }  // namespace emulated
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -137,13 +161,18 @@ EXPORTED void emulated_reset_counts() {
 EXPORTED const char* emulated_counts() {
   static std::string text;
   std::ostringstream out;
-  Dl_info library;
-  dladdr(reinterpret_cast<void*>(&emulated_reset_counts), &library);
   for (const auto& [site, c] : emulated::counts)
-    out << std::get<0>(site) - reinterpret_cast<uintptr_t>(library.dli_fbase) << ' ' << int(std::get<1>(site)) << ' '
-        << std::get<2>(site) << ' ' << std::get<3>(site) << ' ' << c.instructions << ' ' << c.lanes << ' '
-        << c.wavefronts << ' ' << c.ideal_wavefronts << ' ' << c.worst << ' ' << c.sectors << ' ' << c.ideal_sectors
-        << '\n';
+    out << emulated::library_offset(std::get<0>(site)) << ' ' << int(std::get<1>(site)) << ' ' << std::get<2>(site)
+        << ' ' << std::get<3>(site) << ' ' << c.instructions << ' ' << c.lanes << ' ' << c.wavefronts << ' '
+        << c.ideal_wavefronts << ' ' << c.worst << ' ' << c.sectors << ' ' << c.ideal_sectors << '\n';
   emulated::counting = false;
   return (text = out.str()).c_str();
 }
+
+EXPORTED void emulated_record_launches(bool only_recording) {
+  emulated::launches.clear();
+  emulated::only_recording = only_recording;
+}
+
+// One line per launch: the kernel's address in the library, grid, block, dynamic shared memory, the parameters in hex.
+EXPORTED const char* emulated_launches() { return emulated::launches.c_str(); }

@@ -287,6 +287,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const size_t most = limit == emulated::shared_limits.end() ? emulated::kGivenShared : size_t(limit->second);
   if (config->dynamicSmemBytes > most && config->dynamicSmemBytes > size_t(emulated::kGivenShared))
     return cudaErrorInvalidValue;
+  if (emulated::only_recording) {
+    emulated::Parameters bytes;
+    (bytes.add(Parameters(arguments)), ...);
+    emulated::record_launch(reinterpret_cast<uintptr_t>(kernel), grid, block, config->dynamicSmemBytes, bytes);
+    return cudaSuccess;
+  }
   const auto body = [&] { kernel(arguments...); };
   using Body = decltype(body);
   emulated::run({reinterpret_cast<uintptr_t>(kernel), grid, block, config->dynamicSmemBytes, emulated::shared_memory(),

@@ -99,6 +99,7 @@ void* scheduler;
 int current = -1, thread_count;
 const Launch* running;
 const char* failure;
+bool last_block_first;
 
 void leave(State state) {
   fibers[current].state = state;
@@ -136,32 +137,40 @@ unsigned lanes_in(int first, int last, State state) {
 
 // Lets the lanes go on that wait for each other, and says whether there are any.
 bool release(int first, int last) {
-  const unsigned waiting = lanes_in(first, last, State::at_warp), ended = lanes_in(first, last, State::ended);
-  const unsigned none = last - first < kWarp ? kAll << (last - first) : 0;
-  unsigned released = 0;
+  unsigned waiting = lanes_in(first, last, State::at_warp);
+  const unsigned alive = waiting | lanes_in(first, last, State::at_block);
+  bool any = false, different = false;
   for (int i = first; i < last; ++i) {
-    const unsigned mask = fibers[i].mask, wanted = mask & ~ended & ~none;
-    if (!(waiting & ~released) || !(waiting >> (i - first) & 1) || released >> (i - first) & 1) continue;
-    if (wanted & ~waiting) continue;
-    for (int k = first; k < last; ++k)
-      if (wanted >> (k - first) & 1 && (fibers[k].mask != mask || fibers[k].kind != fibers[i].kind))
-        throw std::runtime_error("emulated CUDA: lanes of a warp meet in different calls");
-    count_until_here(first, wanted);
+    if (!(waiting >> (i - first) & 1)) continue;
+    const Fiber& one = fibers[i];
+    const unsigned wanted = one.mask & alive;
+    unsigned ready = 0, calling = 0;
     uint64_t votes = 0;
-    for (int k = first; k < last; ++k)
-      if (wanted >> (k - first) & 1) votes |= (fibers[k].word & 1) << (k - first);
     for (int k = first; k < last; ++k) {
-      if (!(wanted >> (k - first) & 1)) continue;
+      const unsigned bit = 1u << (k - first);
+      if (!(waiting & bit) || fibers[k].mask != one.mask) continue;
+      calling |= bit;
+      if (fibers[k].kind != one.kind) continue;
+      ready |= bit;
+      if (fibers[k].word & 1) votes |= bit;
+    }
+    different |= calling != ready;
+    if (ready != wanted) continue;
+    count_until_here(first, ready);
+    for (int k = first; k < last; ++k) {
+      if (!(ready >> (k - first) & 1)) continue;
       Fiber& fiber = fibers[k];
-      if (fiber.kind == Meeting::shuffle && !(wanted >> fiber.source & 1))
+      if (fiber.kind == Meeting::shuffle && !(ready >> fiber.source & 1))
         throw std::runtime_error("emulated CUDA: a shuffle reads a lane that takes no part in it");
       fiber.found = fiber.kind == Meeting::vote ? votes : fibers[first + fiber.source].word;
       fiber.state = State::ready;
     }
-    released |= wanted;
+    waiting &= ~ready;
+    any = true;
   }
-  if (waiting && !released) throw std::runtime_error("emulated CUDA: some lanes of a warp meet and others do not");
-  return released != 0;
+  if (different) throw std::runtime_error("emulated CUDA: lanes of a warp meet in different calls");
+  if (waiting && !any) throw std::runtime_error("emulated CUDA: some lanes of a warp meet and others do not");
+  return any;
 }
 
 // Until all threads of the warp wait for the block or have ended.
@@ -202,14 +211,14 @@ void run(const Launch& launch) {
     fibers[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
   count_kernel(launch.kernel);
   memset(launch.shared, 0xff, kSharedBytes);  // numbers that are none
-  bool backwards = false;
-  for (unsigned z = 0; z < gridDim.z; ++z)
-    for (unsigned y = 0; y < gridDim.y; ++y)
-      for (unsigned x = 0; x < gridDim.x; ++x, backwards = !backwards) {
-        blockIdx = {x, y, z};
-        memset(launch.shared, 0xff, launch.shared_bytes);
-        run_block(backwards);
-      }
+  const uint64_t blocks = uint64_t(gridDim.x) * gridDim.y * gridDim.z;
+  for (uint64_t i = 0; i < blocks; ++i) {
+    const uint64_t block = last_block_first ? blocks - 1 - i : i;
+    blockIdx = {unsigned(block % gridDim.x), unsigned(block / gridDim.x % gridDim.y),
+                unsigned(block / gridDim.x / gridDim.y)};
+    memset(launch.shared, 0xff, launch.shared_bytes);
+    run_block(block % 2 != unsigned(last_block_first));
+  }
   for (size_t i = launch.shared_bytes; i < kSharedBytes; ++i)
     if (launch.shared[i] != 0xff) throw std::runtime_error("emulated CUDA: a block wrote behind its shared memory");
 }
@@ -237,3 +246,8 @@ int lane() { return current % kWarp; }
 int current_thread() { return current; }
 
 }  // namespace emulated
+
+// Whether blocks run in the opposite order, and their threads too.
+extern "C" __attribute__((visibility("default"))) void emulated_reverse(bool reversed) {
+  emulated::last_block_first = reversed;
+}

@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <string>
+
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   dim3() = default;
@@ -44,6 +46,20 @@ uint64_t meet(unsigned mask, Meeting kind, uint64_t word, int source);
 unsigned ballot(unsigned mask, bool predicate);
 int lane();
 
+// A launch's parameters as a GPU finds them in constant memory.
+struct Parameters {
+  std::string bytes;
+  template <class T>
+  void add(const T& x) {
+    bytes.resize((bytes.size() + alignof(T) - 1) / alignof(T) * alignof(T));
+    bytes.append(reinterpret_cast<const char*>(&x), sizeof(T));
+  }
+};
+
+// Launches are written down and do nothing, for benchmarks/machine_code.py.
+inline bool only_recording = false;
+void record_launch(uintptr_t kernel, dim3 grid, dim3 block, size_t shared_bytes, const Parameters& parameters);
+
 // The accesses that the hooks of csrc/cuda_common.h report. The lanes of a warp that access in the same line of a
 // kernel, each for the n-th time since the warp last met, are taken for one instruction; more than 16 bytes a lane are
 // several. This is exact where lanes skip no access of a line, and else merges what they do at different times.
@@ -53,7 +69,8 @@ int lane();
 // reduction as many as it has lanes. At best (`ideal`) a part takes one.
 //
 // Global memory moves in sectors of 32 bytes: an access takes as many as it touches, at best the bytes by 32. A
-// reduction takes one operation a sector, more where several lanes add to the same word.
+// reduction takes one operation a sector, more where several lanes add to the same word. Other accesses are taken to
+// cost a wavefront for each four of the lines of 128 bytes that they touch.
 enum class Access { read_global, write_global, read_shared, write_shared, add_global, add_shared };
 
 inline bool counting = false;

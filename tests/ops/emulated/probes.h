@@ -75,6 +75,11 @@ __global__ void number_threads(int* out) {
   out[block * size + thread] = block * size + read_shared(dynamic + size - 1 - thread);
 }
 
+// Three blocks add 1, 1e8 and -1e8.
+__global__ void sum_blocks(float* out) {
+  if (threadIdx.x == 0) atomicAdd(out, blockIdx.x == 0 ? 1.0f : blockIdx.x == 1 ? 1e8f : -1e8f);
+}
+
 // What a GPU would not survive.
 __global__ void go_wrong(int how) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -140,6 +145,10 @@ EXPORTED const char* emulated_number_threads(int* out, const unsigned* grid, con
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   return probe(number_threads, dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]), size_t(bytes), out);
+}
+
+EXPORTED const char* emulated_sum_blocks(float* out) {
+  return piip::cuda::probe(piip::cuda::sum_blocks, 3, 32, 0, out);
 }
 
 EXPORTED const char* emulated_go_wrong(int how) { return piip::cuda::probe(piip::cuda::go_wrong, 1, 32, 1024, how); }
