@@ -10,7 +10,6 @@ from torch import nn
 
 from piip.backbone import PIIP
 from piip.config import BackboneConfig, load_config
-from piip.config.network import ModelConfig
 from piip.model import Model, build_backbone, build_model
 from piip.precision import prepare, prepared_copy
 from tests.operators import Operators

@@ -190,7 +190,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), contiguous, as every norm from here on wants its input."""
+        """(B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), contiguous: else every norm would copy it."""
         return self.proj(images).permute(0, 2, 3, 1).contiguous()
 
 
