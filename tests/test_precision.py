@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from piip.backbone import PIIP
 from piip.config import BackboneConfig, load_config
@@ -123,6 +125,23 @@ def test_a_copy_shares_what_stays_and_leaves_the_model_to_its_training() -> None
     assert all(p.requires_grad for p in model.parameters())
     assert not any(module._forward_pre_hooks for module in model.modules())
     sum(x.square().mean() for x in model.backbone(torch.randn(1, 3, 64, 64))).backward()
+
+
+class OneDtype(TorchDispatchMode):
+    """Refuses what GPUs refuse: layers whose input and weights differ in dtype."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.name().split("::")[1].split(".")[0] in ("linear", "conv2d", "layer_norm", "group_norm", "rms_norm"):
+            assert len({x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}) == 1, func
+        return func(*args, **(kwargs or {}))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", BRANCHES)
+def test_off_the_cpu_every_layer_gets_its_input_in_the_dtype_of_its_weights(kind: str) -> None:
+    with OneDtype():
+        maps = prepare(backbone(kind).to("meta"), BF16)(torch.empty(1, 3, 96, 128, device="meta"))
+    assert all(x.dtype in (BF16, torch.float32) for x in maps)
 
 
 @torch.inference_mode()
