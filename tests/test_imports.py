@@ -18,12 +18,14 @@ ALLOWED = {
     "files": {"errors"},
     "features": set(),
     "rng": set(),
+    "by_size": set(),
     "config": {"errors"},
     "ops": {"errors", "_C"},
-    "branches": {"errors", "features", "ops"},
-    "backbone": {"errors", "features", "ops", "branches"},
+    "precision": {"ops"},
+    "branches": {"errors", "features", "by_size", "ops"},
+    "backbone": {"errors", "features", "by_size", "ops", "precision", "branches"},
     "necks": {"errors", "features", "ops"},
-    "heads": {"errors", "features", "ops"},
+    "heads": {"errors", "features", "ops", "precision"},
     "metrics": {"errors", "data", "files"},
     "results": {"errors", "files"},
     "data": {"errors", "files", "config", "metrics", "ops", "rng"},
@@ -31,7 +33,10 @@ ALLOWED = {
     "model": {
         *("errors", "config", "features", "ops", "branches", "backbone", "necks", "heads", "data", "convert", "engine")
     },
-    "engine": {"__version__", "errors", "files", "rng", "config", "model", "data", "metrics", "results", "convert"},
+    "engine": {
+        *("__version__", "errors", "files", "rng", "config", "model", "data", "metrics", "results", "convert"),
+        "precision",
+    },
     "flops": {"errors", "files", "config", "model", "heads", "ops"},
     "doctor": {"errors", "config", "ops", "_C"},
     "cli": {

@@ -15,11 +15,12 @@ from piip.config import Config
 from piip.data import known_class_names
 from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_image
 from piip.engine.checkpoint import load_weights
-from piip.engine.device import autocast, choose_device
+from piip.engine.device import choose_device, compute_dtype, tf32
 from piip.engine.log import Bar, logging_to
 from piip.errors import DataError, PiipError
 from piip.files import to_json, write_file
 from piip.model import build_model
+from piip.precision import prepare
 from piip.results import build_writer
 
 _log = logging.getLogger(__name__)
@@ -66,20 +67,19 @@ def run_prediction(
         count = config.model.head.num_classes
         names = loaded.class_names or known_class_names(config.data.val) or []
         names = names if len(names) == count else [f"class {label}" for label in range(count)]
-        model.to(target).eval()
+        prepare(model.to(target), compute_dtype(target, config.train.precision))
         limit = getattr(config.data.val, "max_image_pixels", MAX_IMAGE_PIXELS)
         writer = build_writer(model.head.task, names, score_threshold=score_threshold)
         predictions: list[Prediction] = []
         try:
             output.mkdir(parents=True, exist_ok=True)
-            with Bar(console, "predicting", total=len(files)) as bar:
+            with tf32(config.train.tf32), Bar(console, "predicting", total=len(files)) as bar:
                 for file, overlay in zip(files, overlays):
                     image = _read(file, limit)
                     if isinstance(image, DataError):
                         predictions.append(Prediction(file, error=str(image)))
                         continue
-                    with autocast(target, config.train.precision):
-                        (result,) = model.predict([image])
+                    (result,) = model.predict([image])
                     stem = overlay.with_suffix("")
                     found = writer.add(file, image, result, stem)
                     predictions.append(Prediction(file, overlay, found, writer.describe(found)))

@@ -24,7 +24,7 @@ from piip.data import (
     explain_worker_death,
 )
 from piip.engine import distributed
-from piip.engine.device import peak_memory_mib
+from piip.engine.device import compute_dtype, peak_memory_mib, tf32
 from piip.engine.evaluate import evaluate
 from piip.engine.log import Bar, RunLog, logging_to
 from piip.engine.optim import set_lr, total_iterations
@@ -32,6 +32,7 @@ from piip.engine.run_dir import prepare_run
 from piip.engine.signals import StopSignals
 from piip.engine.state import RunState
 from piip.engine.step import optimizer_step
+from piip.precision import prepared_copy
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +51,12 @@ def train(
     output = output or Path("runs") / config.name
     with distributed.session(device) as target:
         checkpoint = distributed.on_main(lambda: prepare_run(output, config, resume))
-        with logging_to(output / "train.log") as console, StopSignals() as stop, _deterministic(config):
+        with (
+            logging_to(output / "train.log") as console,
+            StopSignals() as stop,
+            _deterministic(config),
+            tf32(config.train.tf32),
+        ):
             trainer: Trainer | None = None
             try:
                 trainer = Trainer(config, output=output, device=target, stop=stop, console=console)
@@ -104,6 +110,7 @@ class Trainer:
             state.resume(checkpoint)
         if distributed.world_size() > 1:
             distributed.synchronize_norms(state.model, self.device)
+            distributed.align_gradients(state.model)
             self.wrapped = DistributedDataParallel(state.model, gradient_as_bucket_view=True)
         state.model.train()
         log = self.log = RunLog(
@@ -178,10 +185,9 @@ class Trainer:
         distributed.share_buffers(self.state.evaluation_model)
         with rng.preserved():
             found = evaluate(
-                self.state.evaluation_model,
+                prepared_copy(self.state.evaluation_model, compute_dtype(self.device, self.config.train.precision)),
                 self.val_loader,
                 device=self.device,
-                precision=self.config.train.precision,
                 console=self.console,
                 check=check,
             )

@@ -8,10 +8,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from piip.heads.dino.answers import Answers, Predictor, full_precision, inverse_sigmoid
+from piip.heads.dino.answers import Answers, Predictor, inverse_sigmoid
 from piip.heads.dino.encoder import FeedForward
 from piip.heads.dino.maps import Maps, sine_encoding
 from piip.ops import MSDeformAttn
+from piip.precision import full_precision
 
 # Of the encoding of the boxes that the decoder looks at.
 TEMPERATURE = 10000
