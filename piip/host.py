@@ -18,8 +18,7 @@ class HostCopy:
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        # Only CUDA has an event to wait for here.
-        self._copy = tensor.to("cpu", non_blocking=tensor.is_cuda or is_host(tensor.device))
+        self._copy = tensor.to("cpu", non_blocking=tensor.device.type != "mps")  # which has no event to wait for
         self._arrived = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
     def wait(self) -> Tensor:
