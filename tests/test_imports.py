@@ -17,6 +17,7 @@ ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "features": set(),
+    "host": set(),
     "rng": set(),
     "by_size": set(),
     "config": {"errors"},
@@ -25,7 +26,7 @@ ALLOWED = {
     "branches": {"errors", "features", "by_size", "ops"},
     "backbone": {"errors", "features", "by_size", "ops", "precision", "branches"},
     "necks": {"errors", "features", "ops"},
-    "heads": {"errors", "features", "ops", "precision"},
+    "heads": {"errors", "features", "host", "ops", "precision"},
     "metrics": {"errors", "data", "files"},
     "results": {"errors", "files"},
     "data": {"errors", "files", "config", "metrics", "ops", "rng"},
@@ -34,7 +35,7 @@ ALLOWED = {
         *("errors", "config", "features", "ops", "branches", "backbone", "necks", "heads", "data", "convert", "engine")
     },
     "engine": {
-        *("__version__", "errors", "files", "rng", "config", "model", "data", "metrics", "results", "convert"),
+        *("__version__", "errors", "files", "host", "rng", "config", "model", "data", "metrics", "results", "convert"),
         "precision",
     },
     "flops": {"errors", "files", "config", "model", "heads", "ops"},

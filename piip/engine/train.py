@@ -31,7 +31,7 @@ from piip.engine.optim import set_lr, total_iterations
 from piip.engine.run_dir import prepare_run
 from piip.engine.signals import StopSignals
 from piip.engine.state import RunState
-from piip.engine.step import optimizer_step
+from piip.engine.step import Step, optimizer_step
 from piip.precision import prepared_copy
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ def train(
     device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'.
     resume: 'auto' for the newest checkpoint in output if there is one, or a checkpoint or run directory.
     Raises Stopped after SIGTERM and KeyboardInterrupt after Ctrl-C, both with a checkpoint saved within a step;
-    NonFiniteLoss before an update that would spoil the weights; and the other kinds of PiipError.
+    NonFiniteLoss when an update would have spoilt the weights, which is found out at the latest while the step behind
+    it is computed; and the other kinds of PiipError. What it raises leaves checkpoints of finite steps only.
     """
     output = output or Path("runs") / config.name
     with distributed.session(device) as target:
@@ -100,6 +101,9 @@ class Trainer:
         check_targets(self.state.model.head.needs, train_data)
         self.wrapped: nn.Module = self.state.model
         self.log: RunLog | None = None
+        # The newest step and its learning rate, until its result is read.
+        self.unread: tuple[Step, float] | None = None
+        self.loss = ""
 
     def run(self, checkpoint: Path | None) -> dict[str, float]:
         """Trains from the checkpoint, or from the start, to the end. Returns the metrics of the last evaluation."""
@@ -150,7 +154,7 @@ class Trainer:
                 schedule=config.schedule,
                 epoch_length=self.epoch_length,
             )
-            result = optimizer_step(
+            step = optimizer_step(
                 self.wrapped,
                 state.optimizer,
                 batches,
@@ -158,22 +162,35 @@ class Trainer:
                 device=self.device,
                 precision=config.train.precision,
                 signal=int(self.stop.requested or 0),
+                before_update=self._read,
             )
             state.advance()
-            state.meter.add(result, lr)
-            bar.advance(note=f"epoch {epoch + 1}  loss {sum(result.losses.values()):.3f}")
-            if state.step % config.train.log_every == 0 or state.step == self.total:
-                log.train(state.position | state.meter.take() | {"memory_mib": round(peak_memory_mib(self.device))})
+            self.unread = step, lr
+            logging_due = state.step % config.train.log_every == 0 or state.step == self.total
             evaluating = self._due(config.train.eval_every)
+            saving = evaluating or bool(step.signal) or self._due(config.train.checkpoint_every)
+            if logging_due or saving or state.averages_buffers:
+                self._read()
+            bar.advance(note=f"epoch {epoch + 1}  {self.loss}")
+            if logging_due:
+                log.train(state.position | state.meter.take() | {"memory_mib": round(peak_memory_mib(self.device))})
             # Saved before it is evaluated, which takes long enough to be stopped in.
-            if evaluating or result.signal or self._due(config.train.checkpoint_every):
+            if saving:
                 log.flush()
                 state.save()
-            if result.signal:
-                raise self._stopped(result.signal)
+            if step.signal:
+                raise self._stopped(step.signal)
             if evaluating:
                 with bar.paused():
                     self._evaluate(log)
+
+    def _read(self) -> None:
+        """Reads what the newest step said, if that has not been done. Raises NonFiniteLoss."""
+        if self.unread is not None:
+            (step, lr), self.unread = self.unread, None
+            result = step.result()
+            self.state.confirm(result, lr)
+            self.loss = f"loss {sum(result.losses.values()):.3f}"
 
     def _evaluate(self, log: RunLog) -> None:
         def check() -> None:

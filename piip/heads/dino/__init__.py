@@ -16,7 +16,7 @@ from piip.heads.dino.answers import Answers, Proposer
 from piip.heads.dino.decoder import Decoder, DecoderLayer
 from piip.heads.dino.denoising import Denoising, Noise, disturb, draw_noise, hidden_queries, number_of_groups
 from piip.heads.dino.encoder import Encoder, EncoderLayer
-from piip.heads.dino.losses import average_over_processes, losses, match
+from piip.heads.dino.losses import Matching, average_over_processes, losses
 from piip.heads.dino.maps import flatten
 from piip.heads.dino.objects import Objects, gather_objects
 from piip.ops import MSDeformAttn
@@ -131,12 +131,14 @@ class DINO(Head):
             torch.cat([logits[:, :, count:], stages.proposals.logits[None]]),
             torch.cat([boxes[:, :, count:], stages.proposals.boxes[None]]),
         )
+        matching = Matching(answers, objects)
         copies = objects.repeat(denoising.groups)
         matched = sum(min(image, logits.shape[2] - count) for image in objects.counts)
         normalisers = average_over_processes([matched, sum(copies.counts)], logits.device)
-        found = losses(answers, match(answers, objects), objects, normalisers[0])
+        # These need no matching: a device is busy with them while the host solves it.
         positives = denoising.positives.expand(1, len(objects.held), -1)
         known = losses(Answers(logits[:, :, :count], boxes[:, :, :count]), positives, copies, normalisers[1])
+        found = losses(answers, matching.solve(), objects, normalisers[0])
         named = {f"interm_{name}": values[-1] for name, values in found.items()}
         last = len(logits) - 1
         for layer in (last, *range(last)):

@@ -14,7 +14,7 @@ from piip.heads.base import Head, restore_boxes
 from piip.heads.mask_rcnn import masks, roi
 from piip.heads.mask_rcnn.masks import MaskHead, mask_targets, paste_masks
 from piip.heads.mask_rcnn.roi import BoxHead, pool
-from piip.heads.mask_rcnn.rpn import RPN, RPNOutputs
+from piip.heads.mask_rcnn.rpn import RPN, Proposals, RPNOutputs
 
 __all__ = ["MaskRCNN", "Stages"]
 
@@ -25,13 +25,13 @@ POOLED_LEVELS = 4
 class Stages(NamedTuple):
     """Everything on the way from features to detections, for B images with R proposals and D detections altogether.
 
-    proposals: per image boxes (n, 4) and scores (n,).
+    R: B times as many as the image with the most has.
     pooled: (R, C, 7, 7); logits: (R, classes + 1), background last; deltas: (R, classes, 4).
     detections: per image boxes (n, 4), scores (n,), labels (n,); mask_logits: (D, classes, 28, 28).
     """
 
     rpn: RPNOutputs
-    proposals: list[tuple[Tensor, Tensor]]
+    proposals: Proposals
     pooled: Tensor
     logits: Tensor
     deltas: Tensor
@@ -125,15 +125,10 @@ class MaskRCNN(Head):
     def stages(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> Stages:
         """Runs inference and returns every intermediate result."""
         outputs = self.rpn(features)
-        proposals = self.rpn.propose(outputs, image_sizes, pre_nms=self.pre_nms_test)
-        boxes = [image_boxes for image_boxes, _ in proposals]
-        pooled = self._pool(features, boxes, roi.POOLED)
+        proposals = self.rpn.propose_padded(outputs, image_sizes, pre_nms=self.pre_nms_test)
+        pooled = self._pool(features, proposals.boxes.unbind(), roi.POOLED)
         logits, deltas = self.box(pooled)
-        counts = [len(image_boxes) for image_boxes in boxes]
-        detections = [
-            self.box.select(*image)
-            for image in zip(logits.split(counts), deltas.split(counts), boxes, image_sizes, strict=True)
-        ]
+        detections = self.box.select(logits, deltas, proposals, image_sizes)
         mask_logits = self.mask(self._pool(features, [image["boxes"] for image in detections], masks.POOLED))
         return Stages(outputs, proposals, pooled, logits, deltas, detections, mask_logits)
 
@@ -174,5 +169,5 @@ class MaskRCNN(Head):
             results.append({"boxes": boxes, "scores": image["scores"], "labels": image["labels"], "masks": pasted})
         return results
 
-    def _pool(self, features: list[Tensor], boxes: list[Tensor], size: int) -> Tensor:
+    def _pool(self, features: list[Tensor], boxes: Sequence[Tensor], size: int) -> Tensor:
         return pool(features[: len(self.strides)], self.strides, boxes, size)

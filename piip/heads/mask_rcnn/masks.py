@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from piip import host
+
 POOLED = 14
 SIDE = 2 * POOLED  # of a predicted mask, in cells
 THRESHOLD = 0.5
@@ -70,7 +72,7 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
     Returns (n, h, w) bool for size (h, w).
     """
     # A CPU saves the pixels outside of the box; a GPU would have to wait for the boxes to reach the host.
-    paste = paste_one_by_one if boxes.device.type == "cpu" else paste_in_chunks
+    paste = paste_one_by_one if host.is_host(boxes.device) else paste_in_chunks
     with torch.autocast(boxes.device.type, enabled=False):
         return paste(probabilities.float(), boxes.float(), size)
 
