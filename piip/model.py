@@ -36,7 +36,7 @@ from piip.necks import FPN, ChannelMapper, GivenPyramid, SimplePyramid
 from piip.ops import pyramid_resize
 
 if TYPE_CHECKING:
-    from piip.data.loader import Batch
+    from piip.data import Batch
 
 
 class Model(nn.Module):
@@ -62,7 +62,7 @@ class Model(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar losses by name; the training loss is their sum."""
-        features = self.features(batch.images)
+        features = self.features(batch.images, batch.image_sizes)
         with self._head_precision(batch.images.device):
             return self.head.loss(features, batch.image_sizes, batch.targets)
 
@@ -99,7 +99,7 @@ class Model(nn.Module):
         images: uint8 (3, H, W) RGB tensors or paths. They are resized, normalised and padded as in validation.
         Raises DataError for a file that cannot be read, ConfigError if the model was built without transforms.
         """
-        from piip.data.loader import prepare, read_image
+        from piip.data import prepare, read_image
 
         if self.transforms is None:
             raise ConfigError("this model has no transforms; build it with piip.create_model, or set model.transforms")

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import piip
 from piip.config import load_config
-from piip.data.loader import Batch
-from piip.data.transforms import normalise_and_pad, prepare
+from piip.data import Batch
+from piip.data.transforms import normalise_and_pad, pad, prepare
 from piip.engine.weights import write_weights
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.model import Model, build_model
@@ -124,6 +124,30 @@ def test_training_loss_is_the_sum_of_finite_scalars(nano: Model) -> None:
         losses = nano.loss(Batch(torch.randn(2, 3, 128, 128), [(128, 128)] * 2, [(128, 128)] * 2, [1, 2], targets))
         assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in losses.values())
         assert sum(losses.values()).requires_grad
+
+
+def test_padded_pixels_train_as_normalised_images_do(nano: Model) -> None:
+    sizes = [(128, 96), (100, 128)]
+    valid = [picture(*size) for size in sizes]
+    targets = [
+        {
+            "boxes": torch.tensor([[20.0, 30.0, 90.0, 80.0]]),
+            "labels": torch.tensor([2]),
+            "masks": (torch.arange(width) < 60).expand(1, height, width).byte(),
+        }
+        for height, width in sizes
+    ]
+    found = []
+    for images in (pad(valid, 128), normalise_and_pad(valid, nano.config.mean, nano.config.std, 128)):
+        torch.manual_seed(0)
+        nano.zero_grad()
+        losses = nano.loss(Batch(images, sizes, sizes, [1, 2], targets))
+        torch.stack(list(losses.values())).sum().backward()
+        gradient = next(nano.backbone.parameters()).grad
+        assert gradient is not None
+        found.append([*losses.values(), gradient.clone()])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    nano.zero_grad()
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
