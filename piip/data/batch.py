@@ -61,8 +61,16 @@ class Batch:
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keeps the memory, allocated on another stream, from being reused before this one has come by here."""
-        for tensor in (self.images, *(value for target in self.targets for value in target.values())):
+        for tensor in self._tensors():
             tensor.record_stream(stream)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self._tensors())
+
+    def _tensors(self) -> list[Tensor]:
+        return [self.images, *(value for target in self.targets for value in target.values())]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         targets = [{name: function(value) for name, value in target.items()} for target in self.targets]

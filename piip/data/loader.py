@@ -103,6 +103,7 @@ class Loader:
             self.close()
             self._start()
         except OSError as error:
+            workers.take_down(error)
             raise PiipError(
                 f"cannot start {self._loader.num_workers} data loader processes: {error.strerror or error}; lower "
                 "data.workers, make more room in /dev/shm, or set data.workers=0 to load in the main process"

@@ -11,7 +11,9 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -36,8 +38,8 @@ def hand_over(collate: Callable[[Sequence[Any]], Batch | PiipError], samples: Se
         return batch
     try:
         return batch.share_memory()
-    except (RuntimeError, OSError) as error:
-        return death(f"a batch does not fit into shared memory, /dev/shm: {str(error).splitlines()[0]}")
+    except (RuntimeError, OSError):
+        return death(f"a batch of {batch.nbytes / 2**20:.3g} MiB does not fit into the shared memory, /dev/shm")
 
 
 @contextlib.contextmanager
@@ -86,6 +88,15 @@ def end(processes: Sequence[BaseProcess], shut_down: Callable[[], None] | None =
 def _kill(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
         process.kill()
+
+
+def take_down(error: BaseException) -> None:
+    """Lets go of what torch had begun to build when it failed, which would complain of what it does not have yet."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.unraisablehook = hook
 
 
 def find_death(processes: Sequence[BaseProcess]) -> PiipError | None:
