@@ -89,8 +89,12 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def infer_batch(self, batch: Batch) -> Any:
-        """Results of a batch in each image's original pixels, one an image."""
-        return self._restored(batch.images, batch.image_sizes, batch.original_sizes)
+        """Results of a batch in each image's original pixels, one per image, as metrics take them.
+
+        They are those of `predict`, but masks are compressed run lengths, `rles`.
+        """
+        outputs = self._view(batch.images, batch.image_sizes)
+        return self.head.restore_encoded(outputs, batch.image_sizes, batch.original_sizes)
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Tensor | str | PathLike[str]]) -> Any:
@@ -107,12 +111,7 @@ class Model(nn.Module):
         batch, image_sizes = prepare(pixels, self.transforms)
         device = next(self.parameters()).device
         original_sizes = [(image.shape[1], image.shape[2]) for image in pixels]
-        return self._restored(batch.to(device), image_sizes, original_sizes)
-
-    def _restored(
-        self, images: Tensor, image_sizes: Sequence[tuple[int, int]], original_sizes: Sequence[tuple[int, int]]
-    ) -> Any:
-        return self.head.restore(self._view(images, image_sizes), list(image_sizes), list(original_sizes))
+        return self.head.restore(self._view(batch.to(device), image_sizes), image_sizes, original_sizes)
 
     def _view(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Any:
         if images.dtype == torch.uint8 and self.head.several_views:

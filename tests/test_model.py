@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as mask_utils
 from torch import Tensor
 
 import piip
@@ -75,6 +76,18 @@ def test_predict_prepares_infers_and_scales_back(nano: Model, tmp_path: Path) ->
     scale = torch.tensor([300 / width, 200 / height] * 2)
     torch.testing.assert_close(from_tensor["boxes"], in_batch["boxes"] * scale, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(from_tensor["scores"], in_batch["scores"])
+
+
+def test_a_batch_of_an_evaluation_is_found_as_predicted_with_masks_as_run_lengths(nano: Model) -> None:
+    images = [picture(200, 300), picture(90, 70)]
+    pixels, sizes = prepare(images, nano.transforms)
+    originals = [(200, 300), (90, 70)]
+    for predicted, found in zip(nano.predict(images), nano.infer_batch(Batch(pixels, sizes, originals, [1, 2], []))):
+        assert len(found["rles"]) > 0
+        assert found.keys() == predicted.keys() - {"masks"} | {"rles"}
+        assert all(torch.equal(found[name], predicted[name]) for name in ("boxes", "scores", "labels"))
+        decoded = torch.from_numpy(mask_utils.decode(found["rles"]))
+        assert torch.equal(decoded.permute(2, 0, 1).bool(), predicted["masks"])
 
 
 def test_an_image_is_found_alike_alone_and_in_a_batch(nano: Model) -> None:

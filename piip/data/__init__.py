@@ -10,6 +10,7 @@ from piip.data.image_folder import ImageFolderDataset
 from piip.data.images import read_image
 from piip.data.label_maps import LabelMapDataset
 from piip.data.loader import Loader
+from piip.data.prefetch import on_device
 from piip.data.transforms import prepare
 from piip.data.workers import explain_worker_death
 
@@ -27,6 +28,7 @@ __all__ = [
     "check_targets",
     "explain_worker_death",
     "known_class_names",
+    "on_device",
     "prepare",
     "read_image",
     "self_test",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from piip.config import Config
-from piip.data import ImageDataset, build_dataset, build_loader, check_classes
+from piip.data import ImageDataset, build_dataset, build_loader, check_classes, on_device
 from piip.engine import distributed
 from piip.engine.checkpoint import load_weights
 from piip.engine.device import autocast
@@ -65,9 +65,9 @@ def evaluate(
     model.eval()
     try:
         with Bar(console, "evaluating", total=len(loader)) as bar:
-            for batch in loader:
+            for batch in on_device(loader, device):
                 with autocast(device, precision):
-                    results = model.infer_batch(batch.to(device, non_blocking=True))
+                    results = model.infer_batch(batch)
                 metric.update(results, batch.image_ids)
                 bar.advance()
                 if check is not None:

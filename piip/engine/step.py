@@ -59,8 +59,9 @@ def optimizer_step(
 ) -> StepResult:
     """Takes `config.accumulate` batches, adds up their gradients and updates the weights.
 
-    model: returns losses by name for a batch; perhaps in DistributedDataParallel. signal: what this rank was sent, or
-    0. Raises NonFiniteLoss, on all ranks, if a loss or gradient of any is not finite; no weight has changed then.
+    model: returns losses by name for a batch; perhaps in DistributedDataParallel. batches: on the device. signal: what
+    this rank was sent, or 0. Raises NonFiniteLoss, on all ranks, if a loss or gradient of any is not finite; no weight
+    has changed then.
     """
     start, waited = time.perf_counter(), 0.0
     optimizer.zero_grad(set_to_none=True)
@@ -68,7 +69,7 @@ def optimizer_step(
     image_ids: list[list[ImageId]] = []
     for index in range(config.accumulate):
         waiting = time.perf_counter()
-        batch = next(batches).to(device, non_blocking=True)
+        batch = next(batches)
         waited += time.perf_counter() - waiting
         # Gradients travel between the ranks once a step, with the last backward pass.
         last = index == config.accumulate - 1

@@ -22,6 +22,7 @@ from piip.data import (
     check_same_classes,
     check_targets,
     explain_worker_death,
+    on_device,
 )
 from piip.engine import distributed
 from piip.engine.checkpoint import follow
@@ -137,7 +138,7 @@ class Trainer:
         epoch, done = divmod(state.step, self.epoch_length)
         self.train_loader.set_epoch(epoch)
         self.train_loader.set_start(done * config.optim.accumulate)
-        batches = iter(self.train_loader)
+        batches = on_device(self.train_loader, self.device)
         for _ in range(min(self.epoch_length - done, self.total - state.step)):
             lr = set_lr(
                 state.optimizer,
