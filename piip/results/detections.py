@@ -13,7 +13,7 @@ from torch import Tensor
 from piip.files import replacing
 from piip.results.base import JPEG_QUALITY, ResultWriter
 from piip.results.drawing import draw_detections
-from piip.run_lengths import encode
+from piip.run_lengths import Rle, encode
 
 
 class DetectionWriter(ResultWriter):
@@ -47,7 +47,7 @@ class DetectionWriter(ResultWriter):
         image_id = len(document["images"]) + 1
         height, width = image.shape[1:]
         document["images"].append({"id": image_id, "file_name": str(file), "width": width, "height": height})
-        rles = [None] * len(result["scores"])
+        rles: Sequence[Rle | None] = [None] * len(result["scores"])
         if "masks" in result:
             rles = encode(result["masks"])
         for box, score, label, rle in zip(
