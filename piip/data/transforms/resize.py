@@ -92,11 +92,13 @@ def _taps(length: int, resized: int, *, clamp_weights: bool) -> tuple[IndexArray
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour resize of masks (n, H, W) to (n, h, w), equal to OpenCV's INTER_NEAREST."""
-    for dim, resized in ((1, size[0]), (2, size[1])):
-        length = masks.shape[dim]
+    """Nearest-neighbour resize of masks (n, H, W) to (n, h, w), equal to OpenCV's INTER_NEAREST, on the CPU."""
+    pixels = masks.cpu().numpy()
+    # Whole rows are copied faster than single pixels are picked: of the fewer rows.
+    for axis in (2, 1) if size[0] > masks.shape[1] else (1, 2):
+        length, resized = pixels.shape[axis], size[axis - 1]
         if length != resized:
             step = 1.0 / (resized / length)
-            index = (torch.arange(resized, dtype=torch.float64) * step).long().clamp_(max=length - 1)
-            masks = masks.index_select(dim, index.to(masks.device))
-    return masks
+            index = (np.arange(resized) * step).astype(np.int64).clip(max=length - 1)
+            pixels = pixels.take(index, axis=axis)
+    return torch.from_numpy(pixels).to(masks.device)
