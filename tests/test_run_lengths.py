@@ -65,7 +65,6 @@ def test_many_masks_are_encoded_some_at_a_time(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_run_lengths_from_a_gpu_are_the_same() -> None:
     masks = draw(9, 480, 640, 0.5)
     assert encode(masks.cuda()) == theirs(masks)

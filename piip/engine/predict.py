@@ -98,8 +98,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """The image files behind files, folders (not their subfolders) and patterns, each once, in the given order.
 
     In folders names that begin with a dot are passed over, and with a warning what is no regular file and images of
-    formats that are not read. Raises DataError for what is not there, and for folders and patterns without
-    images.
+    formats that are not read. Raises DataError for what is not there, and for folders and patterns without images.
     """
     found: list[Path] = []
     passed_over = Report(first_few([str(path) for path in paths]))

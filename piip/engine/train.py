@@ -83,7 +83,7 @@ class Trainer:
         check_same_classes(train_data, val_data)
         pin = device.type == "cuda"
         self.train_loader, self.val_loader = (
-            build_loader(config, dataset, training=training, pin_memory=pin, check=self._check_stop)
+            build_loader(config, dataset, training=training, pin_memory=pin, check=self._check_while_waiting)
             for dataset, training in ((train_data, True), (val_data, False))
         )
         self.epoch_length = len(self.train_loader) // config.optim.accumulate
@@ -172,7 +172,7 @@ class Trainer:
                 with bar.paused():
                     self._evaluate(log)
 
-    def _check_stop(self) -> None:
+    def _check_while_waiting(self) -> None:
         """Ends the run if this process was sent a signal: in evaluation, or while it waits for data.
 
         The ranks do not agree on it first: one that leaves takes the others with it.
@@ -196,7 +196,7 @@ class Trainer:
                 device=self.device,
                 precision=self.config.train.precision,
                 console=self.console,
-                check=self._check_stop,
+                check=self._check_while_waiting,
             )
         log.evaluation(self.state.position | {"metrics": found.metrics, "seconds": round(found.seconds, 2)})
         log.draw()

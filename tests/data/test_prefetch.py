@@ -104,7 +104,6 @@ def test_a_cpu_takes_no_batch_before_it_is_asked_for_and_unpacks_its_masks() -> 
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_works_on_whole_batches() -> None:
     """Long work on every batch, and memory that is soon reused: a copy that came too late or too early would show."""
     device, sums = torch.device("cuda"), []

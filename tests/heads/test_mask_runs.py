@@ -71,7 +71,6 @@ def test_nothing_found_and_low_precision() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_masks_pasted_on_a_gpu_leave_it_as_run_lengths() -> None:
     boxes = torch.tensor([[10.0, 10, 80, 70], [0, 0, 120, 90], [50, 50, 200, 60]], device="cuda")
     masks = probabilities(3).cuda()

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from piip.heads.mask_rcnn.masks import THRESHOLD, cell_weights, paste_masks, pixel_bounds
+from piip.heads.mask_rcnn.masks import PASTE_PIXELS, THRESHOLD, cell_weights, paste_masks, pixel_bounds
 from piip.run_lengths import Rle, compress, encode, find_changes
 
 
@@ -16,8 +16,10 @@ def encode_pasted(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -
     """Compressed run lengths of the masks that `paste_masks` returns for probabilities (n, 28, 28), boxes (n, 4)."""
     if boxes.device.type != "cpu":
         return encode(paste_masks(probabilities, boxes, size))
+    step = max(1, PASTE_PIXELS // max(1, size[0] * size[1]))
     with torch.autocast("cpu", enabled=False):
-        return _encode_in_boxes(probabilities.float(), boxes.float(), size)
+        parts = zip(probabilities.float().split(step), boxes.float().split(step), strict=True)
+        return [rle for part in parts for rle in _encode_in_boxes(*part, size)]
 
 
 def _encode_in_boxes(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Rle]:
