@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from piip.config import Config
-from piip.data import ImageDataset, build_dataset, build_loader, check_classes
+from piip.data import ImageDataset, build_dataset, build_loader, check_classes, on_device
 from piip.engine import distributed
 from piip.engine.checkpoint import load_weights
 from piip.engine.device import compute_dtype, tf32
@@ -63,8 +63,8 @@ def evaluate(
     start = time.perf_counter()
     metric = loader.dataset.metric(backend=backend)
     with Bar(console, "evaluating", total=len(loader)) as bar:
-        for batch in loader:
-            metric.update(model.infer_batch(batch.to(device, non_blocking=True)), batch.image_ids)
+        for batch in on_device(loader, device):
+            metric.update(model.infer_batch(batch), batch.image_ids)
             bar.advance()
             if check is not None:
                 check()

@@ -102,8 +102,8 @@ def optimizer_step(
 ) -> Step:
     """Takes `config.accumulate` batches, adds up their gradients and updates the weights.
 
-    model: returns losses by name for a batch; perhaps in DistributedDataParallel. optimizer: a fused one. signal: what
-    this rank was sent, or 0.
+    model: returns losses by name for a batch; perhaps in DistributedDataParallel. batches: on the device. optimizer: a
+    fused one. signal: what this rank was sent, or 0.
     It does not wait for the device to come to the update. If a loss or gradient of any rank is not finite, the device
     leaves weights and optimizer as they are, and `Step.result` says so. Until that is read, no other step may change
     the weights: before_update is called when the passes have been launched, and the update has not. It is the time to
@@ -115,7 +115,7 @@ def optimizer_step(
     image_ids: list[list[ImageId]] = []
     for index in range(config.accumulate):
         waiting = time.perf_counter()
-        batch = next(batches).to(device, non_blocking=True)
+        batch = next(batches)
         waited += time.perf_counter() - waiting
         # Gradients travel between the ranks once a step, with the last backward pass.
         last = index == config.accumulate - 1

@@ -22,8 +22,10 @@ from piip.data import (
     check_same_classes,
     check_targets,
     explain_worker_death,
+    on_device,
 )
 from piip.engine import distributed
+from piip.engine.checkpoint import follow
 from piip.engine.device import compute_dtype, peak_memory_mib, tf32
 from piip.engine.evaluate import evaluate
 from piip.engine.log import Bar, RunLog, logging_to
@@ -87,8 +89,10 @@ class Trainer:
         check_classes(config.model.head.num_classes, train_data)
         check_same_classes(train_data, val_data)
         pin = device.type == "cuda"
-        self.train_loader = build_loader(config, train_data, training=True, pin_memory=pin)
-        self.val_loader = build_loader(config, val_data, training=False, pin_memory=pin)
+        self.train_loader, self.val_loader = (
+            build_loader(config, dataset, training=training, pin_memory=pin, check=self._check_while_waiting)
+            for dataset, training in ((train_data, True), (val_data, False))
+        )
         self.epoch_length = len(self.train_loader) // config.optim.accumulate
         self.total = total_iterations(config.schedule, self.epoch_length)
         self.state = RunState(
@@ -145,7 +149,7 @@ class Trainer:
         epoch, done = divmod(state.step, self.epoch_length)
         self.train_loader.set_epoch(epoch)
         self.train_loader.set_start(done * config.optim.accumulate)
-        batches = iter(self.train_loader)
+        batches = on_device(self.train_loader, self.device)
         for _ in range(min(self.epoch_length - done, self.total - state.step)):
             lr = set_lr(
                 state.optimizer,
@@ -192,12 +196,22 @@ class Trainer:
             self.state.confirm(result, lr)
             self.loss = f"loss {sum(result.losses.values()):.3f}"
 
-    def _evaluate(self, log: RunLog) -> None:
-        def check() -> None:
-            # The ranks do not agree on it first: one that leaves takes the others with it, and this step is saved.
-            if self.stop.requested:
-                raise self._stopped(self.stop.requested)
+    def _check_while_waiting(self) -> None:
+        """Ends the run if this process was sent a signal: in evaluation, or while it waits for data.
 
+        The ranks do not agree on it first: one that leaves takes the others with it.
+        """
+        if not self.stop.requested:
+            return
+        # Alone, at the beginning of a step, this one can still be saved; the passes of a begun one have changed things.
+        begun = any(parameter.grad is not None for parameter in self.state.model.parameters())
+        if distributed.world_size() == 1 and not begun and self.log is not None:
+            self._read()
+            self.log.flush()
+            self.state.save()
+        raise self._stopped(self.stop.requested)
+
+    def _evaluate(self, log: RunLog) -> None:
         # Where batch norms are not synchronised, every rank has seen other images; what is saved is the main one's.
         distributed.share_buffers(self.state.evaluation_model)
         with rng.preserved():
@@ -206,7 +220,7 @@ class Trainer:
                 self.val_loader,
                 device=self.device,
                 console=self.console,
-                check=check,
+                check=self._check_while_waiting,
             )
         log.evaluation(self.state.position | {"metrics": found.metrics, "seconds": round(found.seconds, 2)})
         log.draw()
@@ -217,9 +231,14 @@ class Trainer:
         return self.state.step % (every * unit) == 0 or self.state.step == self.total
 
     def _stopped(self, signal: int) -> BaseException:
-        step = self.state.step
-        saved = self.output / "checkpoints" / str(step)
-        return self.stop.error(signal, f"stopped at step {step} of {self.total}; saved {saved}, go on with --resume")
+        at = f"stopped at step {self.state.step} of {self.total}"
+        root = self.output / "checkpoints"
+        saved = root / str(self.state.step)
+        if saved.is_dir():
+            return self.stop.error(signal, f"{at}; saved {saved}, go on with --resume")
+        last = follow(root, "last")
+        remedy = f"go on from {last} with --resume" if last else "nothing was saved yet, start again"
+        return self.stop.error(signal, f"{at}, within a step; {remedy}")
 
 
 @contextmanager
