@@ -55,7 +55,7 @@ def cuda_problem(index: int) -> str | None:
         if reason is not None:
             major, minor = torch.cuda.get_device_capability(index)
             reason = (
-                f"{reason}. piip._C was built by CUDA {_C.cuda_version} for {_C.cuda_architectures}; "
+                f"{reason.removeprefix('piip: ')}. piip._C was built by CUDA {_C.cuda_version} for {_C.cuda_architectures}; "
                 f"reinstall piip with TORCH_CUDA_ARCH_LIST={major}.{minor}, or update the driver"
             )
         _cuda_problems[index] = reason
