@@ -92,7 +92,7 @@ __device__ __forceinline__ void gather(const S* const (&source)[kTogether], int 
 
 // S: stored image. Last: three channels, which come last. N: 2 for bilinear without antialiasing; 0 for any filter.
 template <class S, bool Last, int N>
-__global__ void __launch_bounds__(kThreads, sizeof(S) == 8 || !N ? 2 : 5)
+__global__ void __launch_bounds__(kThreads, sizeof(S) == 8 || !N ? 2 : 4)
     forward(const __grid_constant__ Slice<typename Compute<S>::type> p) {
   using T = typename Compute<S>::type;
   const PyramidResize& a = p.a;

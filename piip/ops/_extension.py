@@ -41,9 +41,8 @@ def has_kernels(tensor: Tensor) -> bool:
         return True
     index = tensor.get_device()
     if index not in _cuda_problems and cuda_problem(index) is not None:
-        warnings.warn(
-            f"the ops run on their PyTorch definition on GPU {index}, slowly: {cuda_problem(index)}", stacklevel=3
-        )
+        words = f"the ops run on their PyTorch definition on GPU {index}, slowly: {cuda_problem(index)}"
+        warnings.warn(words, stacklevel=3)
     return _cuda_problems[index] is None
 
 
@@ -54,10 +53,9 @@ def cuda_problem(index: int) -> str | None:
         reason = _C.cuda_problem(index)
         if reason is not None:
             major, minor = torch.cuda.get_device_capability(index)
-            reason = (
-                f"{reason}. piip._C was built by CUDA {_C.cuda_version} for {_C.cuda_architectures}; "
-                f"reinstall piip with TORCH_CUDA_ARCH_LIST={major}.{minor}, or update the driver"
-            )
+            built = f"piip._C was built by CUDA {_C.cuda_version} for {_C.cuda_architectures}"
+            remedy = f"reinstall piip with TORCH_CUDA_ARCH_LIST={major}.{minor}, or update the driver"
+            reason = f"{reason.removeprefix('piip: ')}. {built}; {remedy}"
         _cuda_problems[index] = reason
     return _cuda_problems[index]
 

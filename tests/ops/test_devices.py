@@ -137,3 +137,9 @@ def test_samples_of_a_head_are_limited_alike_forward_and_backward_on_gpus():
                 ms_deform_attn(arguments[0], case.shapes, None, arguments[2], weights)
     case = make_case(points=MAX_SAMPLES, queries=2)  # on CPUs there is none
     assert case.run(deform_attn).shape == (2, 2, 12)
+
+
+def test_an_emulated_device_that_is_not_there_is_named_with_the_reason(emulations):
+    for emulation in emulations.values():
+        assert emulation.module.cuda_problem(0) is None
+        assert emulation.module.cuda_problem(1) == "piip: using CUDA device 1 failed: invalid device ordinal"
