@@ -47,10 +47,10 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def emulations(tmp_path_factory: pytest.TempPathFactory) -> dict[int, emulated.Emulated]:
+def emulations() -> dict[int, emulated.Emulated]:
     if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "aarch64"):
         pytest.skip("the emulation switches stacks as Linux on x86-64 and aarch64 does")
-    return emulated.build(tmp_path_factory.mktemp("emulated"))
+    return emulated.build()
 
 
 @contextmanager
