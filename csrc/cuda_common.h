@@ -109,23 +109,34 @@ struct alignas(sizeof(S) * V) Pack {
   S items[V];
 };
 
-// Makes a device current and the former one again.
+// Throws what CUDA says of a call that failed.
+inline void check_cuda(cudaError_t error, const std::string& what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call does not report it again
+  throw std::runtime_error("piip: " + what + " failed: " + cudaGetErrorString(error));
+}
+
+// Makes a device current and, where another one was, that one again. (From CUDA 12 on, cudaSetDevice makes a context.)
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
-    cudaGetDevice(&before_);
-    if (before_ != device && cudaSetDevice(device) != cudaSuccess)
-      throw std::runtime_error("piip: cannot use CUDA device " + std::to_string(device));
+    check_cuda(cudaGetDevice(&before_), "asking for the current CUDA device");
+    if (before_ == device) return;
+    check_cuda(cudaSetDevice(device), "using CUDA device " + std::to_string(device));
+    changed_ = true;
   }
-  ~DeviceGuard() { cudaSetDevice(before_); }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
   int before_ = 0;
+  bool changed_ = false;
 };
 
-// Launches blocks of a kernel; `name` is what a failure is reported with.
+// Launches a grid of blocks; `name` is what a failure is reported with.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, int threads, int shared_bytes,
             uintptr_t stream, const Arguments&... arguments) {
@@ -134,11 +145,7 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, int th
   config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = size_t(shared_bytes);
   config.stream = reinterpret_cast<cudaStream_t>(stream);
-  if (shared_bytes > 48 * 1024)
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("piip: launching ") + name + " failed: " + cudaGetErrorString(error));
+  check_cuda(cudaLaunchKernelEx(&config, kernel, arguments...), std::string("launching ") + name);
 }
 
 }  // namespace cuda

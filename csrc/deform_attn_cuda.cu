@@ -1,17 +1,12 @@
-// Deformable attention on CUDA.
+// Deformable attention on CUDA: the kernels. How items are laid out and prepared stands in deform_attn_cuda.h.
 //
-// A work item is one head of one query; blockIdx.y is the image, and a block takes some tens of items that follow each
-// other. It first prepares all their samples, one lane a sample: softmax by shuffles, then the corners that the sample
-// reads and their weights go to shared memory. After that a group of lanes gathers for each item, V channels a lane.
-//
-// The backward adds the value gradient to memory, which is what bounds it: a GPU adds so many lanes a clock whatever
-// their width, so whole rows are laid over the lanes anew, four floats each. Where determinism is asked for, it adds
-// fixed-point integers, whose sum does not depend on the order.
-#include <atomic>
-
-#include "bilinear.h"
-#include "cuda_common.h"
+// After the preparation a group of lanes gathers each item, V channels a lane. The backward adds the value gradient to
+// memory, which bounds it: L2 takes so many sectors a clock, so the lanes of a group add one row together, two or four
+// floats each, where the architecture has such additions (from 9.0 on), and before it one channel a lane in rows that
+// follow each other. Where determinism is asked for, it adds fixed-point integers, whose sum does not depend on the
+// order.
 #include "cuda_ops.h"
+#include "deform_attn_cuda.h"
 
 namespace piip {
 namespace cuda {
@@ -19,204 +14,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kSharedBytes = 48 * 1024;
-constexpr uint32_t kNowhere = 0xffffffffu;
-
-// Division of integers below 2^31 by one that the host knows: Granlund and Montgomery, 1994, figure 4.1.
-struct Divisor {
-  uint32_t divisor, factor, shift;
-
-  Divisor() = default;
-  explicit Divisor(int64_t by) : divisor(uint32_t(by)), shift(0) {
-    while ((uint64_t(1) << shift) < uint64_t(by)) ++shift;
-    factor = uint32_t((((uint64_t(1) << shift) - uint64_t(by)) << 32) / uint64_t(by) + 1);
-  }
-  __device__ __forceinline__ uint32_t of(uint32_t n) const { return (__umulhi(n, factor) + n) >> shift; }
-};
-
-// How the items of all images are laid over the blocks, and those of a block over its threads.
-struct Plan {
-  int log_heads;         // of the heads that a block takes: up to four, so that it reads whole sectors of points
-  int items;             // of a block: some queries, and these heads of each
-  int samples;           // of an item
-  int padded;            // the same, up to a multiple of four; what is beyond lies nowhere
-  int stride;            // from sample to sample in shared memory, in items
-  int log_preparing;     // of the lanes that prepare an item: as many as it has samples, 4 to 32
-  int lanes;             // that gather an item; in the backward a power of two
-  int log_lanes;         // in the backward
-  bool lowered;          // points and weights have the dtype of the values; else that of the arithmetic
-  bool quads;            // the value gradient can be added four floats at a time
-  uint32_t blocks, run;  // of all images; of a multiprocessor, which takes blocks that are neighbours
-  Divisor by_processors, by_chunks, by_groups, by_lanes, by_points, by_width;
-};
-
-// The items of a block.
-struct Block {
-  uint32_t image = 0, query = 0, head = 0;  // the first ones
-  int count = 0;                            // of the items
-
-  // Blocks start in the order of their index, one after the other on each multiprocessor. So that those that share one
-  // read the same rows of values, it takes a run of neighbours: queries one after the other, then heads, then images.
-  __device__ __forceinline__ Block(const DeformAttn& a, const Plan& plan) {
-    const uint32_t round = plan.by_processors.of(blockIdx.x);
-    const uint32_t at = (blockIdx.x - round * plan.by_processors.divisor) * plan.run + round;
-    if (at >= plan.blocks) return;
-    const uint32_t group = plan.by_chunks.of(at), chunk = at - group * plan.by_chunks.divisor;
-    image = plan.by_groups.of(group);
-    head = (group - image * plan.by_groups.divisor) << plan.log_heads;
-    query = chunk * uint32_t(plan.items >> plan.log_heads);
-    const uint32_t rest = (uint32_t(a.queries) - query) << plan.log_heads;
-    count = rest < uint32_t(plan.items) ? int(rest) : plan.items;
-  }
-  __device__ __forceinline__ uint32_t query_of(const Plan& plan, int slot) const {
-    return query + (uint32_t(slot) >> plan.log_heads);
-  }
-  __device__ __forceinline__ uint32_t head_of(const Plan& plan, int slot) const {
-    return head + (uint32_t(slot) & ((1u << plan.log_heads) - 1));
-  }
-  // Among the items of the image.
-  __device__ __forceinline__ uint32_t item(const DeformAttn& a, const Plan& plan, int slot) const {
-    return query_of(plan, slot) * uint32_t(a.heads) + head_of(plan, slot);
-  }
-  // Of the image, among the items of all.
-  __device__ __forceinline__ int64_t first_item(const DeformAttn& a) const {
-    return int64_t(image) * a.queries * a.heads;
-  }
-};
-
-// Consecutive elements of points or weights.
-template <class S, int V>
-__device__ __forceinline__ void read_points(const void* base, uint32_t i, bool lowered,
-                                            typename Compute<S>::type (&x)[V]) {
-  using T = typename Compute<S>::type;
-  if (sizeof(S) == sizeof(T) || lowered) {
-    const auto packed = read_global(static_cast<const Pack<S, V>*>(base) + i);
-#pragma unroll
-    for (int k = 0; k < V; ++k) x[k] = widen(packed.items[k]);
-  } else {
-    const auto packed = read_global(static_cast<const Pack<T, V>*>(base) + i);
-#pragma unroll
-    for (int k = 0; k < V; ++k) x[k] = packed.items[k];
-  }
-}
-
-template <class S, int V>
-__device__ __forceinline__ void write_points(void* base, uint32_t i, bool lowered,
-                                             const typename Compute<S>::type (&x)[V]) {
-  using T = typename Compute<S>::type;
-  if (sizeof(S) == sizeof(T) || lowered) {
-    Pack<S, V> packed;
-#pragma unroll
-    for (int k = 0; k < V; ++k) packed.items[k] = narrow<S>(x[k]);
-    write_global(static_cast<Pack<S, V>*>(base) + i, packed);
-  } else {
-    Pack<T, V> packed;
-#pragma unroll
-    for (int k = 0; k < V; ++k) packed.items[k] = x[k];
-    write_global(static_cast<Pack<T, V>*>(base) + i, packed);
-  }
-}
-
-// Where points or weights of an image begin: `elements` of them belong to an item.
-template <class S>
-__device__ __forceinline__ void* points_of(const void* base, const DeformAttn& a, const Plan& plan, const Block& block,
-                                           int elements) {
-  const int64_t size = plan.lowered ? sizeof(S) : sizeof(typename Compute<S>::type);
-  return const_cast<char*>(static_cast<const char*>(base)) + block.first_item(a) * elements * size;
-}
-
-template <class T>
-__device__ __forceinline__ T share(T fx, T fy, int corner) {
-  return (corner & 1 ? fx : T(1) - fx) * (corner & 2 ? fy : T(1) - fy);
-}
-
-// A sample: where it lies, on a map of which size, and where the head's first row of that map is among the elements of
-// the image.
-template <class T>
-struct Found {
-  Sample<T> at;
-  int width, height;
-  uint32_t first;
-};
-
-// Keeps the compiler from working out an address in global memory anew wherever it is used.
-template <class T>
-__device__ __forceinline__ T* worked_out(T* p) {
-#ifndef PIIP_EMULATED
-  asm volatile("" : "+l"(p));
-  __builtin_assume(__isGlobal(p));
-#endif
-  return p;
-}
-
-// Combines a value over groups of 2^log lanes, 4 to 32.
-template <class T, class Op>
-__device__ __forceinline__ T over_lanes(T x, int log, Op op) {
-#pragma unroll
-  for (int k = 4; k >= 0; --k)
-    if (k < 2 || k < log) x = op(x, __shfl_xor_sync(0xffffffffu, x, 1 << k));
-  return x;
-}
-
-__device__ __forceinline__ float exponential(float x) { return __expf(x); }
-__device__ __forceinline__ double exponential(double x) { return exp(x); }
-__device__ __forceinline__ float quotient(float x, float y) { return __fdividef(x, y); }
-__device__ __forceinline__ double quotient(double x, double y) { return x / y; }
-
-// Calls put(slot, s, found, weight) for all samples of a block's items, spread over the threads, and for those that pad
-// them. Neighbouring lanes hold the samples of an item; the lanes of a warp stay together.
-template <class S, class Put>
-__device__ __forceinline__ void prepare(const DeformAttn& a, const Plan& plan, const Block& block, Put put) {
-  using T = typename Compute<S>::type;
-  const void* points = points_of<S>(a.points, a, plan, block, 2 * plan.samples);
-  const void* weights = points_of<S>(a.weights, a, plan, block, plan.samples);
-  const auto* reference = static_cast<const Pack<T, 2>*>(a.reference);
-  const uint32_t rows = a.reference_per_level ? uint32_t(a.levels) : 1;  // of a query
-  if (a.reference_per_batch) reference += int64_t(block.image) * a.queries * rows;
-  const int preparing = 1 << plan.log_preparing, lane = int(threadIdx.x) & (preparing - 1);
-  const int together = 32 >> plan.log_preparing;  // items of a warp
-  for (int slot = int(threadIdx.x) >> plan.log_preparing; (slot & -together) < block.count;
-       slot += int(blockDim.x) >> plan.log_preparing) {
-    const bool any = slot < block.count;
-    const uint32_t at = block.item(a, plan, any ? slot : 0) * uint32_t(plan.samples);
-    const auto given = [&](int s) {
-      T x[1];
-      read_points<S, 1>(weights, at + s, plan.lowered, x);
-      return x[0];
-    };
-    T mine = lane < plan.samples ? given(lane) : T(-INFINITY), largest = mine, sum = 1;
-    if (a.raw) {
-      for (int s = lane + preparing; s < plan.samples; s += preparing) {
-        const T logit = given(s);
-        largest = logit > largest ? logit : largest;
-      }
-      largest = over_lanes(largest, plan.log_preparing, [](T x, T y) { return y > x ? y : x; });
-      sum = mine = lane < plan.samples ? exponential(mine - largest) : T(0);
-      for (int s = lane + preparing; s < plan.samples; s += preparing) sum += exponential(given(s) - largest);
-      sum = over_lanes(sum, plan.log_preparing, [](T x, T y) { return x + y; });
-      mine = quotient(mine, sum);
-    }
-    if (!any) continue;
-    const uint32_t query = block.query_of(plan, slot), head = block.head_of(plan, slot);
-    for (int s = lane; s < plan.padded; s += preparing) {
-      Found<T> f{};
-      if (s < plan.samples) {
-        const T weight = s < preparing ? mine : a.raw ? quotient(exponential(given(s) - largest), sum) : given(s);
-        const int level = int(plan.by_points.of(uint32_t(s)));
-        f.width = a.width_of[level], f.height = a.height_of[level];
-        f.first = (uint32_t(a.start_of[level]) * uint32_t(a.heads) + head) * uint32_t(a.width);
-        T point[2];
-        read_points<S, 2>(points, at + s, plan.lowered, point);
-        Pack<T, 2> from{};
-        if (a.raw) from = read_global(reference + query * rows + (rows > 1 ? level : 0));
-        f.at = locate(cell_coordinate(a.raw, from.items[0], point[0], T(f.width)),
-                      cell_coordinate(a.raw, from.items[1], point[1], T(f.height)), f.width, f.height);
-        put(slot, s, f, weight);
-      } else {
-        put(slot, s, f, T(0));
-      }
-    }
-  }
-}
+constexpr int kMostImages = 65535;  // of a launch
 
 template <class T, int V>
 __device__ __forceinline__ void unpack(const Pack<T, V>& packed, typename Compute<T>::type (&x)[V]) {
@@ -245,16 +43,17 @@ __device__ __forceinline__ Pack<S, V> read_row(const S* values, uint32_t at) {
   return read_global(reinterpret_cast<const Pack<S, V>*>(values + at));
 }
 
-template <class S, int V>
-__global__ void __launch_bounds__(kThreads)
+template <class S, int V, int N>
+__global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 5 : 1)
     forward(const __grid_constant__ DeformAttn a, const __grid_constant__ Plan plan) {
   using T = typename Compute<S>::type;
   extern __shared__ __align__(32) unsigned char shared[];
   auto* weights = reinterpret_cast<Pack<T, 4>*>(shared);  // [sample][item], as all of shared memory
-  auto* corners = reinterpret_cast<Pack<uint32_t, 4>*>(weights + plan.padded * plan.stride);
-  const Block block(a, plan);
+  auto* corners = reinterpret_cast<Pack<uint32_t, 4>*>(weights + (N ? N : plan.padded) * plan.stride);
+  const Block block(plan);
+  const int padded = N ? N : plan.padded;
   const uint32_t step = uint32_t(a.heads * a.width);  // from cell to cell
-  prepare<S>(a, plan, block, [&](int slot, int s, const Found<T>& f, T weight) {
+  prepare<S, N>(a, plan, block, [&](int slot, int s, const Found<T>& f, T weight) {
     // A corner off the map weighs nothing and reads what its neighbour reads.
     const bool left = f.at.x >= 0, top = f.at.y >= 0, right = f.at.x + 1 < f.width, bottom = f.at.y + 1 < f.height;
     const T wx[2] = {left ? T(1) - f.at.fx : T(0), right ? f.at.fx : T(0)};
@@ -273,12 +72,12 @@ __global__ void __launch_bounds__(kThreads)
 
   const int slot = int(plan.by_lanes.of(threadIdx.x)), lane = int(threadIdx.x) - slot * plan.lanes;
   if (slot >= block.count) return;
-  const S* value = static_cast<const S*>(a.value) + int64_t(block.image) * a.cells * step;
-  S* out = static_cast<S*>(a.out) + (block.first_item(a) + block.item(a, plan, slot)) * a.width;
+  const S* value = static_cast<const S*>(a.value) + block.image * a.cells * step;
+  S* out = static_cast<S*>(a.out) + (block.begin(plan) + slot) * a.width;
   for (int d = lane * V; d < a.width; d += plan.lanes * V) {
     T sum[V] = {};
     const S* rows = worked_out(value + d);
-    for (int begin = 0; begin < plan.padded; begin += 4) {
+    for (int begin = 0; begin < padded; begin += 4) {
 #pragma unroll
       for (int s = begin; s < begin + 4; ++s) {
         const Pack<uint32_t, 4> c = read_shared(corners + s * plan.stride + slot);
@@ -308,7 +107,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, class Spot, class Area>
 __device__ __forceinline__ void scatter(const DeformAttn& a, const Plan& plan, const Block& block, const Spot* spots,
                                         const Area* area, const T* grads) {
-  const int64_t base = int64_t(block.image) * a.cells * a.heads * a.width;
+  const int64_t base = block.image * a.cells * a.heads * a.width;
   const double unit = a.fixed_point_unit ? read_global(a.fixed_point_unit) : 0.0;
   for (int s = 0; s < plan.samples; ++s) {
     for (uint32_t t = threadIdx.x; t < uint32_t(4 * block.count * a.width); t += blockDim.x) {
@@ -388,9 +187,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
   auto* spots = reinterpret_cast<Pack<T, 4>*>(shared);  // x and y within the cell, weight
   auto* area = reinterpret_cast<Area*>(spots + plan.padded * plan.stride);
   T* grads = reinterpret_cast<T*>(area + plan.padded * plan.stride);
-  const Block block(a, plan);
+  const Block block(plan);
   const uint32_t step = uint32_t(a.heads * a.width);  // from cell to cell
-  prepare<S>(a, plan, block, [&](int slot, int s, const Found<T>& f, T weight) {
+  prepare<S, 0>(a, plan, block, [&](int slot, int s, const Found<T>& f, T weight) {
     const bool left = f.at.inside && f.at.x >= 0, right = f.at.inside && f.at.x + 1 < f.width;
     const bool top = f.at.y >= 0, bottom = f.at.y + 1 < f.height;
     // Wraps where x or y is -1, and back where a corner lies on the map.
@@ -406,8 +205,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
   const bool active = slot < block.count;
   const T* own = grads + slot * a.width;
   if (active) {
-    const int64_t item = block.first_item(a) + block.item(a, plan, slot);
-    const S* grad_out = static_cast<const S*>(a.grad_out) + item * a.width;
+    const S* grad_out = static_cast<const S*>(a.grad_out) + (block.begin(plan) + slot) * a.width;
     for (int d = lane * V; d < a.width; d += plan.lanes * V) {
       T x[V];
       unpack(read_row<S, V>(grad_out, uint32_t(d)), x);
@@ -420,16 +218,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
   // The output gradient's products with the values at each corner, for four samples at a time; and where the GPU adds
   // vectors, the value gradient beside them.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr bool kQuads = V > 1 && sizeof(T) == 4;
+  constexpr bool kVectors = V > 1 && sizeof(T) == 4;
 #else
-  constexpr bool kQuads = false;
+  constexpr bool kVectors = false;
 #endif
-  const bool quads = kQuads && plan.quads;
-  if (!quads) {
+  const bool by_vectors = kVectors && plan.vectors;
+  if (!by_vectors) {
     scatter(a, plan, block, spots, area, grads);
     __syncthreads();
   }
-  const int64_t base = int64_t(block.image) * a.cells * step;
+  const int64_t base = block.image * a.cells * step;
   const S* value = static_cast<const S*>(a.value) + base;
   T* grad_value = worked_out(static_cast<T*>(a.grad_value) + base);
   for (int begin = 0; begin < plan.padded; begin += 4) {
@@ -455,8 +253,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
         }
       }
     }
-    if constexpr (kQuads) {
-      if (quads && active) {
+    if constexpr (kVectors) {
+      if (by_vectors && active) {
         constexpr int N = V < 4 ? 2 : 4;
         const Part<N> one(own, a.width, lane), two(own, V == 8 ? a.width : 0, lane + plan.lanes);
 #pragma unroll
@@ -480,13 +278,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
   __syncthreads();
 
   // Gradients of points and weights, by the lanes that prepared the samples.
-  void* grad_points = points_of<S>(a.grad_points, a, plan, block, 2 * plan.samples);
-  void* grad_weights = points_of<S>(a.grad_weights, a, plan, block, plan.samples);
+  void* grad_points = points_of<S>(a.grad_points, plan, block, 2 * plan.samples);
+  void* grad_weights = points_of<S>(a.grad_weights, plan, block, plan.samples);
   const int preparing = 1 << plan.log_preparing, sample = int(threadIdx.x) & (preparing - 1);
   const int together = 32 >> plan.log_preparing;
   for (int slot = int(threadIdx.x) >> plan.log_preparing; (slot & -together) < block.count;
        slot += int(blockDim.x) >> plan.log_preparing) {
-    const uint32_t at = block.item(a, plan, slot) * uint32_t(plan.samples);
+    const uint32_t at = uint32_t(slot * plan.samples);
     const int samples = slot < block.count ? plan.samples : 0;
     const auto sampled = [&](const Pack<T, 4>& spot, const Pack<T, 4>& d) {
       return blend(spot.items[0], spot.items[1], d.items[0], d.items[1], d.items[2], d.items[3]);
@@ -516,17 +314,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
   }
 }
 
-// Multiprocessors of a device, asked for once.
-int processors_of(int device) {
-  static std::atomic<int> known[64];
-  std::atomic<int>& count = known[device % 64];
-  if (int found = count.load()) return found;
-  int found = 0;
-  cudaDeviceGetAttribute(&found, cudaDevAttrMultiProcessorCount, device);
-  count = found > 0 ? found : 1;
-  return count;
-}
-
 int log2_above(int n) {
   int log = 0;
   while (1 << log < n) ++log;
@@ -534,13 +321,13 @@ int log2_above(int n) {
 }
 
 template <class S, int V>
-void launch_blocks(const DeformAttn& a, bool is_backward, int device, uintptr_t stream) {
+void launch_blocks(const DeformAttn& a, bool is_backward, uintptr_t stream) {
   using T = typename Compute<S>::type;
   const int vectors = a.width / V, samples = a.levels * a.points_per_level;
   if (a.cells * a.heads * a.width >= kNowhere || a.queries * a.heads * samples > 0x3fffffff)
     throw std::runtime_error("piip: deform_attn on CUDA takes images of fewer than 2^32 values and 2^30 samples");
   Plan plan{};
-  while (plan.log_heads < 2 && a.heads % (2 << plan.log_heads) == 0) ++plan.log_heads;
+  plan.total = uint32_t(a.queries * a.heads);
   plan.samples = samples;
   plan.padded = (samples + 3) / 4 * 4;
   plan.lowered = a.point_dtype == a.value_dtype;
@@ -551,64 +338,66 @@ void launch_blocks(const DeformAttn& a, bool is_backward, int device, uintptr_t 
     plan.log_lanes = plan.lanes < 4 ? 2 : log2_above(plan.lanes);
     plan.lanes = 1 << plan.log_lanes;
   }
-  plan.quads = !a.fixed_point_unit && a.width <= plan.lanes * V;
+  plan.vectors = !a.fixed_point_unit && a.width <= plan.lanes * V;  // one pass of the lanes is a row
+  plan.by_heads = Divisor(a.heads);
+  plan.by_lanes = Divisor(plan.lanes);
+  plan.by_points = Divisor(a.points_per_level);
+  plan.by_width = Divisor(a.width);
   // Lanes that prepare a sample of an item, or of the next, write to other banks.
   const auto spread = [&](int items) { return items + (((plan.log_preparing == 2 ? 2 : 1) - items) % 8 + 8) % 8; };
   const auto bytes = [&](int items) {
     const size_t sample = sizeof(Pack<T, 4>) + (is_backward ? sizeof(Pack<T, 4>) : sizeof(Pack<uint32_t, 4>));
     return plan.padded * spread(items) * sample + (is_backward ? items * a.width * sizeof(T) : 0);
   };
-  int heads = 1 << plan.log_heads;
-  plan.items = kThreads / plan.lanes / heads * heads;
-  while (plan.items > heads && bytes(plan.items) > kSharedBytes) plan.items -= heads;
-  if (bytes(plan.items) > kSharedBytes) plan.items = heads = 1, plan.log_heads = 0;
+  plan.items = kThreads / plan.lanes;
+  while (plan.items > 1 && bytes(plan.items) > kSharedBytes) --plan.items;
   plan.stride = spread(plan.items);
   if (bytes(plan.items) > kSharedBytes)
     throw std::runtime_error("piip: deform_attn on CUDA takes fewer levels times points, or narrower heads");
-  const int64_t chunks = (a.queries * heads + plan.items - 1) / plan.items, groups = a.heads / heads;
-  const int64_t blocks = chunks * groups * a.batch, processors = processors_of(device);
-  plan.run = uint32_t((blocks + processors - 1) / processors);
-  if (plan.run * processors > 0x7fffffff)
-    throw std::runtime_error("piip: deform_attn on CUDA takes fewer than 2^31 blocks of queries");
-  plan.blocks = uint32_t(blocks);
-  plan.by_processors = Divisor(processors);
-  plan.by_chunks = Divisor(chunks);
-  plan.by_groups = Divisor(groups);
-  plan.by_lanes = Divisor(plan.lanes);
-  plan.by_points = Divisor(a.points_per_level);
-  plan.by_width = Divisor(a.width);
   const int threads = (plan.items * plan.lanes + 31) / 32 * 32;
-  launch(is_backward ? "deform_attn_backward" : "deform_attn_forward", is_backward ? backward<S, V> : forward<S, V>,
-         dim3(unsigned(plan.run * processors)), threads, int(bytes(plan.items)), stream, a, plan);
+  dim3 grid((plan.total + plan.items - 1) / plan.items);
+  for (int64_t image = 0; image < a.batch; image += kMostImages) {
+    plan.first_image = int(image);
+    grid.y = unsigned(a.batch - image < kMostImages ? a.batch - image : kMostImages);
+    const int shared_bytes = int(bytes(plan.items));
+    if (is_backward) {
+      launch("deform_attn_backward", backward<S, V>, grid, threads, shared_bytes, stream, a, plan);
+    } else if (samples == 4 && a.levels == 1 && V > 1) {
+      launch("deform_attn_forward", forward<S, V, 4>, grid, threads, shared_bytes, stream, a, plan);
+    } else {
+      launch("deform_attn_forward", forward<S, V, 0>, grid, threads, shared_bytes, stream, a, plan);
+    }
+  }
 }
 
 // The widest vector that divides the head and that every row starts at a multiple of.
 template <class S>
-void launch_vectors(const DeformAttn& a, bool is_backward, int device, uintptr_t stream) {
+void launch_vectors(const DeformAttn& a, bool is_backward, uintptr_t stream) {
   const auto fits = [&](int v) {
     const uintptr_t together = reinterpret_cast<uintptr_t>(a.value) | reinterpret_cast<uintptr_t>(a.out) |
                                reinterpret_cast<uintptr_t>(a.grad_out);
     return a.width % v == 0 && together % (v * sizeof(S)) == 0;
   };
   if constexpr (sizeof(S) == 2) {
-    if (fits(8)) return launch_blocks<S, 8>(a, is_backward, device, stream);
+    if (fits(8)) return launch_blocks<S, 8>(a, is_backward, stream);
   }
   if constexpr (sizeof(S) <= 4) {
-    if (fits(4)) return launch_blocks<S, 4>(a, is_backward, device, stream);
+    if (fits(4)) return launch_blocks<S, 4>(a, is_backward, stream);
   }
-  if (fits(2)) return launch_blocks<S, 2>(a, is_backward, device, stream);
-  launch_blocks<S, 1>(a, is_backward, device, stream);
+  if (fits(2)) return launch_blocks<S, 2>(a, is_backward, stream);
+  launch_blocks<S, 1>(a, is_backward, stream);
 }
 
 void run(const DeformAttn& a, bool is_backward, int device, uintptr_t stream) {
   const uintptr_t pairs = reinterpret_cast<uintptr_t>(a.points) | reinterpret_cast<uintptr_t>(a.reference);
-  if (pairs % 16) throw std::runtime_error("piip: deform_attn on CUDA takes points at multiples of 16 bytes");
+  if (pairs % 16)
+    throw std::runtime_error("piip: deform_attn on CUDA takes points and references at multiples of 16 bytes");
   const DeviceGuard guard(device);
   switch (a.value_dtype) {
-    case Dtype::f16: return launch_vectors<Half>(a, is_backward, device, stream);
-    case Dtype::bf16: return launch_vectors<Bfloat>(a, is_backward, device, stream);
-    case Dtype::f64: return launch_vectors<double>(a, is_backward, device, stream);
-    default: return launch_vectors<float>(a, is_backward, device, stream);
+    case Dtype::f16: return launch_vectors<Half>(a, is_backward, stream);
+    case Dtype::bf16: return launch_vectors<Bfloat>(a, is_backward, stream);
+    case Dtype::f64: return launch_vectors<double>(a, is_backward, stream);
+    default: return launch_vectors<float>(a, is_backward, stream);
   }
 }
 

@@ -251,8 +251,8 @@ def test_memory_layout_of_the_inputs_does_not_matter(device):
     spread = Case(case.shapes, *map(strided, case.tensors))
     assert not any(t.is_contiguous() for t in spread.tensors)
     assert torch.equal(spread.run(deform_attn), case.run(deform_attn))
-    shifted = torch.empty(case.value.numel() + 1, device=device)[1:].view(case.value.shape).copy_(case.value)
-    assert torch.equal(Case(case.shapes, shifted, *case.tensors[1:]).run(deform_attn), case.run(deform_attn))
+    shifted = [torch.empty(t.numel() + 1, device=device)[1:].view(t.shape).copy_(t) for t in case.tensors]
+    assert torch.equal(Case(case.shapes, *shifted).run(deform_attn), case.run(deform_attn))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
