@@ -109,6 +109,9 @@ class InteractionConfig(Strict):
     projection: bool = Field(True, description="project the other branch's tokens to this branch's width first")
     norm: Literal["layer", "none"] = "layer"
     drop_path: float = Field(0.4, ge=0, lt=1)
+    mixed_precision: bool = Field(
+        True, description="false: under bf16 the linear layers of deformable attention stay in float32, as released"
+    )
 
 
 class BackboneConfig(Strict):
@@ -217,6 +220,9 @@ class DINOConfig(Strict):
     label_noise: float = Field(0.5, ge=0, le=2, description="twice the share of their labels that are drawn anew")
     box_noise: float = Field(1.0, ge=0, description="most their sides move, in half widths and heights")
     max_detections: int = Field(300, gt=0)
+    mixed_precision: bool = Field(
+        True, description="false: under bf16 all of the head stays in float32, as released, at a higher cost"
+    )
     checkpoint_activations: bool = Field(
         False, description="encoder layers keep only their input for the backward pass and compute again"
     )

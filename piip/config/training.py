@@ -59,6 +59,10 @@ class TrainConfig(Strict):
         False, description="deterministic kernels on GPUs too, at some cost; torch warns of operators without one"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on GPUs that have it")
+    tf32: bool | None = Field(
+        None,
+        description="TF32 on GPUs for what stays in float32; null: torch's own setting, convolutions but not products",
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the exponential moving average of the weights")
     evaluate_ema: bool = Field(True, description="false: the average is kept, but the weights themselves are evaluated")
     ema_warmup: bool = Field(False, description="let the decay rise as 1 - steps^(-2/3) up to ema, for short runs")

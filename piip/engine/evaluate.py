@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from piip.config import Config
-from piip.data import ImageDataset, build_dataset, build_loader, check_classes
+from piip.data import ImageDataset, build_dataset, build_loader, check_classes, on_device
 from piip.engine import distributed
 from piip.engine.checkpoint import load_weights
-from piip.engine.device import autocast
+from piip.engine.device import compute_dtype, tf32
 from piip.engine.log import Bar, logging_to
 from piip.engine.weights import LoadedWeights
 from piip.errors import ConfigError, PiipError
 from piip.files import to_json, write_file
 from piip.metrics import Metric
+from piip.precision import prepare
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,6 @@ def evaluate(
     loader: Loader,
     *,
     device: torch.device,
-    precision: str = "fp32",
     backend: Backend = "faster",
     console: Console | None = None,
     check: Callable[[], None] | None = None,
@@ -56,24 +56,18 @@ def evaluate(
 ) -> Evaluation:
     """Runs the model over the loader's share of the images and scores the results of all ranks.
 
-    Every rank must call it, also one that has no images, and gets the same figures. The model is put into evaluation
-    mode and back. check: called between batches; what it raises ends the evaluation. pictures: a folder in which the
+    model: ready for inference, see `piip.precision`. Every rank must call it, also one that has no images, and gets the
+    same figures. check: called between batches; what it raises ends the evaluation. pictures: a folder in which the
     metric draws what it has to show, if it is given.
     """
-    start, training = time.perf_counter(), model.training
+    start = time.perf_counter()
     metric = loader.dataset.metric(backend=backend)
-    model.eval()
-    try:
-        with Bar(console, "evaluating", total=len(loader)) as bar:
-            for batch in loader:
-                with autocast(device, precision):
-                    results = model.infer_batch(batch.to(device, non_blocking=True))
-                metric.update(results, batch.image_ids)
-                bar.advance()
-                if check is not None:
-                    check()
-    finally:
-        model.train(training)
+    with Bar(console, "evaluating", total=len(loader)) as bar:
+        for batch in on_device(loader, device):
+            metric.update(model.infer_batch(batch), batch.image_ids)
+            bar.advance()
+            if check is not None:
+                check()
     metric.synchronize()
     metrics, rows, drawn = distributed.on_main(lambda: (metric.compute(), metric.table(), _draw(metric, pictures)))
     return Evaluation(metrics, rows, time.perf_counter() - start, drawn)
@@ -105,15 +99,9 @@ def run_evaluation(
         if output is not None:
             distributed.on_main(lambda: _make_folder(output))
         loader = build_loader(config, dataset, training=False, pin_memory=target.type == "cuda")
-        found = evaluate(
-            model.to(target),
-            loader,
-            device=target,
-            precision=config.train.precision,
-            backend=backend,
-            console=console,
-            pictures=output,
-        )
+        prepare(model.to(target), compute_dtype(target, config.train.precision))
+        with tf32(config.train.tf32):
+            found = evaluate(model, loader, device=target, backend=backend, console=console, pictures=output)
         _log.info("evaluated %d images in %.0f s", len(dataset), found.seconds)
         if output is not None:
             report = {"config": config.name, "weights": str(loaded.file), "images": len(dataset)}

@@ -25,6 +25,7 @@ from piip.engine.checkpoint import (
 from piip.engine.evaluate import Evaluation
 from piip.engine.meter import Meter
 from piip.engine.optim import build_optimizer
+from piip.engine.step import StepResult
 from piip.engine.weights import load_file
 from piip.errors import DataError
 from piip.model import Model, build_model
@@ -107,11 +108,23 @@ class RunState:
         _log.info("resumed from %s", checkpoint)
 
     def advance(self) -> None:
-        """Counts a step that the optimizer has taken."""
+        """Counts a step that the optimizer has been told to take."""
         self.step += 1
         self.evaluated = False
+
+    def confirm(self, result: StepResult, lr: float) -> None:
+        """Averages and sums up the newest step, once it has proved finite and before another one changes the weights.
+
+        lr: its learning rate.
+        """
         if self.ema is not None:
             self.ema.update(self.model, step=self.step)
+        self.meter.add(result, lr)
+
+    @property
+    def averages_buffers(self) -> bool:
+        """Whether the moving average is also one of what a forward pass changes, the statistics of batch norms."""
+        return self.ema is not None and any(buffer.is_floating_point() for buffer in self.model.buffers())
 
     def save(self) -> None:
         """Writes the checkpoint of this step, if that has not been done; all ranks call it. Raises CheckpointError."""

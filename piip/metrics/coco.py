@@ -14,10 +14,10 @@ import torch
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor
 
 from piip.errors import PiipError
 from piip.metrics.base import ImageId, Metric
+from piip.run_lengths import Rle, encode
 
 if TYPE_CHECKING:
     from piip.data.coco import CocoDataset
@@ -33,7 +33,7 @@ class _Detections(NamedTuple):
     boxes: np.ndarray[Any, Any]
     scores: np.ndarray[Any, Any]
     labels: np.ndarray[Any, Any]
-    masks: list[dict[str, Any]] | None
+    masks: list[Rle] | None
 
 
 class CocoMetric(Metric[_Detections]):
@@ -51,14 +51,16 @@ class CocoMetric(Metric[_Detections]):
         self._dataset, self._backend = dataset, backend
         self._precision: dict[str, np.ndarray[Any, Any]] | None = None
 
-    def update(self, results: Sequence[dict[str, Tensor]], image_ids: Sequence[ImageId]) -> None:
-        """results: per image boxes (n, 4) xyxy, scores (n,), labels (n,) and perhaps masks (n, H, W), on any device."""
-        for result, image_id in zip(results, image_ids, strict=True):
-            boxes = result["boxes"].detach().cpu().double().numpy()
-            boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-            scores, labels = result["scores"].detach().cpu().double().numpy(), result["labels"].detach().cpu().numpy()
-            masks = _encode(result["masks"]) if "masks" in result else None
-            self._found[image_id] = _Detections(boxes, scores, labels, masks)
+    def update(self, results: Sequence[dict[str, Any]], image_ids: Sequence[ImageId]) -> None:
+        """results: per image boxes (n, 4) xyxy, scores (n,), labels (n,), on any device, and perhaps masks.
+
+        These are compressed run lengths, `rles`, or pixels, `masks` (n, H, W) bool.
+        """
+        for result, image_id, numbers in zip(results, image_ids, _to_host(results), strict=True):
+            corners, scores, labels = numbers[:, :4], numbers[:, 4], numbers[:, 5].astype(np.int64)
+            boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+            rles = encode(result["masks"]) if "masks" in result else result.get("rles")
+            self._found[image_id] = _Detections(boxes, scores, labels, rles)
         self._precision = None
 
     def synchronize(self) -> None:
@@ -148,10 +150,13 @@ class CocoMetric(Metric[_Detections]):
         return annotations
 
 
-def _encode(masks: Tensor) -> list[dict[str, Any]]:
-    """Run lengths of masks (n, H, W). pycocotools wants (H, W, n) by columns: the bytes of (n, W, H)."""
-    columns = masks.detach().to(torch.uint8).transpose(1, 2).contiguous().cpu().numpy()
-    return mask_utils.encode(columns.transpose(2, 1, 0))
+def _to_host(results: Sequence[dict[str, Any]]) -> list[np.ndarray[Any, Any]]:
+    """Per image its boxes, scores and labels (n, 6) float64, in one copy from the device."""
+    if not results:
+        return []
+    rows = [torch.column_stack([result[name].double() for name in ("boxes", "scores", "labels")]) for result in results]
+    counts = [len(part) for part in rows]
+    return np.split(torch.cat(rows).detach().cpu().numpy(), np.cumsum(counts)[:-1])
 
 
 def _say_nothing(*_: object) -> None: ...

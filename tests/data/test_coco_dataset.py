@@ -13,9 +13,9 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from piip.config import CocoData
+from piip.data import build_dataset
 from piip.data.coco import CocoDataset, self_test
 from piip.data.dataset import check_classes, check_same_classes, check_targets
-from piip.data.loader import build_dataset
 from piip.errors import CheckError, ConfigError, DataError
 
 Find = Callable[[CocoDataset, int], int]

@@ -17,6 +17,7 @@ from torch import Tensor
 from piip.errors import PiipError
 from piip.metrics import AccuracyMetric
 from piip.metrics.confusion import draw_confusion
+from tests.no_waits import Waits
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -53,6 +54,15 @@ def test_top1_and_top5_are_timms(classes: int) -> None:
     assert list(figures) == (["top1", "top5"] if classes > 5 else ["top1"])
     if classes > 5:
         assert figures["top5"] == pytest.approx(expected[1])
+
+
+def test_a_batch_is_read_from_the_device_once() -> None:
+    answers = results(torch.eye(3))
+    metric, waits = AccuracyMetric(NAMES[:3], label_of), Waits()
+    with waits:
+        metric.update(answers, ["0/a", "1/b", "0/c"])
+    assert waits.counts == {"to host": 1}
+    assert metric.compute() == {"top1": pytest.approx(2 / 3)}
 
 
 def test_the_table_counts_images_and_names_the_commonest_mistake() -> None:

@@ -268,9 +268,12 @@ def test_masks_are_kept_as_run_lengths_of_exactly_their_pixels(tmp_path: Path) -
     masks = torch.from_numpy(np.random.default_rng(0).random((3, 31, 47)) > 0.5)
     result = {"boxes": torch.zeros(3, 4), "scores": torch.ones(3), "labels": torch.zeros(3, dtype=torch.int64)}
     metric.update([result | {"masks": masks}], [10])
-    kept = metric._found[10].masks
-    assert kept is not None
-    assert kept == mask_utils.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))
+    rles = mask_utils.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))
+    assert metric._found[10].masks == rles
+    # As they come from a model in evaluation.
+    metric.update([result | {"rles": rles}, result], [11, 12])
+    assert metric._found[11].masks == rles
+    assert metric._found[12].masks is None
 
 
 # Images by rank: one rank without any, and unequal shares.
