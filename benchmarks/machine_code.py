@@ -289,9 +289,8 @@ def main() -> None:
         raise SystemExit(
             "machine_code: nvcc or cuobjdump was not found; set CUDA_HOME, or install triton for cuobjdump"
         )
-    with tempfile.TemporaryDirectory() as build:
-        emulations = emulated.build(Path(build))
-        rows = [row for architecture in ARCHITECTURES for row in rows_of(emulations, architecture)]
+    emulations = emulated.build()
+    rows = [row for architecture in ARCHITECTURES for row in rows_of(emulations, architecture)]
     about = re.search(
         r"release ([\d.]+)", subprocess.run([tool("nvcc"), "--version"], capture_output=True, text=True).stdout
     )  # type: ignore[list-item]

@@ -53,19 +53,20 @@ class Trace:
         return sum(self.at.values())
 
     def inner_loop(self, code: list[Instruction], names: tuple[str, ...]) -> tuple[int, int]:
-        """(instructions, those of `names`) in the body of the loop without loops in it that executes most of these.
+        """(instructions, those of `names`) in the body of the smallest loop that executes most of these.
 
-        Of a kernel with barriers, behind the first.
+        Of a kernel with barriers, behind the first. Where no loop is left, what is executed there.
         """
         barrier = next((i.address for i in code if i.name == "BAR" and self.at[i.address]), 0)
-        bodies = [(0, 0, 0)]
+        bodies = []
         for first, last in self.loops:
-            if first < barrier or any(first <= a and b <= last for a, b in self.loops - {(first, last)}):
-                continue
-            body = [i for i in code if first <= i.address <= last]
+            body = [i for i in code if max(first, barrier) <= i.address <= last]
             inside = [i for i in body if i.name in names]
-            bodies.append((sum(self.at[i.address] for i in inside), len(body), len(inside)))
-        return max(bodies)[1:]
+            if first >= barrier and inside:
+                bodies.append((sum(self.at[i.address] for i in inside), len(body), len(inside)))
+        most = sum(self.at[i.address] for i in code if i.name in names and i.address >= barrier)
+        bodies = [(length, inside) for executed, length, inside in bodies if 2 * executed > most]
+        return min(bodies, default=(sum(n for a, n in self.at.items() if a >= barrier), most))
 
 
 def parse(listing: str) -> dict[str, list[Instruction]]:

@@ -47,10 +47,10 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def emulations(tmp_path_factory: pytest.TempPathFactory) -> dict[int, emulated.Emulated]:
+def emulations() -> dict[int, emulated.Emulated]:
     if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "aarch64"):
         pytest.skip("the emulation switches stacks as Linux on x86-64 and aarch64 does")
-    return emulated.build(tmp_path_factory.mktemp("emulated"))
+    return emulated.build()
 
 
 @contextmanager
@@ -82,14 +82,21 @@ def accelerator(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 
 # The CPU kernels do the same in both modes.
-PLACES = [pytest.param(("cpu", True), id="cpu")]
+PLACES = {"cpu": ("cpu", True)}
 for name in ("emulated-800", "emulated-900", "cuda"):
-    for deterministic in (False, True):
-        mode, marks = "deterministic" if deterministic else "fast", [pytest.mark.cuda] * (name == "cuda")
-        PLACES.append(pytest.param((name, deterministic), id=f"{name}-{mode}", marks=marks))
+    PLACES |= {f"{name}-fast": (name, False), f"{name}-deterministic": (name, True)}
 
 
-@pytest.fixture(params=PLACES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with a `device` runs in all places, or in those that its module lists as PLACES."""
+    if "device" in metafunc.fixturenames:
+        names = getattr(metafunc.module, "PLACES", list(PLACES))
+        marks = {name: [pytest.mark.cuda] * name.startswith("cuda") for name in names}
+        places = [pytest.param(PLACES[name], id=name, marks=marks[name]) for name in names]
+        metafunc.parametrize("device", places, indirect=True)
+
+
+@pytest.fixture
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     """Where an op runs, CUDA kernels once in the deterministic mode and once in the fast one."""
     where, deterministic = request.param

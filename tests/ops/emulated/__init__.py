@@ -5,15 +5,18 @@ They are built for two architectures, as what they do depends on it: 800 stands 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
 import importlib
 import importlib.util
 import os
 import subprocess
+import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -35,27 +38,39 @@ OTHERS = {CSRC / "bindings.cpp": "-O0", HERE / "emulator.cpp": "-O2", HERE / "co
 DEFINITIONS = ['-DPIIP_CUDA_VERSION="emulated"', '-DPIIP_CUDA_ARCHITECTURES=""']
 
 
-def build(folder: Path) -> dict[int, Emulated]:
-    """What takes the place of piip._C, for each architecture."""
+def build() -> dict[int, Emulated]:
+    """What takes the place of piip._C, for each architecture: compiled once per state of the sources, into build/."""
     compiler = os.environ.get("CXX", "g++").split()
-    commands, others = [], []
-    for source, level in OTHERS.items():
-        others.append(folder / f"{source.stem}.o")
-        commands.append([*DEFINITIONS, level, "-c", str(source), "-o", str(others[-1])])
-    objects = {}
+    digest = hashlib.sha256(repr((compiler, FLAGS, KERNEL_FLAGS, OTHERS, sys.version)).encode())
+    for path in sorted([*CSRC.iterdir(), *HERE.iterdir()]):
+        if path.suffix in (".h", ".cu", ".cpp"):
+            digest.update(path.name.encode() + path.read_bytes())
+    target = CSRC.parent / "build" / f"emulated-{digest.hexdigest()[:16]}"
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            finished = Path(folder) / "finished"
+            finished.mkdir()
+            _compile(compiler, Path(folder), finished)
+            with contextlib.suppress(OSError):  # another process was faster
+                finished.rename(target)
+    return {arch: Emulated(target / f"_C_{arch}.so", arch) for arch in ARCHITECTURES}
+
+
+def _compile(compiler: list[str], folder: Path, finished: Path) -> None:
+    commands = [
+        [*DEFINITIONS, level, "-c", str(source), "-o", f"{folder}/{source.stem}.o"] for source, level in OTHERS.items()
+    ]
     for arch in ARCHITECTURES:
-        objects[arch] = [folder / f"{source.stem}_{arch}.o" for source in KERNELS]
-        for source, target in zip(KERNELS, objects[arch]):
-            commands.append([*KERNEL_FLAGS, f"-DEMULATED_ARCHITECTURE={arch}", "-c", str(source), "-o", str(target)])
-    # The longest first.
-    commands.sort(key=lambda command: "-O0" not in command)
+        flags = [*KERNEL_FLAGS, f"-DEMULATED_ARCHITECTURE={arch}"]
+        commands += [[*flags, "-c", str(source), "-o", f"{folder}/{source.stem}_{arch}.o"] for source in KERNELS]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for run in [pool.submit(subprocess.run, [*compiler, *FLAGS, *INCLUDES, *c], check=True) for c in commands]:
             run.result()
     for arch in ARCHITECTURES:
-        files = [str(path) for path in (*others, *objects[arch])]
-        subprocess.run([*compiler, "-shared", *files, "-o", str(folder / f"_C_{arch}.so"), "-ldl"], check=True)
-    return {arch: Emulated(folder / f"_C_{arch}.so", arch) for arch in ARCHITECTURES}
+        files = [f"{folder}/{source.stem}.o" for source in OTHERS]
+        files += [f"{folder}/{source.stem}_{arch}.o" for source in KERNELS]
+        subprocess.run([*compiler, "-shared", *files, "-o", str(finished / f"_C_{arch}.so"), "-ldl"], check=True)
 
 
 class Site(NamedTuple):
@@ -145,7 +160,7 @@ class Emulated:
         return short_name(self._names[address])
 
 
-@contextmanager
+@contextlib.contextmanager
 def installed(emulation: Emulated) -> Iterator[None]:
     """The ops on CPU tensors run the emulated kernels."""
     kernels, adds_up = _extension._C, deform_attn.adds_up
