@@ -195,8 +195,8 @@ class RunLog:
 
 
 def _known(value: float | None) -> bool:
-    """Whether a metric was measured: COCO gives -1 where there was nothing to measure."""
-    return value is not None and value != -1
+    """Whether there was anything to measure."""
+    return value is not None
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
