@@ -32,7 +32,7 @@ def _names_a_checkpoint(word: str | None) -> bool:
 
     if word is None or word.startswith("-") or word.endswith((".yaml", ".yml")):
         return False
-    if "=" in word:
+    if "=" in word or Path(word).is_dir():  # a run is a config too, but behind --resume it is its value
         return Path(word).exists()
     try:
         find_config(word)
@@ -57,6 +57,9 @@ def train(
     from piip.config import load_config
 
     settings = load_config(config, overrides or ())
+    # Before torch is imported, which takes seconds.
+    settings.data.train.check_files("data.train")
+    settings.data.val.check_files("data.val")
     from piip.engine.train import train as run_training
 
     output = output or Path("runs") / settings.name
