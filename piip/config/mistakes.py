@@ -90,11 +90,11 @@ def _describe(
         keys = [*keys, context["key"]]
     elif kind.startswith("union_tag"):
         types, keys = types_of(place.models), [*keys, "type"]
-        what, given = f"name one of {', '.join(types)}", ""
-        if kind == "union_tag_invalid":
-            tag = context["tag"]
-            hint = nearest(tag, types) or "name one of these"
-            what = f"unknown type '{tag}', not among {', '.join(types)}; {hint}"
+        what, named = f"name one of {', '.join(types)}", error["input"].get("type", "")
+        given = "" if isinstance(named, str) else f" (got {_shown(named)})"
+        if isinstance(named, str) and named:
+            hint = nearest(named, types) or "name one of these"
+            what = f"unknown type '{named}', not among {', '.join(types)}; {hint}"
     elif kind in _LISTS or (kind == "missing" and isinstance(error["loc"][-1], int)):
         while keys and keys[-1].isdecimal():
             keys = keys[:-1]

@@ -68,8 +68,8 @@ class ViTConfig(Strict):
     def _fill_from_size(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        if data.get("size") in VIT_SIZES:
-            data = VIT_SIZES[data["size"]] | data
+        if isinstance(size := data.get("size"), str) and size in VIT_SIZES:
+            data = VIT_SIZES[size] | data
         if isinstance(name := data.get("model"), str):
             known = vit_settings(name)
             for key in ("embed_dim", "num_heads", "mlp_ratio"):

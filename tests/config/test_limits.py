@@ -1,0 +1,85 @@
+"""Configs and overrides that would take the machine: each ends at once, in few words."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from piip.config import load_config
+from tests.config.cases import MINIMAL, SHAPES, message
+
+BOMB = ", ".join(
+    ["a0: &a0 [x, x, x]", *(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12))]
+)
+MERGED_BOMB = ", ".join(
+    ["a0: &a0 {x: 1}", *(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12))]
+)
+# The YAML, and what is said of it.
+HOSTILE = [
+    ("[" * 20_000, "more than 50 deep"),
+    ("{a: " * 20_000, "more than 50 deep"),
+    ("\n" + "- " * 100_000, "more than 50 deep"),
+    (f"{{{BOMB}}}", "more than 10000 values, anchors written out"),
+    (f"{{{MERGED_BOMB}}}", "more than 10000 values, anchors written out"),
+    (f'[&a "{"x" * 200_000}", {", ".join(["*a"] * 2000)}]', "more than 10000 values, anchors written out"),
+    ("[" + "1, " * 50_000 + "]", "more than 10000 values"),
+    ("{a: &a [*a]}", "an anchor refers to itself"),
+    ("9" * 5000, "'999999999999999999999999999999...' of 5000 characters is no number or date"),
+    ("9223372036854775808", "'9223372036854775808' is a number beyond reason"),
+    ("-1" + "0" * 400, "of 402 characters is a number beyond reason"),
+    ("2020-13-45", "'2020-13-45' is no number or date"),
+    ("!!int abc", "'abc' is no number or date"),
+    ("x" * 300_000, "has more than 256 kB"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_yaml_ends_at_once_in_a_message(write, text: str, words: str) -> None:
+    path = write(f"optim: {text}")
+    for call in (lambda: load_config(path), lambda: load_config(SHAPES, [f"optim={text}"])):
+        start = time.process_time()
+        found = message(call)
+        assert time.process_time() - start < 1
+        assert words in found
+        assert len(found) < 300
+
+
+def test_a_line_at_fault_is_named(write) -> None:
+    path = write(MINIMAL + "train:\n  seed: 2020-13-45")
+    assert message(load_config, path) == f"{path}, line 13: '2020-13-45' is no number or date"
+
+
+@pytest.mark.parametrize("text", ["train: {seed: 1}\noptim: {lr: 1}\ntrain: {seed: 2}", "\ntrain: {\nseed: 1,\n\nseed: 1}"])
+def test_a_key_given_twice_is_named_with_both_lines(write, text: str) -> None:
+    path = write(text)
+    key, first, second = ("train", 1, 3) if text.startswith("train") else ("seed", 3, 5)
+    assert message(load_config, path) == f"{path}, line {second}: '{key}' is given twice (line {first})"
+
+
+def test_an_anchor_may_be_used_often_and_its_copies_are_changed_one_by_one(write) -> None:
+    path = write(MINIMAL.replace("[[64, 64]]", "&size [[64, 64]]", 1).replace("{resize: [[64, 64]]}", "{resize: *size}"))
+    config = load_config(path, ["data.train_transforms.resize.0.0=32"])
+    assert (config.data.train_transforms.resize, config.data.val_transforms.resize) == (((32, 64),), ((64, 64),))
+
+
+def test_every_base_is_read_once_however_often_it_is_named(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(MINIMAL, "x0.yaml")
+    for level in range(1, 26):
+        write(f"base: [x{level - 1}.yaml, x{level - 1}.yaml]\ntrain: {{seed: {level}}}", f"x{level}.yaml")
+    path = write("base: x25.yaml")
+    opened: list[str] = []
+    whole = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode: opened.append(self.name) or whole(self, mode))
+    assert load_config(path).train.seed == 25
+    assert sorted(opened) == sorted(["experiment.yaml", *(f"x{level}.yaml" for level in range(26))])
+
+
+def test_a_chain_of_bases_without_an_end_is_refused(write) -> None:
+    write(MINIMAL, "x0.yaml")
+    for level in range(1, 1501):
+        write(f"base: x{level - 1}.yaml", f"x{level}.yaml")
+    start = time.process_time()
+    assert message(load_config, write("base: x1500.yaml")).endswith("more than 100 bases, those of its bases included")
+    assert time.process_time() - start < 1
