@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -35,7 +36,9 @@ def logging_to(file: Path | None = None) -> Iterator[Console]:
     level, propagates = root.level, root.propagate
     handlers: list[logging.Handler] = []
     if console.is_terminal:
-        handlers.append(RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", markup=False))
+        # Without its highlighter, which paints the numbers in the names of files.
+        plain = NullHighlighter()
+        handlers.append(RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", highlighter=plain))
         handlers[0].setFormatter(_OneLine("%(message)s"))
     else:
         handlers.append(logging.StreamHandler(sys.stderr))
