@@ -53,8 +53,8 @@ def first_few(names: Sequence[str], most: int = 5) -> str:
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    """The text for a terminal or a log: what does not show (control characters, line breaks, marks that turn the writing
-    direction, bytes that are no text) is escaped as in a Python string, but for the characters to keep.
+    """The text for a terminal or a log, with what does not show escaped as in a Python string: control characters, line
+    breaks, marks that turn the writing direction, bytes that are no text. keep: characters that stay.
     """
     if text.isprintable():
         return text

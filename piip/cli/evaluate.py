@@ -16,7 +16,12 @@ def evaluate(
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", file_okay=False, help="Also write metrics.json and, if there are any, pictures here."),
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            file_okay=False,
+            help="Also write metrics.json and, if there are any, pictures here.",
+        ),
     ] = None,
     device: Device = None,
     backend: Annotated[

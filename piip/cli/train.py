@@ -45,7 +45,8 @@ def train(
     config: ConfigName,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Run directory; runs/NAME by default.")
+        Path | None,
+        typer.Option("--output", metavar="DIR", file_okay=False, help="Run directory; runs/NAME by default."),
     ] = None,
     resume: Annotated[
         str | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -20,20 +20,21 @@ _OWN_KEYS = ("name", "official", "published", "alternative")
 
 
 class Draft:
-    """data: what has been merged. origin: for every dotted key the file that set it last, or the command line."""
+    """What has been merged (data), and for every dotted key the file that set it last, or the command line (origin)."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: str) -> None:
+        self.file = file
         self.data: dict[str, Any] = {}
         self.origin: dict[str, str] = {}
 
     def inherit(self, base: Draft) -> None:
         """Merges another config, but for what belongs to it alone."""
         data = {key: value for key, value in base.data.items() if key not in _OWN_KEYS}
-        self._merge(self.data, data, "", [Config], lambda key: base.origin[key])
+        self._merge(self.data, data, "", [Config], lambda key: base.origin.get(key, base.file))
 
-    def add(self, data: dict[str, Any], file: str) -> None:
-        """Merges what a file says."""
-        self._merge(self.data, data, "", [Config], lambda _: file)
+    def add(self, data: dict[str, Any]) -> None:
+        """Merges what the file itself says."""
+        self._merge(self.data, data, "", [Config], lambda _: self.file)
 
     def _merge(
         self,
@@ -53,7 +54,7 @@ class Draft:
             default = default_type(field) if field is not None else None
             held = old.get("type", default) if isinstance(old, dict) else None
             merges = isinstance(value, dict) and isinstance(old, dict) and held in (None, value.get("type", held))
-            if not merges:
+            if isinstance(old, dict) and not merges:
                 self._forget(dotted)
             self.origin[dotted] = writer(dotted)
             if isinstance(value, dict):
@@ -89,8 +90,9 @@ class Draft:
 
     def _retype(self, node: dict[str, Any], place: str, name: Any) -> None:
         """Drops what files say of a part that is to have another type, as merging does."""
-        field = _field([Config], place.split(".") if place else [])
-        if field is None or name == node.get("type", default_type(field)):
+        field = _field([Config], place.split("."))
+        held = node.get("type", default_type(field)) if field is not None else None
+        if held in (None, name):
             return
         for key in [key for key in node if self.origin.get(f"{place}.{key}") != COMMAND_LINE]:
             del node[key]
@@ -98,10 +100,10 @@ class Draft:
             self.origin.pop(f"{place}.{key}", None)
         self.origin[place] = COMMAND_LINE
 
-    def fit_branches(self, own: Collection[str]) -> None:
+    def fit_branches(self) -> None:
         """Leaves inherited settings of every branch out where the type of a branch does not have them.
 
-        own: the file that is loaded and the command line; what these say is never left out, so that mistakes show.
+        What the file itself or the command line says is never left out, so that mistakes show.
         """
         key = "model.backbone.every_branch"
         backbone = _get(_get(self.data, "model"), "backbone")
@@ -111,17 +113,21 @@ class Draft:
             return
         family, default = models_in(field.annotation), default_type(field)
         for name in list(shared):
-            if self.origin.get(f"{key}.{name}", self.origin.get(key)) in own:
+            if self.origin.get(f"{key}.{name}", self.origin.get(key)) in (self.file, COMMAND_LINE):
                 continue
             known = [model for model in family if name in model.model_fields]
-            having = [not isinstance(b, dict) or set(of_type(family, b.get("type", default))) & set(known) for b in branches]
+            types = [
+                of_type(family, branch.get("type", default)) if isinstance(branch, dict) else known
+                for branch in branches
+            ]
+            having = [any(model in known for model in models) for models in types]
             if not known or all(having):
                 continue
-            value = shared.pop(name)
+            value, writer = shared.pop(name), self.origin.pop(f"{key}.{name}")
             for index, (branch, has) in enumerate(zip(branches, having, strict=True)):
                 if isinstance(branch, dict) and has and name not in branch:
                     branch[name] = copy.deepcopy(value)
-                    self.origin[f"model.backbone.branches.{index}.{name}"] = self.origin[f"{key}.{name}"]
+                    self.origin[f"model.backbone.branches.{index}.{name}"] = writer
 
     def _forget(self, key: str) -> None:
         """What a replaced mapping held was written nowhere."""

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from piip.config.base import nearest
-from piip.config.draft import COMMAND_LINE, Draft
+from piip.config.draft import Draft
 from piip.config.mistakes import explain
 from piip.config.reading import read_yaml
 from piip.config.training import Config
@@ -93,10 +93,10 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     draft = _Reader().read(path)
     for override in overrides:
         draft.override(override)
-    draft.fit_branches({str(path.resolve()), COMMAND_LINE})
+    draft.fit_branches()
     known = {file: key for key, file in shipped_configs().items()}
     draft.data.setdefault("name", known.get(path, path.stem))
-    config = config_from_dict(draft.data, origin=draft.origin, source=str(path.resolve()))
+    config = config_from_dict(draft.data, origin=draft.origin, source=draft.file)
     _compare_sizes(config, draft.origin)
     return config
 
@@ -154,10 +154,10 @@ class _Reader:
         self._bases += len(bases)
         if self._bases > _MOST_BASES:
             raise ConfigError(f"{path}: more than {_MOST_BASES} bases, those of its bases included")
-        draft = Draft()
+        draft = Draft(str(path))
         for base in bases:
             draft.inherit(self.read(_find_base(base, path), (*above, path)))
-        draft.add(data, str(path))
+        draft.add(data)
         self._read[path] = draft
         return draft
 

@@ -1,4 +1,4 @@
-"""pydantic's findings in plain words: who wrote it (a file or the command line), which key, what is wrong, the remedy."""
+"""pydantic's findings in plain words: who wrote it (a file or the command line), the key, what is wrong, the remedy."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ _WORDS = {
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
 }
+# Mistakes that are told.
+_MOST = 20
 # Mistakes in the form of a list, which concern all of it.
 _LISTS = ("tuple_type", "list_type")
 
@@ -60,7 +62,7 @@ def explain(
 
     data: what was checked. origin: who set each dotted key. source: the file that was loaded, for what nobody set.
     """
-    found = error.errors()
+    found = error.errors()[:_MOST]
     # A list is not too short because its items are wrong: pydantic counts the right ones.
     containers = {item["loc"][:end] for item in found for end in range(len(item["loc"]))}
     lines: dict[tuple[str, str], list[str]] = {}
@@ -71,7 +73,9 @@ def explain(
             # A setting of several kinds is told each of them; a mistake in every_branch is found in each branch.
             if what not in ways:
                 ways.append(what)
-    return "\n".join(f"{where}: {_alternatives(ways)}{given}" for (where, given), ways in lines.items())
+    told = [f"{where}: {_alternatives(ways)}{given}" for (where, given), ways in lines.items()]
+    more = error.error_count() - len(found)
+    return "\n".join([*told, *([f"and {more} more mistakes"] if more else [])])
 
 
 def _alternatives(ways: list[str]) -> str:
@@ -158,7 +162,7 @@ def _among(key: str, names: Sequence[str]) -> bool:
 
 
 def _hint(key: str, place: _Place, root: type[Strict], data: dict[str, Any]) -> str:
-    """The remedy for an unknown key: the type it belongs to, or the nearest key here or elsewhere, or all valid ones."""
+    """The remedy for an unknown key: the type it belongs to, the nearest key here or elsewhere, or all valid ones."""
     (model,) = place.models
     owners = [name for other in place.family if key in other.model_fields for name in types_of([other])]
     if owners:

@@ -74,7 +74,9 @@ class ViTConfig(Strict):
             known = vit_settings(name)
             for key in ("embed_dim", "num_heads", "mlp_ratio"):
                 if data.get(key, known[key]) != known[key]:
-                    raise ValueError(f"{key} {data[key]} contradicts model '{name}', whose is {known[key]}; leave one out")
+                    raise ValueError(
+                        f"{key} {data[key]} contradicts model '{name}', whose is {known[key]}; leave one out"
+                    )
             data = known | data
         return data
 
@@ -154,6 +156,8 @@ class BackboneConfig(Strict):
         branches = data.get("branches")
         if not isinstance(branches, list | tuple):
             return data
+        if len(shared) > len(ViTConfig.model_fields) + len(ConvNeXtConfig.model_fields):
+            raise ValueError(f"every_branch has {len(shared)} settings, more than there are")
         filled = [shared | branch if isinstance(branch, dict) else branch for branch in branches]
         return data | {"branches": filled, "every_branch": {}}
 

@@ -108,7 +108,7 @@ def read_value(override: str, text: str) -> Any:
         raise ConfigError(f"override {_short(override)}: {error}") from None
     except yaml.YAMLError:
         raise ConfigError(
-            f"override {_short(override)}: the value is not valid YAML; a value with spaces, brackets or quotes is given "
+            f"override {_short(override)}: the value is not valid YAML; with spaces, brackets or quotes in it, give it "
             "in quotes, as in 'key=[1, 2]'"
         ) from None
 

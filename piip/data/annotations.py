@@ -6,8 +6,8 @@ Rules, in the order they are tried (kind of report -> what happens):
 - no usable segmentation, in a file where other annotations have one -> dropped from training and evaluation
 - box below one pixel within its image (width or height), or an area of zero or less -> dropped from training
 - box more than a pixel over its image's edge -> clipped in training; evaluation keeps it as the file has it
-Polygons are drawn as far as they lie in the image. Numbers of 2^31 or more, and corners of polygons or areas that are not
-finite, are errors: no image has such a place.
+Polygons are drawn as far as they lie in the image. Numbers of 2^31 or more, and corners of polygons or areas that are
+not finite, are errors: no image has such a place.
 A file whose annotations have no segmentation at all is a detection set: its targets have boxes only.
 """
 
@@ -85,9 +85,13 @@ def read_annotations(path: Path) -> AnnotationFile:
     per_image: dict[int, list[Annotation]] = defaultdict(list)
     for id_, entry in entries.items():
         if entry["image_id"] not in images:
-            raise DataError(f"{path}: annotation {id_} is for image {_short(entry['image_id'])}, not listed in the file")
+            raise DataError(
+                f"{path}: annotation {id_} is for image {_short(entry['image_id'])}, not listed in the file"
+            )
         if entry["category_id"] not in labels:
-            raise DataError(f"{path}: annotation {id_} has category {_short(entry['category_id'])}, not listed in the file")
+            raise DataError(
+                f"{path}: annotation {id_} has category {_short(entry['category_id'])}, not listed in the file"
+            )
         image = images[entry["image_id"]]
         annotation = _clean(entry, labels[entry["category_id"]], image, has_masks, report, f"{path}: annotation {id_}")
         if annotation is not None:
@@ -136,7 +140,9 @@ def _by_id(data: dict[str, Any], section: str, keys: dict[str, type], path: Path
             if key not in entry:
                 raise DataError(f"{path}: {name} {entry['id']} has no '{key}'")
             if type(entry[key]) is not kind:
-                raise DataError(f"{path}: {name} {entry['id']}: '{key}' must be {kind.__name__}, got {_short(entry[key])}")
+                raise DataError(
+                    f"{path}: {name} {entry['id']}: '{key}' must be {kind.__name__}, got {_short(entry[key])}"
+                )
         if entry["id"] in entries:
             raise DataError(f"{path}: {name} id {entry['id']} occurs more than once")
         entries[entry["id"]] = entry
@@ -205,9 +211,11 @@ def _check_segmentation(segmentation: Any, height: int, width: int, where: str) 
 
 
 def _check_reason(numbers: list[float], key: str, where: str, *, finite: bool = False) -> None:
-    """Raises DataError for a number that no image can mean; NaN and infinities are among them if it has to be finite."""
+    """Raises DataError for a number that no image can mean, among them NaN and infinities if it has to be finite."""
     # NaN compares as false, and hides from the least and the greatest unless it comes first.
-    if not len(numbers) or (-_LIMIT < min(numbers) <= max(numbers) < _LIMIT and not (finite and math.isnan(sum(numbers)))):
+    if not len(numbers) or (
+        -_LIMIT < min(numbers) <= max(numbers) < _LIMIT and not (finite and math.isnan(sum(numbers)))
+    ):
         return
     for number in numbers:
         beyond = not -_LIMIT < number < _LIMIT

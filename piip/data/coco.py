@@ -58,8 +58,8 @@ class CocoDataset(ImageDataset):
         notable = bool(self.report.counts)
         if not training and all(a.crowd for record in file.images for a in record.annotations):
             raise DataError(
-                f"{annotations}: its {len(file.images)} images have no object to evaluate on, so that every figure would "
-                "be undefined; give annotations with objects"
+                f"{annotations}: its {len(file.images)} images have no object to evaluate on, so every figure would be "
+                "undefined; give annotations with objects"
             )
         kept = [record for record in file.images if not training or self._trains_on(record, keep_empty, min_side)]
         if not kept:
@@ -188,7 +188,12 @@ def self_test(dataset: CocoDataset, *, backend: Literal["faster", "pycocotools"]
     values = metric.compute()
     names = ("box_ap", "mask_ap") if dataset.has_masks else ("box_ap",)
     rows = metric.table()
-    bad = [f"{row['class']} {name} {row[name]:.3f}" for row in rows for name in names if row[name] is not None and row[name] < 0.99]
+    bad = [
+        f"{row['class']} {name} {row[name]:.3f}"
+        for row in rows
+        for name in names
+        if row[name] is not None and row[name] < 0.99
+    ]
     if bad:
         raise CheckError(f"{dataset.source}: ground truth as prediction does not give AP 1: {', '.join(bad)}")
     return values

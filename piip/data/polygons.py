@@ -1,8 +1,8 @@
 """Polygons as COCO draws them, whatever lies outside the image.
 
-pycocotools walks the whole outline in fifths of a pixel: a corner at 10^8 costs gigabytes, one beyond 4 * 10^8 the process.
-Long outlines are therefore drawn here, with its arithmetic (`rleFrPoly` of maskApi.c), from the places alone where they
-cross the middle of a column of the image. Both give the same mask, bit for bit.
+pycocotools walks the whole outline in fifths of a pixel: a corner at 10^8 costs gigabytes, one beyond 4 * 10^8 the
+process. Long outlines are therefore drawn here, with its arithmetic (`rleFrPoly` of maskApi.c), from the places alone
+where they cross the middle of a column of the image. Both give the same mask, bit for bit.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ Backend = Literal["faster", "pycocotools"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics by name, the main one first, None where there is nothing to measure; rows: a table with a line per class; seconds it took; pictures drawn."""
+    """metrics by name, the main one first, None where there is nothing to measure; rows: a table with a line per class;
+    seconds it took; pictures drawn.
+    """
 
     metrics: Mapping[str, float | None]
     rows: list[dict[str, Any]]

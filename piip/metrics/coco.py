@@ -41,9 +41,9 @@ class CocoMetric(Metric[_Detections]):
 
     update() takes results in original pixels; masks are run-length encoded at once, so that memory stays small.
     compute() returns box_ap, box_ap50, box_ap75, box_ap_small, box_ap_medium, box_ap_large, and the same for mask where
-    data and results have masks. A figure without ground truth (no small object, say) is None, for which COCO has -1. Images for
-    which no result came count as images without detections. Images and classes are numbered from 1 for COCO's code, which
-    holds ids in 64 bits or in floating point: those of the file may be of any size.
+    data and results have masks. A figure without ground truth (no small object, say) is None, for which COCO has -1.
+    Images for which no result came count as images without detections. Images and classes are numbered from 1 for
+    COCO's code, which holds ids in 64 bits or in floating point: those of the file may be of any size.
     backend: "faster" (faster-coco-eval) or "pycocotools"; both give the same figures.
     """
 
@@ -113,9 +113,7 @@ class CocoMetric(Metric[_Detections]):
             entry |= {"image_id": numbers[entry["image_id"]], "category_id": classes[entry["category_id"]]}
         return truth, numbers
 
-    def _evaluate_kind(
-        self, kind: str, truth: dict[str, Any], numbers: dict[ImageId, int]
-    ) -> np.ndarray[Any, Any]:
+    def _evaluate_kind(self, kind: str, truth: dict[str, Any], numbers: dict[ImageId, int]) -> np.ndarray[Any, Any]:
         found = dict(truth, annotations=self._as_annotations(kind, numbers))
         if self._backend == "faster":
             truth_index, found_index = (

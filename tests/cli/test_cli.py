@@ -302,8 +302,14 @@ def test_doctor_exits_3_when_an_op_is_wrong(monkeypatch, name):
         (["train", TSB], "data.train.images: there is no data/coco/train2017"),
         (["eval", TSB, "--weights", "w"], "data.val.images: there is no data/coco/val2017"),
         (["eval", TSB, "--weights", "w", "data.val.images=docs"], "data.val.annotations: there is no data/coco/ann"),
-        (["train", "piip_sbl_384_192_128", "data.val.root=/nowhere"], "data.train.root: there is no data/imagenet/train"),
-        (["eval", "piip_sbl_384_192_128", "--weights", "w", "data.val.root=/nowhere"], "data.val.root: there is no /nowhere"),
+        (
+            ["train", "piip_sbl_384_192_128", "data.val.root=/nowhere"],
+            "data.train.root: there is no data/imagenet/train",
+        ),
+        (
+            ["eval", "piip_sbl_384_192_128", "--weights", "w", "data.val.root=/nowhere"],
+            "data.val.root: there is no /nowhere",
+        ),
     ],
 )
 def test_data_that_are_not_there_are_told_before_torch_is_imported(arguments, missing):
@@ -317,4 +323,5 @@ def test_data_that_are_not_there_are_told_before_torch_is_imported(arguments, mi
 
 
 def test_an_output_folder_that_is_a_file_is_a_usage_error():
-    assert run("eval", TSB, "--weights", "w", "--output", __file__).exit_code == 2
+    for command in (["eval", TSB, "--weights", "w"], ["train", TSB], ["predict", TSB, "a.jpg", "--weights", "w"]):
+        assert run(*command, "--output", __file__).exit_code == 2

@@ -114,7 +114,9 @@ def test_every_mistake_is_reported_not_only_the_first(write):
 
 
 def test_config_from_dict_names_the_source_it_was_given():
-    assert message(lambda: config_from_dict({}, source="checkpoint")).startswith("checkpoint: name: this key is missing")
+    assert message(lambda: config_from_dict({}, source="checkpoint")).startswith(
+        "checkpoint: name: this key is missing"
+    )
 
 
 @pytest.mark.parametrize(

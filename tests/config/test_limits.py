@@ -46,12 +46,33 @@ def test_hostile_yaml_ends_at_once_in_a_message(write, text: str, words: str) ->
         assert len(found) < 300
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(f"key{n}: 1" for n in range(4900)),
+        f"schedule: {{milestones: [{', '.join(['x'] * 4900)}]}}",
+        f"model: {{backbone: {{branches: [{', '.join(['{k: 1}'] * 3000)}]}}}}",
+        f"model: {{backbone: {{every_branch: {{{', '.join(f'k{n}: 1' for n in range(1500))}}}, "
+        f"branches: [{', '.join(['{}'] * 6000)}]}}}}",
+        f"optim: {{betas: [{', '.join(['[' * 40 + ']' * 40] * 200)}]}}",
+    ],
+    ids=["keys", "items", "branches", "every_branch", "nested"],
+)
+def test_thousands_of_mistakes_are_told_in_a_screen(write, text: str) -> None:
+    start = time.process_time()
+    found = message(load_config, write(text))
+    assert time.process_time() - start < 2
+    assert len(found) < 10_000
+
+
 def test_a_line_at_fault_is_named(write) -> None:
     path = write(MINIMAL + "train:\n  seed: 2020-13-45")
     assert message(load_config, path) == f"{path}, line 13: '2020-13-45' is no number or date"
 
 
-@pytest.mark.parametrize("text", ["train: {seed: 1}\noptim: {lr: 1}\ntrain: {seed: 2}", "\ntrain: {\nseed: 1,\n\nseed: 1}"])
+@pytest.mark.parametrize(
+    "text", ["train: {seed: 1}\noptim: {lr: 1}\ntrain: {seed: 2}", "\ntrain: {\nseed: 1,\n\nseed: 1}"]
+)
 def test_a_key_given_twice_is_named_with_both_lines(write, text: str) -> None:
     path = write(text)
     key, first, second = ("train", 1, 3) if text.startswith("train") else ("seed", 3, 5)
@@ -59,7 +80,9 @@ def test_a_key_given_twice_is_named_with_both_lines(write, text: str) -> None:
 
 
 def test_an_anchor_may_be_used_often_and_its_copies_are_changed_one_by_one(write) -> None:
-    path = write(MINIMAL.replace("[[64, 64]]", "&size [[64, 64]]", 1).replace("{resize: [[64, 64]]}", "{resize: *size}"))
+    path = write(
+        MINIMAL.replace("[[64, 64]]", "&size [[64, 64]]", 1).replace("{resize: [[64, 64]]}", "{resize: *size}")
+    )
     config = load_config(path, ["data.train_transforms.resize.0.0=32"])
     assert (config.data.train_transforms.resize, config.data.val_transforms.resize) == (((32, 64),), ((64, 64),))
 

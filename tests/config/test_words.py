@@ -42,13 +42,15 @@ from tests.config.cases import CLASSIFIER, CONVNEXT, DINO, MINIMAL, SHAPES, TSB,
          "schedule.iterations=null"),
         ("model.backbone.merge=false", "model: backbone.merge: false is for head: {type: classifier}; mask_rcnn needs "
          "the merged maps"),
-        ("data.val_transforms.type=classification", "config: data.val_transforms are for classification, but model.head "
-         "mask_rcnn is for detection: set data.val_transforms.type: detection, with its settings"),
+        ("data.val_transforms.type=classification",
+         "config: data.val_transforms are for classification, but model.head mask_rcnn is for detection: set "
+         "data.val_transforms.type: detection, with its settings"),
         # Names of timm, and widths that contradict them.
         ("model.backbone.branches.0.model=vit_smal_patch16_224",
          "model.backbone.branches.0: timm has no model 'vit_smal_patch16_224'"),
         ("model.backbone.branches.0.model=vit_small_patch16_224",
-         "model.backbone.branches.0: embed_dim 48 contradicts model 'vit_small_patch16_224', whose is 384; leave one out"),
+         "model.backbone.branches.0: embed_dim 48 contradicts model 'vit_small_patch16_224', whose is 384; leave one "
+         "out"),
         # Keys.
         ("lr=0.1", "lr: unknown key 'lr'; did you mean optim.lr?"),
         ("epochs=3", "epochs: unknown key 'epochs'; did you mean schedule.epochs?"),
@@ -106,7 +108,9 @@ def test_no_wrong_value_of_any_setting_is_answered_in_words_of_the_code(name: st
             except ConfigError as error:
                 told += 1
                 words = re.sub(r"\(got .*\)", "", str(error))
-                assert not re.search(r"Input|a valid|[Tt]uple|[Ll]ist should|dict|instance of|require|string|None", words), words
+                assert not re.search(
+                    r"Input|a valid|[Tt]uple|[Ll]ist should|dict|instance of|require|string|None", words
+                ), words
             node[last] = before
     assert told > 500
 

@@ -95,7 +95,7 @@ DAMAGES = [
     (put("images", 0, "width", 2**30), "image 7 has a size of 1073741824 x 40 pixels"),
     (put("images", 0, "id", 1.5), r"image number 1 of the list has no integer 'id' \(got 1.5\)"),
     (put("annotations", 0, "image_id", 10**400), "annotation 1 is for image an integer of 1329 bits, not listed"),
-    (put("annotations", 0, "bbox", [1, 1, 10**400, 5]), "annotation 1: 'bbox' holds a number beyond reason, an integer"),
+    (put("annotations", 0, "bbox", [1, 1, 10**400, 5]), "annotation 1: 'bbox' holds a number beyond reason, an int"),
     (put("annotations", 0, "bbox", [1, 1, 1e300, 5]), "annotation 1: 'bbox' holds a number beyond reason, 1e.300"),
     (put("annotations", 0, "area", 2**63), "annotation 1: 'area' holds a number beyond reason"),
     (put("annotations", 0, "area", float("nan")), "annotation 1: 'area' holds a number beyond reason, nan"),

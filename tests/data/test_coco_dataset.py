@@ -208,7 +208,6 @@ def test_the_self_test_names_classes_that_cannot_reach_ap_1(coco: Coco, monkeypa
         self_test(dataset)
 
 
-
 def test_without_masks_a_set_gives_boxes_and_is_scored_by_them(coco: Coco, index_of: Find) -> None:
     coco.write()
     config = CocoData(images=coco.images, annotations=coco.file, min_side=1, masks=False)

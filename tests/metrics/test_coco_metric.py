@@ -221,7 +221,9 @@ def test_a_set_without_an_object_is_refused_before_it_is_evaluated(
 
 # COCO's code keeps ids as floats or in 64 bits, and takes 0 and less for something else.
 @pytest.mark.parametrize("backend", ["faster", "pycocotools"])
-@pytest.mark.parametrize("ids", [(-7, -1, 0, 5), (2**53, 2**53 + 1, 2**53 + 2, 2**63), (-(2**64), 2**64, 2**64 + 1, 10**30)])
+@pytest.mark.parametrize(
+    "ids", [(-7, -1, 0, 5), (2**53, 2**53 + 1, 2**53 + 2, 2**63), (-(2**64), 2**64, 2**64 + 1, 10**30)]
+)
 def test_ids_of_any_size_give_the_figures_of_plain_ones(tmp_path: Path, ids: tuple[int, ...], backend: str) -> None:
     annotations = crowded_scene()
     results = guesses(annotations)
