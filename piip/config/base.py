@@ -12,10 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from piip.errors import first_few
 
-_CLOSE, _NEAR = 0.75, 0.5
 
-
-def nearest(given: str, known: Iterable[str], cutoff: float = _NEAR) -> str | None:
+def nearest(given: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
     """'did you mean ...?' with the known names that begin like the given one, or else the nearest; None without one."""
     known = list(known)
     beginning = [name for name in known if len(given) > 2 and name.startswith(given)]

@@ -123,7 +123,7 @@ class Draft:
             having = [any(model in known for model in models) for models in types]
             if not known or all(having):
                 continue
-            value, writer = shared.pop(name), self.origin.pop(f"{key}.{name}")
+            value, writer = shared.pop(name), self.origin.pop(f"{key}.{name}", self.file)
             for index, (branch, has) in enumerate(zip(branches, having, strict=True)):
                 if isinstance(branch, dict) and has and name not in branch:
                     branch[name] = copy.deepcopy(value)

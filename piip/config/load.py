@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -117,9 +118,9 @@ def dump_config(config: Config) -> str:
 def _compare_sizes(config: Config, origin: dict[str, str]) -> None:
     """Warns of resolutions that are not those of the images, where a user has set either."""
     given, finest = config.data.train_transforms.long_side, config.model.backbone.resolutions[0]
-    sizes = ("model.backbone.resolutions", *(f"data.train_transforms.{key}" for key in ("resize", "crop", "size")))
+    sizes = r"model\.backbone\.resolutions|data\.train_transforms\.(resize|crop|size)"
     shipped = str(config_dir().resolve())
-    own = [key for key, writer in origin.items() if key.startswith(sizes) and not writer.startswith(shipped)]
+    own = any(re.match(rf"({sizes})(\.|$)", key) for key, writer in origin.items() if not writer.startswith(shipped))
     if given != finest and own and os.environ.get("RANK", "0") == "0":
         _log.warning(
             "%s: images are resized to %d pixels (data.train_transforms), the finest branch is configured for %d "

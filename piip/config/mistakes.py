@@ -10,18 +10,17 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from piip.config.base import _CLOSE, Strict, models_in, nearest, of_type, types_of
+from piip.config.base import Strict, models_in, nearest, of_type, types_of
 from piip.config.draft import COMMAND_LINE
 from piip.errors import first_few
 
-_WHOLE, _NUMBER, _SWITCH = "a whole number, as in 8", "a number, as in 0.5", "true or false"
 _MAPPING = "a mapping of keys, as in {{key: value}}"
 
 # By the beginnings of pydantic's kinds of mistakes; what was given is shown behind these.
 _WORDS = {
-    "int_": _WHOLE,
-    "float_": _NUMBER,
-    "bool_": _SWITCH,
+    "int_": "a whole number, as in 8",
+    "float_": "a number, as in 0.5",
+    "bool_": "true or false",
     "string_": "text",
     "path_": "a path",
     "dict_": _MAPPING,
@@ -38,6 +37,8 @@ _WORDS = {
 }
 # Mistakes that are told.
 _MOST = 20
+# A key this similar to the one given is meant, rather than another of the given name elsewhere.
+_CLOSE = 0.75
 # Mistakes in the form of a list, which concern all of it.
 _LISTS = ("tuple_type", "list_type")
 
@@ -90,7 +91,7 @@ def _describe(
     keys = place.keys
     words = next((words for start, words in _WORDS.items() if kind.startswith(start)), None)
     if kind == "unknown_key":
-        what, given = f"{error['msg']}; {_hint(context['key'], place, root, data)}", ""
+        what, given = f"{error['msg']}; {_hint(context['key'], place, root)}", ""
         keys = [*keys, context["key"]]
     elif kind.startswith("union_tag"):
         types, keys = types_of(place.models), [*keys, "type"]
@@ -161,7 +162,7 @@ def _among(key: str, names: Sequence[str]) -> bool:
     return any(key == name or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in names)
 
 
-def _hint(key: str, place: _Place, root: type[Strict], data: dict[str, Any]) -> str:
+def _hint(key: str, place: _Place, root: type[Strict]) -> str:
     """The remedy for an unknown key: the type it belongs to, the nearest key here or elsewhere, or all valid ones."""
     (model,) = place.models
     owners = [name for other in place.family if key in other.model_fields for name in types_of([other])]
@@ -169,12 +170,12 @@ def _hint(key: str, place: _Place, root: type[Strict], data: dict[str, Any]) -> 
         here = f"{'.'.join(place.keys)}.type is {', '.join(types_of([model]))}"
         return f"'{key}' belongs to type {', '.join(owners)}; {here}"
     names = [*model.model_fields, *(["base"] if model is root else [])]
-    elsewhere = list(dict.fromkeys(_paths(root)))
-    same = [path for path in elsewhere if path.split(".")[-1] == key]
-    hint = nearest(key, names, cutoff=_CLOSE)
-    if hint is None and same:
-        return f"did you mean {first_few(same, 3)}?"
-    return hint or nearest(key, names) or f"valid keys: {', '.join(names)}"
+    elsewhere = dict.fromkeys(path for path in _paths(root) if path.split(".")[-1] == key)
+    if close := nearest(key, names, cutoff=_CLOSE):
+        return close
+    if elsewhere:
+        return f"did you mean {first_few(list(elsewhere), 3)}?"
+    return nearest(key, names) or f"valid keys: {', '.join(names)}"
 
 
 def _paths(model: type[Strict], prefix: str = "") -> Iterator[str]:

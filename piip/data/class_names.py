@@ -11,16 +11,20 @@ from timm.data.imagenet_info import ImageNetInfo
 from piip.data.ade20k import ADE20K_CLASSES
 from piip.errors import DataError
 
+_MOST_BYTES = 20_000_000
+
 
 def read_class_names(given: Path | Literal["ade20k"]) -> list[str]:
     """The names of a text file, one a line, or those of ADE20K. Raises DataError for empty lines and doublets."""
     if given == "ade20k":
         return list(ADE20K_CLASSES)
-    names = [line.strip() for line in _read_lines(Path(given))]
-    for line, name in enumerate(names, start=1):
-        if not name or name in names[: line - 1]:
-            raise DataError(f"{given}, line {line}: {f'{name!r} stands there twice' if name else 'no name'}")
-    return names
+    names: dict[str, None] = {}
+    for number, line in enumerate(_read_lines(Path(given)), start=1):
+        name = line.strip()
+        if not name or name in names:
+            raise DataError(f"{given}, line {number}: {f'{name!r} stands there twice' if name else 'no name'}")
+        names[name] = None
+    return list(names)
 
 
 def read_folder_names(given: Path | Literal["imagenet"]) -> dict[str, str]:
@@ -59,7 +63,11 @@ def imagenet_classes() -> list[str]:
 
 def _read_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 text file, with a byte-order mark or without, up to the last one that is not empty."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"cannot read the class-name file {path}: it is a folder, a pipe or a device")
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise DataError(f"the class-name file {path} has more than {_MOST_BYTES // 10**6} MB")
         return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except OSError as error:
         raise DataError(f"cannot read the class-name file {path}: {error.strerror}") from None

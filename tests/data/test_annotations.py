@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as mask_utils
 
+from piip.data.class_names import read_class_names
 from piip.data.coco import CocoDataset
 from piip.data.masks import covers
 from piip.errors import DataError
@@ -42,6 +43,15 @@ def test_a_file_of_nested_brackets_or_endless_digits_is_named(coco: Coco) -> Non
         coco.file.write_text(text)
         with pytest.raises(DataError, match=rf"instances\.json is not valid JSON: .*{words}"):
             CocoDataset(images=coco.images, annotations=coco.file, training=True)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_named_and_never_waited_for(coco: Coco, make: Callable[[Path], None]) -> None:
+    make(coco.file)
+    with pytest.raises(DataError, match=r"cannot read annotation file .*: it is a folder, a pipe or a device"):
+        CocoDataset(images=coco.images, annotations=coco.file, training=True)
+    with pytest.raises(DataError, match=r"cannot read the class-name file .*: it is a folder, a pipe or a device"):
+        read_class_names(coco.file)
 
 
 def test_a_file_of_another_kind_is_named(coco: Coco) -> None:
