@@ -98,7 +98,8 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     known = {file: key for key, file in shipped_configs().items()}
     draft.data.setdefault("name", known.get(path, path.stem))
     config = config_from_dict(draft.data, origin=draft.origin, source=draft.file)
-    _compare_sizes(config, draft.origin)
+    if not Path(name).is_dir():  # of a run it was said when the run began
+        _compare_sizes(config, draft.origin)
     return config
 
 

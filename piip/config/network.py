@@ -167,7 +167,7 @@ class BackboneConfig(Strict):
         if len(self.resolutions) != len(self.branches):
             raise ValueError(f"{len(self.branches)} branches need as many resolutions, got {text}")
         if sorted(self.resolutions, reverse=True) != list(self.resolutions):
-            raise ValueError(f"branches are listed finest first, got resolutions {text}")
+            raise ValueError(f"resolutions: branches are listed finest resolution first, got {text}")
         if self.outputs and not self.merge:
             raise ValueError("outputs name what is merged: leave them out with merge: false")
         if self.outputs and (len(self.outputs) != 3 or list(self.outputs) != sorted(set(self.outputs))):

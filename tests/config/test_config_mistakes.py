@@ -80,7 +80,7 @@ def test_a_wrong_key_or_value_is_named_with_its_file_and_remedy(write, addition,
     ("old", "new", "words"),
     [
         ("resolutions: [64, 32]", "resolutions: [64]", "2 branches need as many resolutions, got 64"),
-        ("resolutions: [64, 32]", "resolutions: [32, 64]", "branches are listed finest first, got resolutions 32/64"),
+        ("resolutions: [64, 32]", "resolutions: [32, 64]", "finest resolution first, got 32/64"),
         ("resolutions: [64, 32]", "resolutions: [64, 0]", "model.backbone.resolutions.1"),
         ("resolutions: [64, 32]", "", "model.backbone.resolutions: this key is missing"),
         ("{size: T}", "{size: X}", "model.backbone.branches.0.size"),

@@ -35,7 +35,7 @@ from tests.config.cases import CLASSIFIER, CONVNEXT, DINO, MINIMAL, SHAPES, TSB,
         # What concerns several settings is told of whoever set the one that is named.
         ("model.backbone.resolutions=[128,96]", "model.backbone: 3 branches need as many resolutions, got 128/96"),
         ("model.backbone.resolutions=[64,96,128]",
-         "model.backbone: branches are listed finest first, got resolutions 64/96/128"),
+         "model.backbone: resolutions: branches are listed finest resolution first, got 64/96/128"),
         ("model.backbone.branches.0.num_heads=5",
          "model.backbone.branches.0: embed_dim 48 is not divisible by num_heads 5"),
         ("schedule.epochs=3", "schedule: give exactly one of epochs and iterations, and null for the other, as in "
