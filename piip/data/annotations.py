@@ -20,6 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from piip.data.class_names import check_text
 from piip.data.masks import covers
 from piip.data.report import Report
 from piip.errors import DataError
@@ -73,6 +74,8 @@ def read_annotations(path: Path) -> AnnotationFile:
     entries = _by_id(data, "annotations", {"image_id": int, "category_id": int, "bbox": list}, path)
     if not images or not categories:
         raise DataError(f"{path} has no {'categories' if images else 'images'}")
+    for id_, category in categories.items():
+        check_text(category["name"], f"{path}: category {id_}")
     category_ids = sorted(categories)
     labels = {category: label for label, category in enumerate(category_ids)}
     for id_, image in images.items():

@@ -9,7 +9,7 @@ from typing import Literal
 from timm.data.imagenet_info import ImageNetInfo
 
 from piip.data.ade20k import ADE20K_CLASSES
-from piip.errors import DataError
+from piip.errors import DataError, visible
 
 _MOST_BYTES = 20_000_000
 
@@ -51,7 +51,12 @@ def read_folder_names(given: Path | Literal["imagenet"]) -> dict[str, str]:
 
 
 def distinct_names(names: dict[str, str]) -> list[str]:
-    """Names by folder in label order; those that two classes share (ImageNet has two cranes) get the folder beside."""
+    """Names by folder in label order; those that two classes share (ImageNet has two cranes) get the folder beside.
+
+    Raises DataError for a name that is no text, as of a folder from a file system without UTF-8.
+    """
+    for name in names.values():
+        check_text(name, "class folder")
     counts = Counter(names.values())
     return [name if counts[name] == 1 else f"{name} ({folder})" for folder, name in names.items()]
 
@@ -59,6 +64,14 @@ def distinct_names(names: dict[str, str]) -> list[str]:
 def imagenet_classes() -> list[str]:
     """The names of ImageNet-1k in label order, as a data set with class_names 'imagenet' has them."""
     return distinct_names(read_folder_names("imagenet"))
+
+
+def check_text(name: str, where: str) -> None:
+    """Raises DataError for a name with bytes or halves of characters, which no checkpoint could hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: the name '{visible(name)}' is no UTF-8 text; change it") from None
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -100,6 +100,7 @@ DAMAGES = [
      r"annotation 3: the run lengths are for a size of \[36, 50\], the image has \[50, 36\]"),
     (put("annotations", 2, "segmentation", {"size": [50, 36], "counts": [7, 9]}),
      "annotation 3: the run lengths do not sum up to the 1800 pixels"),
+    (put("categories", 1, "name", "half \ud83d"), r"category 4: the name 'half \\ud83d' is no UTF-8 text"),
     # Numbers beyond reason.
     (put("images", 0, "width", 10**400), "image 7 has a size of an integer of 1329 bits x 40 pixels"),
     (put("images", 0, "width", 2**30), "image 7 has a size of 1073741824 x 40 pixels"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from pathlib import Path
 
@@ -194,3 +195,9 @@ def test_imagenet_has_its_names_in_label_order(tmp_path: Path) -> None:
     assert known_class_names(config) == names
     with pytest.raises(DataError, match="cannot read the folder"):
         build_dataset(config, training=False)
+
+
+def test_a_class_folder_whose_name_is_no_text_is_named(tmp_path: Path) -> None:
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(DataError, match=r"class folder: the name 'caf\\udce9' is no UTF-8 text"):
+        ImageFolderDataset(root=tmp_path)
