@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +20,7 @@ class DatasetFiles(Strict):
         """Raises DataError for a file or folder that is not there. key: of this data set, for the message."""
         for name in type(self).model_fields:
             path = getattr(self, name)
-            if isinstance(path, Path) and not path.exists():
+            if isinstance(path, Path) and not os.path.exists(path):
                 beside = "" if path.is_absolute() else f" (relative to the current directory {Path.cwd()})"
                 raise DataError(f"{key}.{name}: there is no {path}{beside}")
 

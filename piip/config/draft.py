@@ -74,8 +74,11 @@ class Draft:
         value = read_value(text, value_text)
         *parents, last = key.split(".")
         node: Any = self.data
-        for depth, part in enumerate(parents):
-            node = _child(node, part, f"override '{text}': '{'.'.join(parents[: depth + 1])}'")
+        for depth, part in enumerate(parents, 1):
+            place = ".".join(parents[:depth])
+            if isinstance(node, dict) and part not in node:
+                self.origin[place] = COMMAND_LINE
+            node = _child(node, part, f"override '{text}': '{place}'")
         if isinstance(node, list):
             _child(node, last, f"override '{text}': '{key}'")
             node[int(last)] = value

@@ -60,7 +60,7 @@ def find_config(name: str | Path) -> Path:
     """The file behind a path, a run directory, a shipped name or its last part, or an official file stem."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ConfigError(f"config file not found: {path}")
         return path
     shipped, name = shipped_configs(), str(name)
@@ -69,11 +69,11 @@ def find_config(name: str | Path) -> Path:
     ends = [file for full, file in shipped.items() if full.split("/")[-1] == name]
     if len(ends) == 1:
         return ends[0]
-    if path.is_dir():
+    if os.path.isdir(path):
         if (path / "config.yaml").is_file():
             return path / "config.yaml"
         raise ConfigError(f"{path} is a folder without a config.yaml; give a YAML file, a run, or a shipped name")
-    if path.exists():
+    if os.path.exists(path):
         raise ConfigError(f"{path} is no config; give a file that ends in .yaml, a run, or a shipped name")
     aliases = _official_aliases()
     if name in aliases:
@@ -98,7 +98,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     known = {file: key for key, file in shipped_configs().items()}
     draft.data.setdefault("name", known.get(path, path.stem))
     config = config_from_dict(draft.data, origin=draft.origin, source=draft.file)
-    if not Path(name).is_dir():  # of a run it was said when the run began
+    if not os.path.isdir(name):  # of a run it was said when the run began
         _compare_sizes(config, draft.origin)
     return config
 
@@ -174,7 +174,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 def _find_base(base: str, path: Path) -> Path:
     """The file that a config at `path` names as its base: one relative to it, or else a shipped one by name."""
     beside = path.parent / base
-    if "\0" not in base and beside.is_file():
+    if os.path.isfile(beside):  # which also takes what is no name at all
         return beside
     shipped = _shipped_files()
     if base in shipped:

@@ -210,5 +210,5 @@ def _shown(value: Any) -> str:
     """A value as a file would have it, cut where it is long."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    text = repr(value)
+    text = repr(value) if isinstance(value, (str, list, dict)) else str(value)
     return text if len(text) <= 100 else f"{text[:97]}..."

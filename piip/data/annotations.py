@@ -113,9 +113,9 @@ def clip_box(box: tuple[float, float, float, float], height: int, width: int) ->
 
 
 def _load_json(path: Path) -> dict[str, Any]:
-    if path.exists() and not path.is_file():
-        raise DataError(f"cannot read annotation file {path}: it is a folder, a pipe or a device")
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"cannot read annotation file {path}: it is a folder, a pipe or a device")
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"annotation file not found: {path}") from None

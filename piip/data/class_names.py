@@ -76,9 +76,9 @@ def check_text(name: str, where: str) -> None:
 
 def _read_lines(path: Path) -> list[str]:
     """The lines of a UTF-8 text file, with a byte-order mark or without, up to the last one that is not empty."""
-    if path.exists() and not path.is_file():
-        raise DataError(f"cannot read the class-name file {path}: it is a folder, a pipe or a device")
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"cannot read the class-name file {path}: it is a folder, a pipe or a device")
         if path.stat().st_size > _MOST_BYTES:
             raise DataError(f"the class-name file {path} has more than {_MOST_BYTES // 10**6} MB")
         return path.read_text(encoding="utf-8-sig").rstrip().splitlines()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from piip.config import load_config
+from piip.errors import DataError
 from tests.config.cases import MINIMAL, SHAPES, message
 
 BOMB = ", ".join(
@@ -97,6 +98,15 @@ def test_every_base_is_read_once_however_often_it_is_named(write, monkeypatch: p
     monkeypatch.setattr(Path, "open", lambda self, mode: opened.append(self.name) or whole(self, mode))
     assert load_config(path).train.seed == 25
     assert sorted(opened) == sorted(["experiment.yaml", *(f"x{level}.yaml" for level in range(26))])
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000, "\\0"])
+def test_what_is_no_name_is_no_file_either(write, name: str) -> None:
+    assert "is neither a file relative to this one nor a shipped name" in message(load_config, write(f'base: "{name}"'))
+    assert "unknown config" in message(load_config, name.replace("\\0", "\0"))
+    path = write(MINIMAL.replace("{type: shapes, images: 4}", f'{{type: coco, images: "{name}", annotations: b}}'))
+    with pytest.raises(DataError, match=r"data\.train\.images: there is no "):
+        load_config(path).data.train.check_files("data.train")
 
 
 def test_a_chain_of_bases_without_an_end_is_refused(write) -> None:

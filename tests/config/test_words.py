@@ -54,6 +54,8 @@ from tests.config.cases import CLASSIFIER, CONVNEXT, DINO, MINIMAL, SHAPES, TSB,
         # Keys.
         ("lr=0.1", "lr: unknown key 'lr'; did you mean optim.lr?"),
         ("epochs=3", "epochs: unknown key 'epochs'; did you mean schedule.epochs?"),
+        ("opitm.lr=1", "opitm: unknown key 'opitm'; did you mean 'optim'?"),
+        ("name=2020-10-13", "name: give text (got 2020-10-13)"),
         ("bse=x", "bse: unknown key 'bse'; did you mean 'base'?"),
         ("drop_path=0", "drop_path: unknown key 'drop_path'; did you mean model.backbone.branches.0.drop_path, "
          "model.backbone.interaction.drop_path?"),
