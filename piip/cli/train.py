@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from piip.cli.options import ConfigName, Device, Overrides
+from piip.cli.options import ConfigName, Device, Overrides, OverridesCommand
 
 
-class TrainCommand(TyperCommand):
+class TrainCommand(OverridesCommand):
     """Lets `--resume` stand alone for `--resume auto`, also before another argument."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -76,6 +76,8 @@ def test_version_is_the_package_version():
         (["predict", TSB, "a.jpg", "--weights", "w"], "--output"),
         (["predict", TSB, "a.jpg", "--weights", "w", "--output", "o", "--score-threshold", "2"], "--score-threshold"),
         (["train", TSB, "--no-such-option"], "--no-such-option"),
+        (["train", TSB, "--lr", "0.1"], "no option --lr; settings are given without dashes"),
+        (["eval", TSB, "--weights", "w", "--optim.lr=0.1"], "no option --optim.lr; settings are given without dashes"),
         (["eval", TSB, "--weights", "w", "--backend", "other"], "--backend"),
         (["convert-ckpt", "a"], "OUTPUT"),
         (["flops"], "CONFIG or --branches"),
