@@ -7,7 +7,7 @@ Rules, in the order they are tried (kind of report -> what happens):
 - box below one pixel within its image (width or height), or an area of zero or less -> dropped from training
 - box more than a pixel over its image's edge -> clipped in training; evaluation keeps it as the file has it
 Polygons are drawn as far as they lie in the image. Numbers of 2^31 or more, and corners of polygons or areas that are
-not finite, are errors: no image has such a place.
+not finite, are errors: no image has such a place. So is an outline that crosses columns ten million times.
 A file whose annotations have no segmentation at all is a detection set: its targets have boxes only.
 """
 
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from piip.data.class_names import check_text
 from piip.data.masks import covers
+from piip.data.polygons import crossings
 from piip.data.report import Report
 from piip.errors import DataError
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # No coordinate, side or area in pixels is as large; run lengths have 32 bits.
 _LIMIT = 2**31
+# Columns of pixels that an outline may cross, over all its edges: it takes a second to draw.
+_CROSSINGS = 10_000_000
 
 
 class Annotation(NamedTuple):
@@ -202,6 +205,8 @@ def _check_segmentation(segmentation: Any, height: int, width: int, where: str) 
         try:
             for polygon in segmentation:
                 _check_reason(polygon, "segmentation", where, finite=True)
+                if len(polygon) * width > _CROSSINGS and crossings(polygon, width) > _CROSSINGS:
+                    raise DataError(f"{where}: 'segmentation' goes to and fro too often for an outline to be drawn")
         except TypeError:
             raise DataError(f"{where}: 'segmentation' must be a list of polygons, each a list of numbers") from None
         return [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0] or None

@@ -41,6 +41,12 @@ def polygon_rle(corners: Sequence[float], height: int, width: int) -> dict[str, 
     return mask_utils.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
 
 
+def crossings(corners: Sequence[float], width: int) -> float:
+    """How many columns of the image the edges of a polygon cross, together: what it takes to draw it."""
+    x = np.clip(np.asarray(corners[: len(corners) // 2 * 2 : 2], dtype=np.float64), 0, width)
+    return float(np.abs(np.diff(x)).sum())
+
+
 def _crossings(edges: NDArray[np.int64], width: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Where edges (n, 4) of x1, y1, x2, y2 cross the middle of columns 0 to width - 1: those, and y in fifths."""
     # Walked as pycocotools does: along the longer side, from its lower to its higher end.

@@ -14,6 +14,7 @@ from pycocotools import mask as mask_utils
 
 from piip.data import polygons
 from piip.data.polygons import polygon_rle
+from piip.errors import DataError
 
 
 @st.composite
@@ -48,6 +49,16 @@ def test_a_corner_far_outside_costs_neither_memory_nor_time_and_changes_nothing_
     assert time.perf_counter() - start < 1
     assert peak < 8e6
     assert np.array_equal(mask, mask_utils.decode(mask_utils.frPyObjects([[0, 0, 4000, 0, 4000, 4000]], 400, 600)[0]))
+
+
+def test_an_outline_that_goes_to_and_fro_for_ever_is_refused_and_a_long_one_is_drawn(coco: Coco) -> None:
+    # Along the edge of every pixel of a column and back, as tools that follow pixels write it.
+    long = [value for y in range(32) for x in (*range(60), *reversed(range(60))) for value in (x, y)]
+    coco.annotate({"segmentation": [long * 40]})
+    assert coco.load().has_masks
+    coco.data["annotations"][-1]["segmentation"] = [[0, 0, 64, 64] * 170_000]
+    with pytest.raises(DataError, match="annotation 100: 'segmentation' goes to and fro too often"):
+        coco.load()
 
 
 def test_an_annotation_with_such_a_corner_is_trained_on_and_evaluated(coco: Coco) -> None:
