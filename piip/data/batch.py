@@ -37,6 +37,7 @@ class Batch:
     classification label () int64 or probabilities (classes,) float32.
     A loader's batches have `mask_bits` (n, h, ceil(w / 8)) uint8 in place of masks; `to` unpacks them.
     replaced: a message for each damaged image that gave its place to another one.
+    memory: what holds all tensors, if they lie one behind the other in one piece of memory (bytes,) uint8.
     """
 
     images: Tensor
@@ -45,8 +46,6 @@ class Batch:
     image_ids: list[ImageId]
     targets: list[dict[str, Tensor]]
     replaced: list[str] = field(default_factory=list)
-
-    # What holds all tensors, if they lie one behind the other in one piece of memory (bytes,) uint8.
     memory: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
