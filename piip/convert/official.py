@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from piip.branches.vit import WindowPositionBias
+from piip.branches.vit import expand_offsets
 from piip.config import BackboneConfig, Config, ConvNeXtConfig, load_config
 from piip.convert.keys import KeyTable, family, key_table
 from piip.convert.resample import resample_pos_embed
@@ -175,7 +175,8 @@ def _computed(backbone: BackboneConfig, named: Mapping[str, Tensor]) -> dict[str
             norm = f"{prefix}convnext_model.layernorm."
             made |= {f"{norm}weight": torch.ones_like(last), f"{norm}bias": torch.zeros_like(last)}
         elif family(branch) == "beit":
-            index = WindowPositionBias(size=branch.window_size, num_heads=1).index
+            rows = torch.arange((2 * branch.window_size - 1) ** 2)
+            (index,) = expand_offsets(rows[:, None], branch.window_size, rows.dtype)
             made |= {f"{prefix}blocks.{block}.attn.relative_position_index": index for block in range(branch.depth)}
     return made
 
