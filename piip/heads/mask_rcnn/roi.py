@@ -137,10 +137,10 @@ class BoxHead(nn.Module):
         named = padded.gather(1, torch.where(assigned < 0, padded.shape[1] - 1, assigned))
         named = torch.where((positive | negative).gather(1, chosen), named, UNUSED)
         corners = take_rows(pad_sequence(boxes, batch_first=True), chosen)
-        used = [min(self.batch, length) for length in lengths]
         held = positive.sum(dim=1).tolist()
         return [
-            Samples(*(x[image, :n] for x in (corners, named, assigned)), held[image]) for image, n in enumerate(used)
+            Samples(corners[image, :n], named[image, :n], assigned[image, :n], held[image])
+            for image, n in enumerate(min(self.batch, length) for length in lengths)
         ]
 
     def loss(self, logits: Tensor, deltas: Tensor, samples: list[Samples], objects: list[Tensor]) -> dict[str, Tensor]:
