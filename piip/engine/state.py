@@ -95,7 +95,10 @@ class RunState:
         if self.ema is not None:
             load_file(self.ema.module, checkpoint / "ema.safetensors")
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best, self.meter = state["step"], state["best"], Meter(**state["meter"])
+        self.step, self.best = state["step"], state["best"]
+        # Older checkpoints have the sums of the main process alone.
+        meters = state["meter"] if isinstance(state["meter"], list) else [state["meter"]]
+        self.meter = Meter(**meters[distributed.rank() if len(meters) == distributed.world_size() else 0])
         if checkpoint.resolve().parent == self.root.resolve():
             self._saved_step = self.step
         evaluation = read_evaluation(checkpoint)
@@ -139,7 +142,7 @@ class RunState:
             "epoch_length": self.epoch_length,
             "optimizer": self.optimizer.state_dict(),
             "rng": distributed.gather(rng.state()),
-            "meter": self.meter.state(),
+            "meter": distributed.gather(self.meter.state()),
             "best": self.best,
         }
         weights = {"model": self.model.state_dict()}

@@ -48,8 +48,8 @@ def train(
     device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'.
     resume: 'auto' for the newest checkpoint in output if there is one, or a checkpoint or run directory.
     Raises Stopped after SIGTERM and KeyboardInterrupt after Ctrl-C, both with a checkpoint saved within a step;
-    NonFiniteLoss when an update would have spoilt the weights, which is found out at the latest while the step behind
-    it is computed; and the other kinds of PiipError. What it raises leaves checkpoints of finite steps only.
+    NonFiniteLoss where an update would have spoilt the weights, told at the latest when the next step has been computed
+    and before it or any checkpoint is taken over; and the other kinds of PiipError.
     """
     output = output or Path("runs") / config.name
     with distributed.session(device) as target:
