@@ -117,7 +117,7 @@ def test_predicates_know_what_they_cannot_know(instruction, value):
     assert thread.predicates["P0"] is value
 
 
-@pytest.fixture(scope="session", params=machine_code.ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
+@pytest.fixture(scope="session", params=machine_code.ARCHITECTURES, ids=lambda arch: f"emulated-sm_{arch}")
 def rows(request, emulations) -> dict[tuple[str, str, str], dict[str, Any]]:
     if not machine_code.available():
         pytest.skip("no nvcc or no cuobjdump")
