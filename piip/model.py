@@ -258,7 +258,10 @@ def _pyramid(groups: list[list[FeatureSpec]], config: BackboneConfig) -> SimpleP
         norm: Literal["group", "layer"] = "layer" if len(config.branches) == 1 else "group"
         return SimplePyramid(specs=merged, norm=norm, finest=config.finest_level)
     if strides != [strides[0] * 2**level for level in range(len(strides))]:
-        raise ConfigError(f"model.backbone.outputs: the finest branch has strides {strides} there; they must double")
+        raise ConfigError(
+            f"model.backbone.outputs: the finest branch has strides {strides} there; they must double: name other "
+            "interactions, or set model.backbone.outputs=[] to scale all levels from one map"
+        )
     return GivenPyramid(specs=merged)
 
 

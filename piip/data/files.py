@@ -107,7 +107,7 @@ def check_image_files(folder: Path, names: Sequence[str], source: Path) -> None:
     for name in names:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name or not path.name:
-            raise DataError(f"{source}: file name '{name}' is refused; names must lie inside the image folder {folder}")
+            raise DataError(f"{source}: file name {name!r} is refused; names must lie inside the image folder {folder}")
         by_parent[path.parent].append(name)
 
     missing: set[str] = set()
@@ -139,4 +139,4 @@ def check_image_files(folder: Path, names: Sequence[str], source: Path) -> None:
 
 def _check_inside(path: Path, root: Path, name: str, source: Path) -> None:
     if not path.is_relative_to(root):
-        raise DataError(f"{source}: file name '{name}' is refused; it is or follows a link out of the image folder")
+        raise DataError(f"{source}: file name {name!r} is refused; it is or follows a link out of the image folder")

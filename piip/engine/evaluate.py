@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,9 +36,11 @@ Backend = Literal["faster", "pycocotools"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics by name, the main one first; rows: a table with a line per class; seconds it took; pictures drawn."""
+    """metrics by name, the main one first, None where there is nothing to measure; rows: a table with a line per class;
+    seconds it took; pictures drawn.
+    """
 
-    metrics: dict[str, float]
+    metrics: Mapping[str, float | None]
     rows: list[dict[str, Any]]
     seconds: float
     pictures: list[Path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class RunState:
         self.meter = Meter()
         self.step = 0
         self.best: dict[str, Any] | None = None
-        self.metrics: dict[str, float] = {}
+        self.metrics: Mapping[str, float | None] = {}
         self.evaluated = False
         self._saved_step: int | None = None
 
@@ -159,7 +160,7 @@ class RunState:
         """Remembers the metrics of this step, beside its checkpoint too, and whether it is the best so far."""
         self.metrics, self.evaluated = found.metrics, True
         name, value = next(iter(found.metrics.items()))
-        improved = self.best is None or value > self.best["value"]
+        improved = value is not None and (self.best is None or value > self.best["value"])
         if improved:
             self.best = {"step": self.step, "name": name, "value": value}
         record = {"step": self.step, "metrics": found.metrics, "best": self.best, "classes": found.rows}

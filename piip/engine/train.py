@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 def train(
     config: Config, *, output: Path | None = None, device: str | None = None, resume: str | None = None
-) -> dict[str, float]:
+) -> Mapping[str, float | None]:
     """Trains the model of a config, under torchrun in all its processes; returns the metrics of the last evaluation.
 
     output: the run directory, runs/NAME by default; it must not hold a run unless it is resumed.
@@ -109,7 +109,7 @@ class Trainer:
         self.unread: tuple[Step, float] | None = None
         self.loss = ""
 
-    def run(self, checkpoint: Path | None) -> dict[str, float]:
+    def run(self, checkpoint: Path | None) -> Mapping[str, float | None]:
         """Trains from the checkpoint, or from the start, to the end. Returns the metrics of the last evaluation."""
         state = self.state
         if checkpoint is None:

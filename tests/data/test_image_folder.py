@@ -227,3 +227,9 @@ def test_images_of_other_formats_are_counted_in_a_line(root: Path, caplog: pytes
     (record,) = caplog.records
     message = "3 x image of a format that is not read, passed over (n01/a.HEIC, n01/b.jp2, n02/deep/c.dng)"
     assert record.getMessage() == f"{root}: {message}"
+
+
+def test_a_class_folder_whose_name_is_no_text_is_named(tmp_path: Path) -> None:
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(DataError, match=r"class folder: the name 'caf\\udce9' is no UTF-8 text"):
+        ImageFolderDataset(root=tmp_path)
