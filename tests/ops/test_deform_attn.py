@@ -307,13 +307,14 @@ def test_many_queries_a_cell_equal_the_definition(device, width, dtype):
     assert_matches_definition(case, device, max(TOLERANCE[dtype], 5e-6))
 
 
-@pytest.mark.parametrize("level", [1e-35, 1e30])
+@pytest.mark.parametrize("level", [1e-30, 1e30])
 def test_gradients_of_all_magnitudes_equal_the_definition(device, level):
     # From query to query a gradient can be anything, and one that dwarfs the others can lie anywhere.
     case = make_case(shapes=[(9, 9)], queries=81, width=24, spread=0.5)
     case.value *= 1e-3  # products of gradients and values are still numbers
-    factors = level * 10 ** torch.linspace(0, 6, 81, dtype=torch.float64)[torch.randperm(81)]
-    grad = torch.randn(2, 81, 48, dtype=torch.float64) * factors[:, None]
+    generator = torch.Generator().manual_seed(2)
+    factors = level * 10 ** torch.linspace(0, 6, 81, dtype=torch.float64)[torch.randperm(81, generator=generator)]
+    grad = torch.randn(2, 81, 48, dtype=torch.float64, generator=generator) * factors[:, None]
     assert_matches_definition(case, device, 2e-6, grad=grad)
     # A query without a neighbour keeps its own precision, whatever the others have.
     far = make_case(shapes=[(1, 64)], queries=2, heads=1, width=6, points=1, batch=1)

@@ -12,7 +12,7 @@ from tests.ops import emulated
 from tests.ops.emulated import KINDS, Count, Emulated
 
 
-@pytest.fixture(params=emulated.ARCHITECTURES)
+@pytest.fixture(params=emulated.ARCHITECTURES, ids=lambda architecture: f"emulated-{architecture}")
 def emulation(request, emulations) -> Emulated:
     return emulations[request.param]
 
@@ -85,7 +85,7 @@ def test_what_a_gpu_would_not_survive_is_an_error(emulation, how, message):
     assert not call(emulation, "call_warp", torch.zeros(7, 32, dtype=torch.int32), 4)  # and the next launch runs
 
 
-def test_vector_reductions_exist_from_architecture_900_on_only(emulations):
+def test_emulated_vector_reductions_exist_from_architecture_900_on_only(emulations):
     offsets = [16 * lane for lane in range(32)]
     assert touch(emulations[900], "add_global", "float4", offsets).sectors == 16
     emulations[800].reset_counts()
