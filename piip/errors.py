@@ -30,6 +30,12 @@ class CheckpointError(PiipError):
     """A checkpoint is missing, damaged, or belongs to another network."""
 
 
+class MissingFile(CheckpointError):
+    """Weights, a checkpoint or a run that the user named are not there."""
+
+    exit_code = 2
+
+
 class CheckError(PiipError):
     """A check ran and found problems."""
 

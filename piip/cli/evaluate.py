@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from piip.cli.options import ConfigName, Device, Json, Overrides, Weights
+from piip.cli.options import ConfigName, Device, Json, Overrides, Weights, require
 
 
 def evaluate(
@@ -30,6 +30,7 @@ def evaluate(
     from piip.config import load_config
 
     settings = load_config(config, overrides or ())
+    require(weights)
     from piip.engine.evaluate import run_evaluation
 
     found = run_evaluation(settings, weights=weights, output=output, device=device, backend=backend)

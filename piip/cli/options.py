@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from piip.errors import MissingFile
+
 ConfigName = Annotated[
     str,
     typer.Argument(metavar="CONFIG", help="A YAML file, a shipped name (see `piip models`), or an official file stem."),
@@ -22,3 +24,9 @@ Device = Annotated[
     typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+def require(weights: Path) -> None:
+    """Raises MissingFile before anything slow is imported if the weights that the user named are not there."""
+    if not weights.exists() and not weights.is_symlink():
+        raise MissingFile(f"weights not found: {weights}")

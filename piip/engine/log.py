@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,7 +42,7 @@ def logging_to(file: Path | None = None) -> Iterator[Console]:
     hidden = ("on_bar", "at_end") if console.is_terminal else ("at_end",)
     handlers[0].addFilter(lambda record: not any(hasattr(record, name) for name in hidden))
     if distributed.is_main() and file is not None:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(_LogFile(file))
         handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for handler in handlers:
         root.addHandler(handler)
@@ -56,6 +56,27 @@ def logging_to(file: Path | None = None) -> Iterator[Console]:
             handler.close()
         root.setLevel(level)
         root.propagate = propagates
+
+
+class _LogFile(logging.StreamHandler):
+    """Appends to a file, though not through a link, which may lead anywhere.
+
+    On a full disk lines are lost: that the disk is full is said by the checkpoint that cannot be saved.
+    """
+
+    def __init__(self, file: Path) -> None:
+        def opener(path: str, flags: int) -> int:
+            return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+        super().__init__(open(file, "a", encoding="utf-8", opener=opener))  # noqa: SIM115 - closed below
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Logging's own would print a traceback."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.stream.close()
+        super().close()
 
 
 class Bar:
@@ -110,7 +131,7 @@ class JsonLines:
         """keep: which of the records already in the file stay; a torn last line never does."""
         self.records = [record for record in _read_lines(path) if keep(record)] if path.exists() else []
         write_file(path, "".join(to_json(record) + "\n" for record in self.records))
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends one record; NaN and infinities are written as null."""

@@ -28,10 +28,10 @@ from piip.engine.device import peak_memory_mib
 from piip.engine.evaluate import evaluate
 from piip.engine.log import Bar, RunLog, logging_to
 from piip.engine.optim import set_lr, total_iterations
-from piip.engine.run_dir import prepare_run
-from piip.engine.signals import StopSignals
+from piip.engine.run_dir import locked, prepare_run
 from piip.engine.state import RunState
 from piip.engine.step import optimizer_step
+from piip.signals import StopSignals
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def train(
     NonFiniteLoss before an update that would spoil the weights; and the other kinds of PiipError.
     """
     output = output or Path("runs") / config.name
-    with distributed.session(device) as target:
+    with distributed.session(device) as target, locked(output):
         checkpoint = distributed.on_main(lambda: prepare_run(output, config, resume))
         with logging_to(output / "train.log") as console, StopSignals() as stop, _deterministic(config):
             trainer: Trainer | None = None
@@ -56,7 +56,9 @@ def train(
                 trainer = Trainer(config, output=output, device=target, stop=stop, console=console)
                 return trainer.run(checkpoint)
             except (Exception, KeyboardInterrupt) as error:
-                death = explain_worker_death(error) if isinstance(error, RuntimeError) else None
+                death: Exception | None = distributed.explain_lost_process(error)
+                if death is None and isinstance(error, RuntimeError):
+                    death = explain_worker_death(error)
                 _log.error("%s: %s", type(error).__name__, death or error, extra={"at_end": True})
                 if death is not None:
                     raise death from None
