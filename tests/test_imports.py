@@ -32,7 +32,19 @@ ALLOWED = {
     "model": {
         *("errors", "config", "features", "ops", "branches", "backbone", "necks", "heads", "data", "convert", "engine")
     },
-    "engine": {"__version__", "errors", "files", "signals", "rng", "config", "model", "data", "metrics", "results", "convert"},
+    "engine": {
+        "__version__",
+        "errors",
+        "files",
+        "signals",
+        "rng",
+        "config",
+        "model",
+        "data",
+        "metrics",
+        "results",
+        "convert",
+    },
     "flops": {"errors", "files", "config", "model", "heads", "ops"},
     "doctor": {"errors", "config", "ops", "_C"},
     "cli": {

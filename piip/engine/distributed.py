@@ -72,8 +72,8 @@ def explain_lost_process(error: BaseException) -> PiipError | None:
     if world_size() == 1 or not (isinstance(error, RuntimeError) and told):
         return None
     return PiipError(
-        f"rank {rank()} lost its connection: another process of this run died; see what that one said, and go on "
-        "with --resume"
+        f"rank {rank()} lost its connection: another process of this run died; see what that one said, and start "
+        "again (training goes on with --resume)"
     )
 
 

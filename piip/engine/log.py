@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from piip.engine import distributed
 from piip.engine.curves import draw_curves
-from piip.files import sync, to_json, write_file
+from piip.errors import PiipError
+from piip.files import free_space, sync, to_json, write_file
 
 _log = logging.getLogger(__name__)
 
@@ -165,12 +167,15 @@ class RunLog:
             last = resumed_step if evaluated or record["event"] == "train" else resumed_step - 1
             return bool(record["step"] <= last)
 
-        self._lines = JsonLines(output / "metrics.jsonl", keep)
-        self._stack.callback(self._lines.close)
-        # Hides what an earlier attempt wrote from there on.
-        purge = 0 if resumed_step is None else resumed_step + 1
-        self._board = SummaryWriter(str(output / "tensorboard"), purge_step=purge)
-        self._stack.callback(self._board.close)
+        with self._writing(), ExitStack() as stack:
+            stack.enter_context(_quiet_threads())
+            self._lines = JsonLines(output / "metrics.jsonl", keep)
+            stack.callback(self._lines.close)
+            # Hides what an earlier attempt wrote from there on.
+            purge = 0 if resumed_step is None else resumed_step + 1
+            self._board = SummaryWriter(str(output / "tensorboard"), purge_step=purge)
+            stack.callback(self._board.close)
+            self._stack = stack.pop_all()
 
     def train(self, record: dict[str, Any]) -> None:
         """record: step, epoch, lr, loss, losses by name, grad_norm, time and data_time in s a step, memory_mib."""
@@ -193,26 +198,60 @@ class RunLog:
     def draw(self) -> None:
         """Redraws curves.png."""
         if self._lines is not None:
-            draw_curves(self._lines.records, self._output / "curves.png")
+            with self._writing():
+                draw_curves(self._lines.records, self._output / "curves.png")
 
     def flush(self) -> None:
         """Puts the records so far on the disk, so that no checkpoint outlives its history."""
         if self._lines is not None:
-            sync(self._output / "metrics.jsonl")
-            self._board.flush()
+            with self._writing():
+                sync(self._output / "metrics.jsonl")
+                self._board.flush()
 
     def close(self) -> None:
-        self._stack.close()
+        """Closes the files. A full disk is no error any more: what belongs to a checkpoint was flushed with it."""
+        try:
+            self._stack.close()
+        except OSError as error:
+            _log.warning("the last records could not be written: %s", error.strerror)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise PiipError(
+                f"cannot write to the run directory {self._output}: {error.strerror}{free_space(self._output)}; free "
+                "some space and continue with --resume"
+            ) from error
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._lines is None:
             return
-        self._lines.write(record)
+        with self._writing():
+            self._lines.write(record)
         scalars = {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "step"}
         for group in ("losses", "metrics"):
             scalars |= {f"{group}/{name}": value for name, value in record.get(group, {}).items() if value is not None}
-        for name, value in scalars.items():
-            self._board.add_scalar(name if "/" in name else f"{record['event']}/{name}", value, record["step"])
+        with self._writing():
+            for name, value in scalars.items():
+                self._board.add_scalar(name if "/" in name else f"{record['event']}/{name}", value, record["step"])
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Keeps TensorBoard's writer thread from showing its traceback: what it failed with is raised at the next call."""
+    shown = threading.excepthook
+
+    def show(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            shown(args)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = shown
 
 
 def _known(value: float | None) -> bool:

@@ -59,7 +59,8 @@ def train(
                 death: Exception | None = distributed.explain_lost_process(error)
                 if death is None and isinstance(error, RuntimeError):
                     death = explain_worker_death(error)
-                _log.error("%s: %s", type(error).__name__, death or error, extra={"at_end": True})
+                told = death or error
+                _log.error("%s: %s", type(told).__name__, told, extra={"at_end": True})
                 if death is not None:
                     raise death from None
                 raise

@@ -137,7 +137,9 @@ def without_checksums(path: Path) -> None:
     meta = json.loads((path / "meta.json").read_text())
     del meta["checksum"]
     meta["files"] = integrity.describe_files(path) | {}
-    meta["files"] = {name: entry for name, entry in meta["files"].items() if name not in ("meta.json", "evaluation.json")}
+    meta["files"] = {
+        name: entry for name, entry in meta["files"].items() if name not in ("meta.json", "evaluation.json")
+    }
     (path / "meta.json").write_text(json.dumps(meta, indent=1))
     evaluation = json.loads((path / "evaluation.json").read_text())
     del evaluation["checksum"]
