@@ -18,11 +18,11 @@ from piip.engine.checkpoint import (
     point,
     prune,
     read_evaluation,
-    read_meta,
     save_checkpoint,
     write_evaluation,
 )
 from piip.engine.evaluate import Evaluation
+from piip.engine.integrity import read_meta
 from piip.engine.meter import Meter
 from piip.engine.optim import build_optimizer
 from piip.engine.weights import load_file
