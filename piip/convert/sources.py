@@ -81,8 +81,8 @@ def _kind(path: Path) -> str:
     """'safetensors', 'npz' or 'pickle'. Raises CheckpointError for what is none of them."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
-    for start, what in _MISTAKEN.items():
-        if head.startswith(start):
+    for magic, what in _MISTAKEN.items():
+        if head.startswith(magic):
             raise CheckpointError(f"{path} {what}")
     if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(f"{path} is a web page, not weights: what was downloaded is a message; fetch it again")

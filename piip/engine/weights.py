@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
@@ -81,8 +81,10 @@ def write_weights(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     digest = sha256()
+    data = (_bytes_of(state[name]) for name in names)
+    blocks: Iterator[bytes | memoryview] = chain((len(text).to_bytes(8, "little"), text), data)
     with replacing(path) as file:
-        for block in chain((len(text).to_bytes(8, "little"), text), (_bytes_of(state[name]) for name in names)):
+        for block in blocks:
             digest.update(block)
             file.write(block)
         file.seek(8 + text.index(BLANK.encode()))
@@ -166,7 +168,7 @@ def _known(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _count_non_finite(tensor: Tensor) -> int:
