@@ -43,7 +43,7 @@ class CheckError(PiipError):
 
 
 class Stopped(PiipError):
-    """Training was stopped by SIGTERM after saving a checkpoint."""
+    """SIGTERM stopped training, after saving a checkpoint if a step had been taken, or other long work."""
 
     exit_code = 75
 

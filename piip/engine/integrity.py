@@ -39,6 +39,8 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
 
 def read_document(path: Path) -> dict[str, Any]:
     """A JSON document without its checksum. Raises OSError, and ValueError when it is not what was written."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a regular file")
     data = path.read_bytes()
     try:
         document = json.loads(data)

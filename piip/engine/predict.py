@@ -63,7 +63,7 @@ def run_prediction(
     overlays = _overlay_paths(files, output)
     labels = [overlay.with_name(f"{overlay.stem}.png") for overlay in overlays]
     check_outputs([output / _RESULTS, *overlays, *labels], [*files, weights])
-    with logging_to() as console, StopSignals() as stop:
+    with logging_to() as console:
         target = choose_device(device)
         model = build_model(config.model)
         model.transforms = config.data.val_transforms
@@ -76,9 +76,10 @@ def run_prediction(
         writer = build_writer(model.head.task, names, score_threshold=score_threshold)
         predictions: list[Prediction] = []
         failure: OSError | None = None
+        stop = StopSignals()
         try:
             output.mkdir(parents=True, exist_ok=True)
-            with Bar(console, "predicting", total=len(files)) as bar:
+            with stop, Bar(console, "predicting", total=len(files)) as bar:
                 for file, overlay in zip(files, overlays):
                     if stop.requested:
                         break

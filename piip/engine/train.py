@@ -44,7 +44,8 @@ def train(
     output: the run directory, runs/NAME by default; it must not hold a run unless it is resumed.
     device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'.
     resume: 'auto' for the newest checkpoint in output if there is one, or a checkpoint or run directory.
-    Raises Stopped after SIGTERM and KeyboardInterrupt after Ctrl-C, both with a checkpoint saved within a step;
+    Raises Stopped after SIGTERM and KeyboardInterrupt after Ctrl-C, both with a checkpoint saved within a step, or
+    before the first step with none; ConfigError while another process has the run directory;
     NonFiniteLoss before an update that would spoil the weights; and the other kinds of PiipError.
     """
     output = output or Path("runs") / config.name
@@ -119,10 +120,17 @@ class Trainer:
         if checkpoint is not None and not state.evaluated and self._due(self.config.train.eval_every):
             state.save()
             self._evaluate(log)
+        self._check_stop()
         with Bar(self.console, "training", total=self.total, done=state.step) as bar:
             while state.step < self.total:
                 self._train_epoch(log, bar)
         return state.metrics
+
+    def _check_stop(self) -> None:
+        """Raises what a signal before the first step asks for, on all ranks if any has been sent one."""
+        requested = -distributed.minimum_(torch.tensor([-float(self.stop.requested or 0)])).item()
+        if requested and self.state.step < self.total:
+            raise self.stop.error(int(requested), "stopped before the first step; nothing was saved")
 
     def close(self) -> None:
         """Ends the loader processes and closes the files."""

@@ -106,13 +106,15 @@ def test_a_flipped_byte_of_a_weight_file_that_stands_alone_is_seen(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["meta.json", "evaluation.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 20_000, b'{"step": 1}', None])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 20_000, b'{"step": 1}', b"FIFO", None])
 def test_documents_that_are_something_else_altogether_are_damage_too(
     checkpoint: Path, name: str, content: bytes | None
 ) -> None:
     (checkpoint / name).unlink()
     if content is None:
         (checkpoint / name).mkdir()
+    elif content == b"FIFO":
+        os.mkfifo(checkpoint / name)
     else:
         (checkpoint / name).write_bytes(content)
     newest = newest_checkpoint(checkpoint.parent)

@@ -19,7 +19,9 @@ import pytest
 from piip.config import ShapesData, dump_config, load_config
 from piip.data import build_dataset
 from piip.engine import distributed
+from piip.engine.checkpoint import checkpoints
 from piip.engine.run_dir import locked
+from piip.engine.state import RunState
 from piip.engine.train import train
 from piip.errors import ConfigError, PiipError, Stopped
 from piip.signals import StopSignals
@@ -135,6 +137,17 @@ def test_every_form_of_drawn_data_looks_for_signals_between_images(
     with StopSignals(), pytest.raises(kind, match="stopped before the first step"):
         build_dataset(data, training=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_while_the_model_is_built_ends_the_run_before_its_first_step(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, kind: type[BaseException]
+) -> None:
+    monkeypatch.setattr(RunState, "start", lambda _: os.kill(os.getpid(), number))
+    with pytest.raises(kind, match="stopped before the first step; nothing was saved"):
+        train(load_config(config), output=tmp_path)
+    assert checkpoints(tmp_path / "checkpoints") == []
+    assert "stopped before the first step" in (tmp_path / "train.log").read_text()
 
 
 def test_a_rank_that_dies_is_named_by_the_others_with_what_to_do(config: Path, tmp_path: Path) -> None:
