@@ -86,7 +86,7 @@ def _kind(path: Path) -> str:
             raise CheckpointError(f"{path} {what}")
     if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(f"{path} is a web page, not weights: what was downloaded is a message; fetch it again")
-    if head[8:9] == b"{" or path.suffix == ".safetensors":
+    if head[8:9] == b"{":
         return "safetensors"
     if head.startswith(b"PK"):
         return "npz" if _holds_arrays(path) else "pickle"
@@ -96,7 +96,7 @@ def _kind(path: Path) -> str:
             f"{path} is text, not weights, and begins with {start!r}; a run, one of its checkpoints or a weight file "
             "is needed"
         )
-    return "npz" if path.suffix == ".npz" else "pickle"
+    return path.suffix[1:] if path.suffix in (".safetensors", ".npz") else "pickle"
 
 
 def _holds_arrays(path: Path) -> bool:

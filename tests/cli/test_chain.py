@@ -146,6 +146,7 @@ def test_convert_reports_what_became_of_every_weight(monkeypatch, tmp_path):
     report = piip.convert.ConversionReport(
         loaded=["a", "b"], resized=["pos"], unused=[f"key{index}" for index in range(12)], unknown=[], missing=["w"]
     )
+    (tmp_path / "a.pth").touch()
     monkeypatch.setattr(piip.convert, "convert_checkpoint", lambda *_, **settings: report)
     done = succeed("convert-ckpt", tmp_path / "a.pth", tmp_path / "b.safetensors", "--config", NANO, "--no-strict")
     rows = figures(done.stdout)

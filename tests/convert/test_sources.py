@@ -147,7 +147,7 @@ def test_files_are_told_apart_by_their_content_not_their_name(tmp_path: Path) ->
     ],
 )
 def test_what_is_no_weights_at_all_is_said_to_be_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:
-    for name in ("weights.pth", "weights.bin"):
+    for name in ("weights.pth", "weights.bin", *(["weights.safetensors"] if "damaged" not in message else [])):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=f"{name} .*{message}") as caught:
             read_state_dict(tmp_path / name)
