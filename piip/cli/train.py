@@ -80,5 +80,8 @@ def _keep_source(config: str, written: Path) -> None:
     from piip.files import check_outputs
 
     source = find_config(config)
-    if written.exists() and source.read_text(encoding="utf-8") != dump_config(load_config(source)):
+    # Beside checkpoints it is what a run has written, perhaps one of an older version.
+    if not written.exists() or (written.parent / "checkpoints").is_dir():
+        return
+    if source.read_text(encoding="utf-8") != dump_config(load_config(source)):
         check_outputs([written], [source])

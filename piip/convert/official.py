@@ -103,7 +103,11 @@ def convert_state_dict(
         tensor = _without_unused_rows(ours.rpartition(".")[2], tensor)
         if tensor.shape == shape:
             report.loaded.append(ours)
-        elif ours.endswith("pos_embed") and tensor.shape[-1] == shape[-1]:
+        elif (
+            ours.endswith("pos_embed")
+            and tensor.numel()
+            and tensor.shape == (1, tensor.numel() // shape[-1], shape[-1])
+        ):
             tensor = resample_pos_embed(tensor, shape[1])
             report.resized.append(ours)
         else:
@@ -118,8 +122,8 @@ def _without_unused_rows(name: str, tensor: Tensor) -> Tensor:
     """Cuts the official embeddings down to what is used: no slot of a class token, and a video's first frame only."""
     if name == "frame_embed" and tensor.dim() == 2:
         return tensor[None, :1]
-    if name == "pos_embed":
-        tensor = tensor.view(1, *tensor.shape[-2:])
+    if name == "pos_embed" and tensor.dim() >= 2 and 0 < tensor.numel() == tensor.shape[-2] * tensor.shape[-1]:
+        tensor = tensor.reshape(1, *tensor.shape[-2:])
         length = tensor.shape[1]
         if int((length - 1) ** 0.5) ** 2 == length - 1:
             return tensor[:, 1:]

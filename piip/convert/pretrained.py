@@ -57,7 +57,11 @@ def load_pretrained(branch: nn.Module, source: str, *, head: Mapping[str, nn.Mod
     for key, tensor in _unshared(tensors, expected).items():
         name = key if key in expected else branch_key(key)
         if name in expected:
-            state[name] = _fit(name, tensor, expected[name])
+            try:
+                state[name] = _fit(name, tensor, expected[name])
+            except (RuntimeError, IndexError, ValueError):
+                # No shape that could be resampled.
+                state[name] = tensor
         elif not _UNUSED.match(key):
             state[key] = tensor
     missing = [key for key in expected if key not in state and not re.search(r"\.ls\d\.", key)]
@@ -165,6 +169,8 @@ def _from_jax(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
                     state[f"{renamed}.{last}"] = array.T if array.dim() == 2 else array
     except KeyError as error:
         raise CheckpointError(f"the file holds no vision transformer of AugReg: {error} is missing") from None
+    except (RuntimeError, IndexError) as error:
+        raise CheckpointError(f"the file holds no vision transformer of AugReg: {error}") from None
     return state
 
 

@@ -173,7 +173,11 @@ def test_a_config_written_by_hand_is_not_replaced_by_the_resolved_one(folder: Pa
     # The resolved config of a run is no such file.
     config.write_text(dump_config(load_config(config)))
     succeed("train", config, "--output", tmp_path)
+    # Nor is one of an older version, which did not know all of today's keys.
+    config.write_text(config.read_text().replace("  ema_warmup: false\n", ""))
+    assert "ema_warmup" not in config.read_text()
     succeed("train", config, "--output", tmp_path, "--resume")
+    assert "ema_warmup" in config.read_text()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
