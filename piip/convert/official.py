@@ -103,11 +103,7 @@ def convert_state_dict(
         tensor = _without_unused_rows(ours.rpartition(".")[2], tensor)
         if tensor.shape == shape:
             report.loaded.append(ours)
-        elif (
-            ours.endswith("pos_embed")
-            and tensor.numel()
-            and tensor.shape == (1, tensor.numel() // shape[-1], shape[-1])
-        ):
+        elif ours.endswith("pos_embed") and tensor.numel() and tensor.dim() == 3 and tensor.shape[::2] == shape[::2]:
             tensor = resample_pos_embed(tensor, shape[1])
             report.resized.append(ours)
         else:
