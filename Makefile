@@ -12,7 +12,7 @@ NANO := $(DEMO) segmentation/upernet_piip_nano_shapes classification/piip_nano_s
 SMALL := data.train.root=$(SMOKE)/shapes data.train.images=64 data.val.root=$(SMOKE)/shapes data.val.images=16 \
 	schedule.iterations=32 schedule.warmup_iterations=4
 
-.PHONY: help install demo test lint format smoke bench sanitize gpu clean
+.PHONY: help install demo test lint format smoke bench cubin sanitize gpu clean
 
 help:
 	@echo "make demo   train, evaluate and predict with a small network on generated images"
@@ -21,6 +21,7 @@ help:
 	@echo "make format rewrite the sources in the project's style"
 	@echo "make smoke  two minutes of the main jobs through the command line"
 	@echo "make bench  measure the ops; the table goes to benchmarks/results"
+	@echo "make cubin  compile the CUDA kernels with nvcc and tabulate their machine code; no GPU is needed"
 	@echo "make sanitize  run the CPU kernels under AddressSanitizer and UBSan"
 	@echo "make gpu    build, test and measure the ops on a GPU machine"
 	@echo "make clean  remove what was built; runs/, data/ and $(VENV) stay"
@@ -69,7 +70,10 @@ format: $(INSTALLED)
 	$(BIN)/clang-format -i $(SOURCES)
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/ops.py
+	$(BIN)/python -m benchmarks.ops
+
+cubin: $(INSTALLED)
+	$(BIN)/python -m benchmarks.machine_code
 
 CASES ?= 20000
 sanitize: $(INSTALLED)

@@ -1,7 +1,7 @@
 """Builds piip._C from csrc/ with ninja: C++17 for the CPU, CUDA where nvcc is found. No torch is needed to build.
 
-Environment: PIIP_CUDA=auto|0|1 (1: fail without nvcc), CUDA_HOME, TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX"), CXX; for a
-quick instrumented build PIIP_SANITIZE ("address,undefined") and PIIP_CPU_BUILD ("avx2", "portable avx512").
+Environment: PIIP_CUDA=auto|0|1 (1: fail without a working nvcc), CUDA_HOME, TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX"), CXX;
+for a quick instrumented build PIIP_SANITIZE ("address,undefined") and PIIP_CPU_BUILD ("avx2", "portable avx512").
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ X86_FLAGS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
 }
-# Code for 80 also runs on 86 and 89.
-ARCHITECTURES = ("75", "80", "90", "100", "120")
+# Code for 80 also runs on 86 and 89. PTX of the oldest known serves what lies between, that of the newest what follows.
+ARCHITECTURES = ("70", "75", "80", "90", "100", "110", "120")
 
 
 def say(message: str) -> None:
@@ -47,15 +47,21 @@ def say(message: str) -> None:
     print(f"piip: {message}", file=sys.stderr)
 
 
-def works(command: list[str], source: str, suffix: str = ".cpp") -> bool:
+def works(command: list[str], source: str) -> bool:
     """Whether the compiler takes the flags for a small program."""
+    return complaint(command, source) is None
+
+
+def complaint(command: list[str], source: str, suffix: str = ".cpp") -> str | None:
+    """What a compiler says of a small program that it refuses."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"probe{suffix}"
         path.write_text(source)
         try:
-            return subprocess.run([*command, str(path), "-o", f"{folder}/probe"], capture_output=True).returncode == 0
-        except OSError:
-            return False
+            done = subprocess.run([*command, str(path), "-o", f"{folder}/probe"], capture_output=True, text=True)
+        except OSError as error:
+            return str(error)
+    return (done.stderr or done.stdout).strip() or f"exit code {done.returncode}" if done.returncode else None
 
 
 def find_compiler() -> str | None:
@@ -83,7 +89,7 @@ def find_nvcc() -> Path | None:
 
 
 def architecture_flags(nvcc: Path) -> tuple[list[str], str]:
-    """-gencode flags and their names: TORCH_CUDA_ARCH_LIST, or everything of ours that this nvcc knows."""
+    """-gencode flags and the names of the code: TORCH_CUDA_ARCH_LIST, or everything of ours that this nvcc knows."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";")
     if wanted:
         items = [
@@ -92,13 +98,9 @@ def architecture_flags(nvcc: Path) -> tuple[list[str], str]:
     else:
         listing = subprocess.run([str(nvcc), "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
         known = [arch for arch in ARCHITECTURES if re.search(rf"\bsm_{arch}\b", listing)]
-        items = [(arch, arch == known[-1]) for arch in known]
-    flags = []
-    for arch, ptx in items:
-        flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
-        if ptx:
-            flags.append(f"-gencode=arch=compute_{arch},code=compute_{arch}")
-    return flags, " ".join(f"sm_{arch}" for arch, _ in items)
+        items = [(arch, arch in (known[0], known[-1])) for arch in known]
+    codes = [(arch, f"sm_{arch}") for arch, _ in items] + [(arch, f"compute_{arch}") for arch, ptx in items if ptx]
+    return [f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes], " ".join(code for _, code in codes)
 
 
 def ninja_path() -> str:
@@ -172,7 +174,7 @@ class NinjaBuild(build_ext):
         add("cxx", "dispatch.cpp", "dispatch", [f"-DPIIP_BUILD_{isa.upper()}" for isa in wanted])
 
         definitions = []
-        nvcc = self.nvcc()
+        nvcc = self.nvcc(cxx)
         nvcc_flags: list[str] = []
         if nvcc is not None:
             gencode, names = architecture_flags(nvcc)
@@ -184,7 +186,7 @@ class NinjaBuild(build_ext):
                 f"'-DPIIP_CUDA_VERSION=\"{version.group(1) if version else 'unknown'}\"'",
                 f"'-DPIIP_CUDA_ARCHITECTURES=\"{names}\"'",
             ]
-            nvcc_flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-cudart=static", "-ccbin", cxx]
+            nvcc_flags = ["-std=c++17", "-O3", "-ftz=true", "--expt-relaxed-constexpr", "-cudart=static", "-ccbin", cxx]
             nvcc_flags += ["-Xcompiler=-fPIC,-fvisibility=hidden", *gencode]
             for source in ("deform_attn_cuda.cu", "pyramid_resize_cuda.cu"):
                 add("nvcc", source, Path(source).stem, [])
@@ -207,16 +209,27 @@ class NinjaBuild(build_ext):
             ]
         )
 
-    def nvcc(self) -> Path | None:
+    def nvcc(self, cxx: str) -> Path | None:
         choice = os.environ.get("PIIP_CUDA", "auto")
         if choice not in ("auto", "0", "1"):
             raise RuntimeError(f"piip: PIIP_CUDA must be auto, 0 or 1, got {choice!r}")
-        nvcc = None if choice == "0" else find_nvcc()
-        if nvcc is None and choice == "1":
-            raise RuntimeError("piip: PIIP_CUDA=1 but nvcc was not found; set CUDA_HOME to the toolkit")
-        if nvcc is None and choice == "auto":
-            say("nvcc not found; building for the CPU only")
-        return nvcc
+        if choice == "0":
+            return None
+        nvcc, problem = find_nvcc(), None
+        if nvcc is None:
+            problem = "nvcc was not found; set CUDA_HOME to the toolkit"
+        else:
+            # Not every nvcc takes every host compiler.
+            command = [str(nvcc), "-std=c++17", "-cudart=static", "-ccbin", cxx, "-c"]
+            message = complaint(command, "#include <vector>\n__global__ void nothing() {}\n", ".cu")
+            if message is not None:
+                problem = f"{nvcc} does not work with {cxx}; name another compiler in CXX: {message}"
+        if problem is None:
+            return nvcc
+        if choice == "1":
+            raise RuntimeError(f"piip: PIIP_CUDA=1 but {problem}")
+        say(f"building for the CPU only: {' '.join(problem.split())}")
+        return None
 
 
 def rule(name: str, command: str) -> str:

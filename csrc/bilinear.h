@@ -20,6 +20,11 @@ PIIP_HD Sample<T> locate(T x, T y, int width, int height) {
   s.inside = x > T(-1) && y > T(-1) && x < T(width) && y < T(height);
   x = s.inside ? x : T(0);
   y = s.inside ? y : T(0);
+#ifdef __CUDA_ARCH__
+  const T left = floor(x), top = floor(y);
+  s.x = static_cast<int32_t>(left), s.y = static_cast<int32_t>(top);
+  s.fx = x - left, s.fy = y - top;
+#else
   // Coordinates above -1: truncation after a shift by one is a floor, without a call that stops vectorisation.
   s.x = static_cast<int32_t>(x + T(1)) - 1;
   s.y = static_cast<int32_t>(y + T(1)) - 1;
@@ -28,6 +33,7 @@ PIIP_HD Sample<T> locate(T x, T y, int width, int height) {
   s.y -= T(s.y) > y;
   s.fx = x - T(s.x);
   s.fy = y - T(s.y);
+#endif
   return s;
 }
 

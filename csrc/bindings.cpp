@@ -133,6 +133,10 @@ PYBIND11_MODULE(_C, m) {
           PIIP_CUDA_KERNEL(pyramid_resize_forward));
   bind_op(m, "pyramid_resize_backward", pyramid_problem, &CpuKernels::pyramid_resize_backward,
           PIIP_CUDA_KERNEL(pyramid_resize_backward));
+#ifdef PIIP_WITH_CUDA
+  m.def("cuda_problem", &gpu::problem, py::call_guard<py::gil_scoped_release>());
+#endif
+  m.attr("max_samples") = kMaxSamples;
   m.def("cpu_instruction_set", [] { return cpu_kernels().name; });
 #ifdef _OPENMP
   m.attr("openmp") = true;

@@ -6,6 +6,7 @@
 namespace piip {
 
 constexpr int kMaxLevels = 16;
+constexpr int kMaxSamples = 512;  // on CUDA: levels times points
 
 // Tensors are contiguous. In raw form `points` are offsets in cells and `weights` are logits; else they are
 // locations in [0, 1] and weights, and `reference` is unused.

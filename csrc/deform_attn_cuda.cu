@@ -1,269 +1,372 @@
-// Deformable attention on CUDA.
+// Deformable attention on CUDA: the kernels. How items are laid out and prepared stands in deform_attn_cuda.h.
 //
-// A work item is one head of one query. Its channels are spread over a group of lanes, a power of two of them inside
-// one warp; every lane reads vectors of V channels. A block first writes what all its samples need (cells, fractions,
-// softmaxed weights) to shared memory, then gathers. The backward adds the value gradient to memory with atomic vector
-// reductions, or, where determinism is asked for, as fixed-point integers whose sum does not depend on the order.
-#include "bilinear.h"
-#include "cuda_common.h"
+// After the preparation a group of lanes gathers each item, V channels a lane. The backward adds the value gradient to
+// memory, which bounds it: L2 takes so many sectors a clock, so the lanes of a group add one row together, two or four
+// floats each, where the architecture has such additions (from 9.0 on), and before it one channel a lane in rows that
+// follow each other. Where determinism is asked for, it adds fixed-point integers, whose sum does not depend on the
+// order.
 #include "cuda_ops.h"
+#include "deform_attn_cuda.h"
 
 namespace piip {
 namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kSharedBytes = 32 * 1024;
+constexpr int kSharedBytes = 48 * 1024;
+constexpr int kMostImages = 65535;  // of a launch
 
-// A sample as the gathering lanes need it. Cells outside the map are replaced by their neighbour inside, and masked.
-template <class T>
-struct Entry {
-  int cell;         // upper left, counted within the image; -1 where the sample is outside
-  int right, down;  // distance to the cells at the right and below
-  int mask;         // bit k: corner k (00, 01, 10, 11) lies on the map
-  T fx, fy;
-  T weight;
-  T unused;  // 16-byte multiples
-};
-
-template <class T>
-__device__ __forceinline__ T corner(const Entry<T>& e, int k) {
-  const T wx = k & 1 ? e.fx : T(1) - e.fx, wy = k & 2 ? e.fy : T(1) - e.fy;
-  return e.mask >> k & 1 ? wx * wy : T(0);
+template <class T, int V>
+__device__ __forceinline__ void unpack(const Pack<T, V>& packed, typename Compute<T>::type (&x)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) x[i] = widen(packed.items[i]);
 }
 
-template <class T>
-__device__ void fill_entry(const DeformAttn& a, int64_t item, int s, Entry<T>& e) {
-  const int level = s / a.points_per_level, samples = a.levels * a.points_per_level;
-  const int width = a.width_of[level], height = a.height_of[level];
-  const int64_t query = item / a.heads, at = item * samples + s;  // query counts over the batch
-  T rx = 0, ry = 0;
-  if (a.raw) {
-    const int64_t row = (a.reference_per_batch ? query : query % a.queries) * (a.reference_per_level ? a.levels : 1) +
-                        (a.reference_per_level ? level : 0);
-    rx = static_cast<const T*>(a.reference)[2 * row];
-    ry = static_cast<const T*>(a.reference)[2 * row + 1];
-  }
-  const T px = read<T>(a.points, 2 * at, a.point_dtype), py = read<T>(a.points, 2 * at + 1, a.point_dtype);
-  const Sample<T> p =
-      locate(cell_coordinate(a.raw, rx, px, T(width)), cell_coordinate(a.raw, ry, py, T(height)), width, height);
-  const bool left = p.x >= 0, top = p.y >= 0, right = p.x + 1 < width, bottom = p.y + 1 < height;
-  e.cell = p.inside ? int(a.start_of[level]) + (top ? p.y : 0) * width + (left ? p.x : 0) : -1;
-  e.right = left && right ? 1 : 0;
-  e.down = top && bottom ? width : 0;
-  e.mask = (left && top) | (right && top) << 1 | (left && bottom) << 2 | (right && bottom) << 3;
-  e.fx = p.fx;
-  e.fy = p.fy;
-  e.weight = read<T>(a.weights, at, a.point_dtype);
-}
-
-template <class T>
-__device__ void softmax(Entry<T>* entries, int samples) {
-  T largest = entries[0].weight, sum = 0;
-  for (int s = 1; s < samples; ++s) largest = entries[s].weight > largest ? entries[s].weight : largest;
-  for (int s = 0; s < samples; ++s) sum += entries[s].weight = exp(entries[s].weight - largest);
-  for (int s = 0; s < samples; ++s) entries[s].weight /= sum;
-}
-
-// Fills the entries of the block's items: `count` items from `first` on.
-template <class T>
-__device__ void prepare(const DeformAttn& a, int64_t first, int count, Entry<T>* entries) {
-  const int samples = a.levels * a.points_per_level;
-  for (int i = threadIdx.x; i < count * samples; i += blockDim.x)
-    fill_entry(a, first + i / samples, i % samples, entries[i]);
-  __syncthreads();
-  if (a.raw) {
-    for (int i = threadIdx.x; i < count; i += blockDim.x) softmax(entries + i * samples, samples);
-    __syncthreads();
+// Two bfloat16 of a word are a shift and a mask.
+template <int V>
+__device__ __forceinline__ void unpack(const Pack<Bfloat, V>& packed, float (&x)[V]) {
+  if constexpr (V % 2 == 0) {
+    uint32_t words[V / 2];
+    memcpy(words, &packed, sizeof(words));
+#pragma unroll
+    for (int i = 0; i < V / 2; ++i) {
+      x[2 * i] = __uint_as_float(words[i] << 16);
+      x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  } else {
+    x[0] = widen(packed.items[0]);
   }
 }
 
 template <class S, int V>
-__device__ __forceinline__ Pack<S, V> load(const S* p) {
-  return *reinterpret_cast<const Pack<S, V>*>(p);
+__device__ __forceinline__ Pack<S, V> read_row(const S* values, uint32_t at) {
+  return read_global(reinterpret_cast<const Pack<S, V>*>(values + at));
 }
 
-template <class S, int V>
-__global__ void forward(const DeformAttn a, int items, int group) {
+template <class S, int V, int N>
+__global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 5 : 1)
+    forward(const __grid_constant__ DeformAttn a, const __grid_constant__ Plan plan) {
   using T = typename Compute<S>::type;
-  extern __shared__ __align__(16) unsigned char shared[];
-  Entry<T>* entries = reinterpret_cast<Entry<T>*>(shared);
-  const int64_t total = a.batch * a.queries * a.heads, first = int64_t(blockIdx.x) * items;
-  const int count = int(total - first < items ? total - first : items);
-  prepare(a, first, count, entries);
+  extern __shared__ __align__(32) unsigned char shared[];
+  auto* weights = reinterpret_cast<Pack<T, 4>*>(shared);  // [sample][item], as all of shared memory
+  auto* corners = reinterpret_cast<Pack<uint32_t, 4>*>(weights + (N ? N : plan.padded) * plan.stride);
+  const Block block(plan);
+  const int padded = N ? N : plan.padded;
+  const uint32_t step = uint32_t(a.heads * a.width);  // from cell to cell
+  prepare<S, N>(a, plan, block, [&](int slot, int s, const Found<T>& f, T weight) {
+    // A corner off the map weighs nothing and reads what its neighbour reads.
+    const bool left = f.at.x >= 0, top = f.at.y >= 0, right = f.at.x + 1 < f.width, bottom = f.at.y + 1 < f.height;
+    const T wx[2] = {left ? T(1) - f.at.fx : T(0), right ? f.at.fx : T(0)};
+    const T wy[2] = {top ? weight * (T(1) - f.at.fy) : T(0), bottom ? weight * f.at.fy : T(0)};
+    const uint32_t x[2] = {uint32_t(left ? f.at.x : 0) * step, uint32_t(right ? f.at.x + 1 : f.at.x) * step};
+    const uint32_t down = uint32_t(f.width) * step;
+    const uint32_t y[2] = {uint32_t(top ? f.at.y : 0) * down, uint32_t(bottom ? f.at.y + 1 : f.at.y) * down};
+    write_shared(weights + s * plan.stride + slot,
+                 Pack<T, 4>{{wx[0] * wy[0], wx[1] * wy[0], wx[0] * wy[1], wx[1] * wy[1]}});
+    const uint32_t first = f.first + y[0] + x[0];
+    write_shared(corners + s * plan.stride + slot,
+                 Pack<uint32_t, 4>{{f.at.inside ? first : kNowhere, f.first + y[0] + x[1], f.first + y[1] + x[0],
+                                    f.first + y[1] + x[1]}});
+  });
+  __syncthreads();
 
-  const int slot = threadIdx.x / group, lane = threadIdx.x % group, samples = a.levels * a.points_per_level;
-  if (slot >= count) return;
-  const int64_t item = first + slot;
-  const int64_t b = item / a.heads / a.queries;
-  const int m = int(item % a.heads);
-  const int64_t step = int64_t(a.heads) * a.width;  // from cell to cell
-  const S* value = static_cast<const S*>(a.value) + b * a.cells * step + int64_t(m) * a.width;
-  S* out = static_cast<S*>(a.out) + item * a.width;
-  for (int d = lane * V; d < a.width; d += group * V) {
+  const int slot = int(plan.by_lanes.of(threadIdx.x)), lane = int(threadIdx.x) - slot * plan.lanes;
+  if (slot >= block.count) return;
+  const S* value = static_cast<const S*>(a.value) + block.image * a.cells * step;
+  S* out = static_cast<S*>(a.out) + (block.begin(plan) + slot) * a.width;
+  for (int d = lane * V; d < a.width; d += plan.lanes * V) {
     T sum[V] = {};
-    for (int s = 0; s < samples; ++s) {
-      const Entry<T> e = entries[slot * samples + s];
-      if (e.cell < 0) continue;
-      const S* p = value + e.cell * step + d;
-      const Pack<S, V> v[4] = {load<S, V>(p), load<S, V>(p + e.right * step), load<S, V>(p + e.down * step),
-                               load<S, V>(p + (e.down + e.right) * step)};
+    const S* rows = worked_out(value + d);
+    for (int begin = 0; begin < padded; begin += 4) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const T w = e.weight * corner(e, k);
+      for (int s = begin; s < begin + 4; ++s) {
+        const Pack<uint32_t, 4> c = read_shared(corners + s * plan.stride + slot);
+        if (c.items[0] == kNowhere) continue;
+        const Pack<T, 4> w = read_shared(weights + s * plan.stride + slot);
+        Pack<S, V> v[4];
 #pragma unroll
-        for (int i = 0; i < V; ++i) sum[i] += w * widen(v[k].items[i]);
+        for (int k = 0; k < 4; ++k) v[k] = read_row<S, V>(rows, c.items[k]);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          T x[V];
+          unpack(v[k], x);
+#pragma unroll
+          for (int i = 0; i < V; ++i) sum[i] += w.items[k] * x[i];
+        }
       }
     }
     Pack<S, V> packed;
 #pragma unroll
     for (int i = 0; i < V; ++i) packed.items[i] = narrow<S>(sum[i]);
-    *reinterpret_cast<Pack<S, V>*>(out + d) = packed;
+    write_global(reinterpret_cast<Pack<S, V>*>(out + d), packed);
   }
 }
 
-// grad[0..V) += factor * g, as one reduction of up to 16 bytes where the architecture has it.
-template <class T, int V>
-__device__ __forceinline__ void add(T* grad, T factor, const T (&g)[V]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr int together = sizeof(T) != 4 ? 1 : V % 4 == 0 ? 4 : V % 2 == 0 ? 2 : 1;
-#else
-  constexpr int together = 1;
-#endif
-#pragma unroll
-  for (int i = 0; i < V; i += together) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    if constexpr (together == 4) {
-      atomicAdd(reinterpret_cast<float4*>(grad + i),
-                make_float4(factor * g[i], factor * g[i + 1], factor * g[i + 2], factor * g[i + 3]));
-    } else if constexpr (together == 2) {
-      atomicAdd(reinterpret_cast<float2*>(grad + i), make_float2(factor * g[i], factor * g[i + 1]));
-    } else
-#endif
-    {
-      atomicAdd(grad + i, factor * g[i]);
+// Adds what all samples of a block's items give to the value gradient, a channel a lane: all lanes of the block take
+// part in rows that follow each other. grads: (items, width), the output gradients.
+template <class T, class Spot, class Area>
+__device__ __forceinline__ void scatter(const DeformAttn& a, const Plan& plan, const Block& block, const Spot* spots,
+                                        const Area* area, const T* grads) {
+  const int64_t base = block.image * a.cells * a.heads * a.width;
+  const double unit = a.fixed_point_unit ? read_global(a.fixed_point_unit) : 0.0;
+  for (int s = 0; s < plan.samples; ++s) {
+    for (uint32_t t = threadIdx.x; t < uint32_t(4 * block.count * a.width); t += blockDim.x) {
+      const uint32_t row = plan.by_width.of(t), slot = row / 4, k = row % 4, d = t - row * uint32_t(a.width);
+      const int at = s * plan.stride + int(slot);
+      const uint32_t corner = read_shared(&area[at].corners.items[k]);
+      if (corner == kNowhere) continue;
+      const Spot spot = read_shared(spots + at);
+      const T x = spot.items[2] * share(spot.items[0], spot.items[1], int(k)) * read_shared(grads + slot * a.width + d);
+      if (a.fixed_point_unit) {
+        add_global(static_cast<unsigned long long*>(a.grad_value) + base + corner + d,
+                   static_cast<unsigned long long>(__double2ll_rn(double(x) * unit)));
+      } else {
+        add_global(static_cast<T*>(a.grad_value) + base + corner + d, x);
+      }
     }
   }
 }
 
-template <class T, int V>
-__device__ __forceinline__ void add_fixed(long long* grad, T factor, const T (&g)[V], double unit) {
-#pragma unroll
-  for (int i = 0; i < V; ++i)
-    atomicAdd(reinterpret_cast<unsigned long long*>(grad + i),
-              static_cast<unsigned long long>(__double2ll_rn(double(factor * g[i]) * unit)));
-}
+// N channels of an item, two or four, that a lane adds to the value gradient at once.
+template <int N>
+struct Part {
+  int begin;  // channel
+  bool any;
+  float g[N];
 
-// What is known of a sample once its products with the output gradient are: the gradients of its point and weight.
+  __device__ __forceinline__ Part(const float* grads, int width, int index) : begin(N * index), any(begin < width) {
+    const auto read = any ? read_shared(reinterpret_cast<const Pack<float, N>*>(grads + begin)) : Pack<float, N>{};
+#pragma unroll
+    for (int i = 0; i < N; ++i) g[i] = read.items[i];
+  }
+  __device__ __forceinline__ void add(float* row, float factor) const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if (!any) return;
+    if constexpr (N == 4) {
+      add_global(reinterpret_cast<float4*>(row + begin),
+                 make_float4(factor * g[0], factor * g[1], factor * g[2], factor * g[3]));
+    } else {
+      add_global(reinterpret_cast<float2*>(row + begin), make_float2(factor * g[0], factor * g[1]));
+    }
+#endif
+  }
+};
+
+// Sums dots[4][4] over the lanes of a group, at least four. Afterwards a lane holds, in dots[0], all four sums of the
+// sample that is returned: halves of the group trade halves of the samples, twice.
 template <class T>
-__device__ __forceinline__ T sampled(const Entry<T>& e, const T (&d)[4]) {
-  return blend(e.fx, e.fy, d[0], d[1], d[2], d[3]);
+__device__ __forceinline__ int sum_over_group(T (&dots)[4][4], int lane, int lanes) {
+  const bool high = lane & lanes / 2, odd = lane & lanes / 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const T given = high ? dots[i][k] : dots[i + 2][k], kept = high ? dots[i + 2][k] : dots[i][k];
+      dots[i][k] = kept + __shfl_xor_sync(0xffffffffu, given, lanes / 2);
+    }
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const T given = odd ? dots[0][k] : dots[1][k], kept = odd ? dots[1][k] : dots[0][k];
+    dots[0][k] = kept + __shfl_xor_sync(0xffffffffu, given, lanes / 4);
+  }
+  for (int o = lanes / 8; o > 0; o /= 2)
+#pragma unroll
+    for (int k = 0; k < 4; ++k) dots[0][k] += __shfl_xor_sync(0xffffffffu, dots[0][k], o);
+  return (high ? 2 : 0) + (odd ? 1 : 0);
 }
 
 template <class S, int V>
-__global__ void backward(const DeformAttn a, int items, int group) {
+__global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
+    backward(const __grid_constant__ DeformAttn a, const __grid_constant__ Plan plan) {
   using T = typename Compute<S>::type;
-  extern __shared__ __align__(16) unsigned char shared[];
-  const int samples = a.levels * a.points_per_level;
-  Entry<T>* entries = reinterpret_cast<Entry<T>*>(shared);
-  T* dots = reinterpret_cast<T*>(entries + items * samples);  // [item][sample][corner]
-  T* means = dots + 4 * items * samples;                      // [item]
-  const int64_t total = a.batch * a.queries * a.heads, first = int64_t(blockIdx.x) * items;
-  const int count = int(total - first < items ? total - first : items);
-  prepare(a, first, count, entries);
-
-  const int slot = threadIdx.x / group, lane = threadIdx.x % group;
-  const bool active = slot < count;  // all lanes of a warp take part in its shuffles
-  const int64_t item = first + (active ? slot : 0);
-  const int64_t b = item / a.heads / a.queries;
-  const int m = int(item % a.heads);
-  const int64_t step = int64_t(a.heads) * a.width, base = b * a.cells * step + int64_t(m) * a.width;
-  const S* value = static_cast<const S*>(a.value) + base;
-  const S* grad_out = static_cast<const S*>(a.grad_out) + item * a.width;
-  T* grad_value = static_cast<T*>(a.grad_value) + base;
-  long long* grad_fixed = static_cast<long long*>(a.grad_value) + base;
-  const double unit = a.fixed_point_unit ? *a.fixed_point_unit : 0.0;
-  for (int s = 0; s < samples; ++s) {
-    const Entry<T> e = entries[(active ? slot : 0) * samples + s];
-    T d4[4] = {};
-    if (active && e.cell >= 0) {
-      const int64_t offset[4] = {e.cell * step, (e.cell + e.right) * step, (int64_t(e.cell) + e.down) * step,
-                                 (int64_t(e.cell) + e.down + e.right) * step};
-      for (int d = lane * V; d < a.width; d += group * V) {
-        const Pack<S, V> packed = load<S, V>(grad_out + d);
-        T g[V];
+  union Area {
+    Pack<uint32_t, 4> corners;
+    Pack<T, 4> dots;  // of the output gradient with the values at the corners, once the corners are not needed
+  };
+  extern __shared__ __align__(32) unsigned char shared[];
+  auto* spots = reinterpret_cast<Pack<T, 4>*>(shared);  // x and y within the cell, weight
+  auto* area = reinterpret_cast<Area*>(spots + plan.padded * plan.stride);
+  T* grads = reinterpret_cast<T*>(area + plan.padded * plan.stride);
+  const Block block(plan);
+  const uint32_t step = uint32_t(a.heads * a.width);  // from cell to cell
+  prepare<S, 0>(a, plan, block, [&](int slot, int s, const Found<T>& f, T weight) {
+    const bool left = f.at.inside && f.at.x >= 0, right = f.at.inside && f.at.x + 1 < f.width;
+    const bool top = f.at.y >= 0, bottom = f.at.y + 1 < f.height;
+    // Wraps where x or y is -1, and back where a corner lies on the map.
+    const uint32_t down = uint32_t(f.width) * step;
+    const uint32_t corner = f.first + uint32_t(f.at.y) * down + uint32_t(f.at.x) * step;
+    write_shared(spots + s * plan.stride + slot, Pack<T, 4>{{f.at.fx, f.at.fy, weight, T(0)}});
+    write_shared(&area[s * plan.stride + slot].corners,
+                 Pack<uint32_t, 4>{{left && top ? corner : kNowhere, right && top ? corner + step : kNowhere,
+                                    left && bottom ? corner + down : kNowhere,
+                                    right && bottom ? corner + down + step : kNowhere}});
+  });
+  const int slot = int(threadIdx.x) >> plan.log_lanes, lane = int(threadIdx.x) & (plan.lanes - 1);
+  const bool active = slot < block.count;
+  const T* own = grads + slot * a.width;
+  if (active) {
+    const S* grad_out = static_cast<const S*>(a.grad_out) + (block.begin(plan) + slot) * a.width;
+    for (int d = lane * V; d < a.width; d += plan.lanes * V) {
+      T x[V];
+      unpack(read_row<S, V>(grad_out, uint32_t(d)), x);
 #pragma unroll
-        for (int i = 0; i < V; ++i) g[i] = widen(packed.items[i]);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          if (!(e.mask >> k & 1)) continue;
-          const Pack<S, V> v = load<S, V>(value + offset[k] + d);
-#pragma unroll
-          for (int i = 0; i < V; ++i) d4[k] += g[i] * widen(v.items[i]);
-          const T factor = e.weight * corner(e, k);
-          if (a.fixed_point_unit) {
-            add_fixed<T, V>(grad_fixed + offset[k] + d, factor, g, unit);
-          } else {
-            add<T, V>(grad_value + offset[k] + d, factor, g);
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < 4; ++k)
-      for (int o = group / 2; o > 0; o /= 2) d4[k] += __shfl_xor_sync(0xffffffffu, d4[k], o, group);
-    if (active && lane == 0) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) dots[4 * (slot * samples + s) + k] = d4[k];
+      for (int k = 0; k < V; ++k) write_shared(grads + slot * a.width + d + k, x[k]);
     }
   }
   __syncthreads();
 
-  if (a.raw) {
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-      T mean = 0;
-      for (int s = 0; s < samples; ++s) {
-        const int at = i * samples + s;
-        const T d[4] = {dots[4 * at], dots[4 * at + 1], dots[4 * at + 2], dots[4 * at + 3]};
-        mean += entries[at].weight * sampled(entries[at], d);
-      }
-      means[i] = mean;
-    }
+  // The output gradient's products with the values at each corner, for four samples at a time; and where the GPU adds
+  // vectors, the value gradient beside them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  constexpr bool kVectors = V > 1 && sizeof(T) == 4;
+#else
+  constexpr bool kVectors = false;
+#endif
+  const bool by_vectors = kVectors && plan.vectors;
+  if (!by_vectors) {
+    scatter(a, plan, block, spots, area, grads);
     __syncthreads();
   }
-  for (int i = threadIdx.x; i < count * samples; i += blockDim.x) {
-    const Entry<T>& e = entries[i];
-    const T d[4] = {dots[4 * i], dots[4 * i + 1], dots[4 * i + 2], dots[4 * i + 3]};
-    const int level = i % samples / a.points_per_level;
-    const T unit_x = a.raw ? T(1) : T(a.width_of[level]), unit_y = a.raw ? T(1) : T(a.height_of[level]);
-    const int64_t at = first * samples + i;
-    write(a.grad_points, 2 * at, a.point_dtype, unit_x * e.weight * slope_x(e.fy, d[0], d[1], d[2], d[3]));
-    write(a.grad_points, 2 * at + 1, a.point_dtype, unit_y * e.weight * slope_y(e.fx, d[0], d[1], d[2], d[3]));
-    const T here = sampled(e, d);
-    write(a.grad_weights, at, a.point_dtype, a.raw ? e.weight * (here - means[i / samples]) : here);
+  const int64_t base = block.image * a.cells * step;
+  const S* value = static_cast<const S*>(a.value) + base;
+  T* grad_value = worked_out(static_cast<T*>(a.grad_value) + base);
+  for (int begin = 0; begin < plan.padded; begin += 4) {
+    T dots[4][4] = {};  // [sample][corner]
+    for (int d = lane * V; active && d < a.width; d += plan.lanes * V) {
+      T g[V];
+      const S* rows = worked_out(value + d);
+#pragma unroll
+      for (int i = 0; i < V; ++i) g[i] = read_shared(own + d + i);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const Pack<uint32_t, 4> c = read_shared(&area[(begin + i) * plan.stride + slot].corners);
+        Pack<S, V> v[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) v[k] = read_row<S, V>(rows, c.items[k] == kNowhere ? 0 : c.items[k]);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          T x[V], dot = 0;
+          unpack(v[k], x);
+#pragma unroll
+          for (int j = 0; j < V; ++j) dot += g[j] * x[j];
+          dots[i][k] += c.items[k] == kNowhere ? T(0) : dot;
+        }
+      }
+    }
+    if constexpr (kVectors) {
+      if (by_vectors && active) {
+        constexpr int N = V < 4 ? 2 : 4;
+        const Part<N> one(own, a.width, lane), two(own, V == 8 ? a.width : 0, lane + plan.lanes);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const Pack<uint32_t, 4> c = read_shared(&area[(begin + i) * plan.stride + slot].corners);
+          const Pack<T, 4> spot = read_shared(spots + (begin + i) * plan.stride + slot);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            if (c.items[k] == kNowhere) continue;
+            const T factor = spot.items[2] * share(spot.items[0], spot.items[1], k);
+            one.add(grad_value + c.items[k], factor);
+            if (V == 8) two.add(grad_value + c.items[k], factor);
+          }
+        }
+      }
+    }
+    const int s = begin + sum_over_group(dots, lane, plan.lanes);
+    if (active && lane % (plan.lanes / 4) == 0)
+      write_shared(&area[s * plan.stride + slot].dots, Pack<T, 4>{{dots[0][0], dots[0][1], dots[0][2], dots[0][3]}});
+  }
+  __syncthreads();
+
+  // Gradients of points and weights, by the lanes that prepared the samples.
+  void* grad_points = points_of<S>(a.grad_points, plan, block, 2 * plan.samples);
+  void* grad_weights = points_of<S>(a.grad_weights, plan, block, plan.samples);
+  const int preparing = 1 << plan.log_preparing, sample = int(threadIdx.x) & (preparing - 1);
+  const int together = 32 >> plan.log_preparing;
+  for (int slot = int(threadIdx.x) >> plan.log_preparing; (slot & -together) < block.count;
+       slot += int(blockDim.x) >> plan.log_preparing) {
+    const uint32_t at = uint32_t(slot * plan.samples);
+    const int samples = slot < block.count ? plan.samples : 0;
+    const auto sampled = [&](const Pack<T, 4>& spot, const Pack<T, 4>& d) {
+      return blend(spot.items[0], spot.items[1], d.items[0], d.items[1], d.items[2], d.items[3]);
+    };
+    T mean = 0;
+    if (a.raw) {
+      for (int s = sample; s < samples; s += preparing) {
+        const Pack<T, 4> spot = read_shared(spots + s * plan.stride + slot);
+        mean += spot.items[2] * sampled(spot, read_shared(&area[s * plan.stride + slot].dots));
+      }
+      mean = over_lanes(mean, plan.log_preparing, [](T x, T y) { return x + y; });
+    }
+    for (int s = sample; s < samples; s += preparing) {
+      const Pack<T, 4> spot = read_shared(spots + s * plan.stride + slot);
+      const Pack<T, 4> d = read_shared(&area[s * plan.stride + slot].dots);
+      const T weight = spot.items[2], here = sampled(spot, d);
+      T point[2] = {weight * slope_x(spot.items[1], d.items[0], d.items[1], d.items[2], d.items[3]),
+                    weight * slope_y(spot.items[0], d.items[0], d.items[1], d.items[2], d.items[3])};
+      if (!a.raw) {
+        const int level = int(plan.by_points.of(uint32_t(s)));
+        point[0] *= T(a.width_of[level]), point[1] *= T(a.height_of[level]);
+      }
+      const T mine[1] = {a.raw ? weight * (here - mean) : here};
+      write_points<S, 2>(grad_points, at + s, plan.lowered, point);
+      write_points<S, 1>(grad_weights, at + s, plan.lowered, mine);
+    }
   }
 }
 
-// How items are laid out over a block, and the launch.
+int log2_above(int n) {
+  int log = 0;
+  while (1 << log < n) ++log;
+  return log;
+}
+
 template <class S, int V>
 void launch_blocks(const DeformAttn& a, bool is_backward, uintptr_t stream) {
   using T = typename Compute<S>::type;
   const int vectors = a.width / V, samples = a.levels * a.points_per_level;
-  int group = 1;
-  while (group < vectors && group < 32) group *= 2;
-  const int bytes =
-      samples * int(sizeof(Entry<T>) + (is_backward ? 4 * sizeof(T) : 0)) + (is_backward ? int(sizeof(T)) : 0);
-  int items = kThreads / group;
-  if (items * bytes > kSharedBytes) items = kSharedBytes / bytes;
-  if (items < 1) throw std::runtime_error("piip: deform_attn on CUDA takes fewer levels times points");
-  const int threads = (items * group + 31) / 32 * 32;
-  const int64_t blocks = (a.batch * a.queries * a.heads + items - 1) / items;
-  if (blocks > 0x7fffffff)
-    throw std::runtime_error("piip: deform_attn on CUDA takes fewer than 2^31 blocks of queries");
+  if (a.cells * a.heads * a.width >= kNowhere || a.queries * a.heads * samples > 0x3fffffff)
+    throw std::runtime_error("piip: deform_attn on CUDA takes images of fewer than 2^32 values and 2^30 samples");
+  Plan plan{};
+  plan.total = uint32_t(a.queries * a.heads);
+  plan.samples = samples;
+  plan.padded = (samples + 3) / 4 * 4;
+  plan.lowered = a.point_dtype == a.value_dtype;
+  const int log_samples = log2_above(samples);
+  plan.log_preparing = log_samples < 2 ? 2 : log_samples > 5 ? 5 : log_samples;
+  plan.lanes = vectors < 32 ? vectors : 32;
   if (is_backward) {
-    launch("deform_attn_backward", backward<S, V>, blocks, threads, items * bytes, stream, a, items, group);
-  } else {
-    launch("deform_attn_forward", forward<S, V>, blocks, threads, items * bytes, stream, a, items, group);
+    plan.log_lanes = plan.lanes < 4 ? 2 : log2_above(plan.lanes);
+    plan.lanes = 1 << plan.log_lanes;
+  }
+  plan.vectors = !a.fixed_point_unit && a.width <= plan.lanes * V;  // one pass of the lanes is a row
+  plan.by_heads = Divisor(a.heads);
+  plan.by_lanes = Divisor(plan.lanes);
+  plan.by_points = Divisor(a.points_per_level);
+  plan.by_width = Divisor(a.width);
+  // Lanes that prepare a sample of an item, or of the next, write to other banks.
+  const auto spread = [&](int items) { return items + (((plan.log_preparing == 2 ? 2 : 1) - items) % 8 + 8) % 8; };
+  const auto bytes = [&](int items) {
+    const size_t sample = sizeof(Pack<T, 4>) + (is_backward ? sizeof(Pack<T, 4>) : sizeof(Pack<uint32_t, 4>));
+    return plan.padded * spread(items) * sample + (is_backward ? items * a.width * sizeof(T) : 0);
+  };
+  plan.items = kThreads / plan.lanes;
+  while (plan.items > 1 && bytes(plan.items) > kSharedBytes) --plan.items;
+  plan.stride = spread(plan.items);
+  if (bytes(plan.items) > kSharedBytes)
+    throw std::runtime_error("piip: deform_attn on CUDA takes fewer levels times points, or narrower heads");
+  const int threads = (plan.items * plan.lanes + 31) / 32 * 32;
+  dim3 grid((plan.total + plan.items - 1) / plan.items);
+  for (int64_t image = 0; image < a.batch; image += kMostImages) {
+    plan.first_image = int(image);
+    grid.y = unsigned(a.batch - image < kMostImages ? a.batch - image : kMostImages);
+    const int shared_bytes = int(bytes(plan.items));
+    if (is_backward) {
+      launch("deform_attn_backward", backward<S, V>, grid, threads, shared_bytes, stream, a, plan);
+    } else if (samples == 4 && a.levels == 1 && V > 1) {
+      launch("deform_attn_forward", forward<S, V, 4>, grid, threads, shared_bytes, stream, a, plan);
+    } else {
+      launch("deform_attn_forward", forward<S, V, 0>, grid, threads, shared_bytes, stream, a, plan);
+    }
   }
 }
 
@@ -286,7 +389,9 @@ void launch_vectors(const DeformAttn& a, bool is_backward, uintptr_t stream) {
 }
 
 void run(const DeformAttn& a, bool is_backward, int device, uintptr_t stream) {
-  if (a.cells > 0x7fffffff) throw std::runtime_error("piip: deform_attn takes maps of fewer than 2^31 cells");
+  const uintptr_t pairs = reinterpret_cast<uintptr_t>(a.points) | reinterpret_cast<uintptr_t>(a.reference);
+  if (pairs % 16)
+    throw std::runtime_error("piip: deform_attn on CUDA takes points and references at multiples of 16 bytes");
   const DeviceGuard guard(device);
   switch (a.value_dtype) {
     case Dtype::f16: return launch_vectors<Half>(a, is_backward, stream);

@@ -19,6 +19,7 @@ import piip
 from piip.config import config_dir, shipped_configs
 from piip.errors import ConfigError
 from piip.ops import deform_attn, pyramid_resize, reference
+from piip.ops._extension import cuda_problem
 
 Status = Literal["info", "ok", "note", "problem"]
 
@@ -83,6 +84,11 @@ def _devices(extension: ModuleType | None) -> Iterator[Finding]:
         yield Finding("extension", "CUDA kernels", value, "note")
     else:
         yield Finding("extension", "CUDA kernels", built)
+        for index in range(torch.cuda.device_count()):
+            problem = cuda_problem(index)
+            if problem is not None:
+                value = f"cannot run, so the ops run on their PyTorch definition there: {problem}"
+                yield Finding("extension", f"kernels on GPU {index}", value, "note")
     yield Finding("machine", "CPU", f"{cores} cores, {torch.get_num_threads()} threads in use")
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         device = torch.cuda.get_device_properties(index)

@@ -1,10 +1,11 @@
 """Errors a user can cause. The command line prints their text and exits with `exit_code`, without a traceback.
 
-Beside them, what keeps the lists in their messages short.
+Beside them, what keeps the lists in their messages short, and names from files harmless on a terminal.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -54,4 +55,17 @@ class NonFiniteLoss(PiipError):
 
 def first_few(names: Sequence[str], most: int = 5) -> str:
     """The first names of a list for a message, and dots where there are more."""
-    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
+    return ", ".join([*map(visible, names[:most]), *(["..."] if len(names) > most else [])])
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """The text for a terminal or a log, with what does not show escaped as in a Python string: control characters, line
+    breaks, marks that turn the writing direction, bytes that are no text. keep: characters that stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if _shows(char) or char in keep else ascii(char)[1:-1] for char in text)
+
+
+def _shows(char: str) -> bool:
+    return char.isprintable() or unicodedata.category(char) == "Zs"

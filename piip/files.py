@@ -11,6 +11,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,8 @@ _SUFFIX = ".piip-tmp"
 _KEPT = 40
 
 _swept: set[Path] = set()
+
+_UNSEEN = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @contextmanager
@@ -104,8 +107,12 @@ def free_space(path: Path) -> str:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Strict JSON: NaN and infinities, which it cannot hold, become null."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    """Strict JSON: NaN and infinities, which it cannot hold, become null.
+
+    Characters that command a terminal, turn the writing direction or are no text at all are escaped.
+    """
+    text = json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def sync(path: Path) -> None:

@@ -36,7 +36,7 @@ from piip.necks import FPN, ChannelMapper, GivenPyramid, SimplePyramid
 from piip.ops import pyramid_resize
 
 if TYPE_CHECKING:
-    from piip.data.loader import Batch
+    from piip.data import Batch
 
 
 class Model(nn.Module):
@@ -62,7 +62,7 @@ class Model(nn.Module):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar losses by name; the training loss is their sum."""
-        features = self.features(batch.images)
+        features = self.features(batch.images, batch.image_sizes)
         with self._head_precision(batch.images.device):
             return self.head.loss(features, batch.image_sizes, batch.targets)
 
@@ -89,8 +89,12 @@ class Model(nn.Module):
 
     @torch.inference_mode()
     def infer_batch(self, batch: Batch) -> Any:
-        """Results of a batch in each image's original pixels, one an image."""
-        return self._restored(batch.images, batch.image_sizes, batch.original_sizes)
+        """Results of a batch in each image's original pixels, one per image, as metrics take them.
+
+        They are those of `predict`, but masks are compressed run lengths, `rles`.
+        """
+        outputs = self._view(batch.images, batch.image_sizes)
+        return self.head.restore_encoded(outputs, batch.image_sizes, batch.original_sizes)
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Tensor | str | PathLike[str]]) -> Any:
@@ -99,7 +103,7 @@ class Model(nn.Module):
         images: uint8 (3, H, W) RGB tensors or paths. They are resized, normalised and padded as in validation.
         Raises DataError for a file that cannot be read, ConfigError if the model was built without transforms.
         """
-        from piip.data.loader import prepare, read_image
+        from piip.data import prepare, read_image
 
         if self.transforms is None:
             raise ConfigError("this model has no transforms; build it with piip.create_model, or set model.transforms")
@@ -107,12 +111,7 @@ class Model(nn.Module):
         batch, image_sizes = prepare(pixels, self.transforms)
         device = next(self.parameters()).device
         original_sizes = [(image.shape[1], image.shape[2]) for image in pixels]
-        return self._restored(batch.to(device), image_sizes, original_sizes)
-
-    def _restored(
-        self, images: Tensor, image_sizes: Sequence[tuple[int, int]], original_sizes: Sequence[tuple[int, int]]
-    ) -> Any:
-        return self.head.restore(self._view(images, image_sizes), list(image_sizes), list(original_sizes))
+        return self.head.restore(self._view(batch.to(device), image_sizes), image_sizes, original_sizes)
 
     def _view(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Any:
         if images.dtype == torch.uint8 and self.head.several_views:
@@ -259,7 +258,10 @@ def _pyramid(groups: list[list[FeatureSpec]], config: BackboneConfig) -> SimpleP
         norm: Literal["group", "layer"] = "layer" if len(config.branches) == 1 else "group"
         return SimplePyramid(specs=merged, norm=norm, finest=config.finest_level)
     if strides != [strides[0] * 2**level for level in range(len(strides))]:
-        raise ConfigError(f"model.backbone.outputs: the finest branch has strides {strides} there; they must double")
+        raise ConfigError(
+            f"model.backbone.outputs: the finest branch has strides {strides} there; they must double: name other "
+            "interactions, or set model.backbone.outputs=[] to scale all levels from one map"
+        )
     return GivenPyramid(specs=merged)
 
 

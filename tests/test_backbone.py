@@ -11,7 +11,7 @@ from torch import nn
 
 from piip.backbone import PIIP
 from piip.branches import ConvNeXt
-from piip.branches.vit import Attention, ViT, resize_pos_embed
+from piip.branches.vit import Attention, ViT, expand_offsets, resize_pos_embed
 from piip.config import BackboneConfig, InteractionConfig
 from piip.errors import ConfigError
 from piip.model import build_backbone, group_ends
@@ -160,7 +160,7 @@ def test_interaction_without_projection_norm_or_ffn_has_no_such_parameters() -> 
 def test_interaction_defaults_are_the_released_ones() -> None:
     assert InteractionConfig().model_dump() == {
         "attention": "deformable", "num_heads": 16, "points": 4, "value_ratio": 0.5, "ffn_ratio": 0.25,
-        "projection": True, "norm": "layer", "drop_path": 0.4,
+        "projection": True, "norm": "layer", "drop_path": 0.4, "mixed_precision": True,
     }  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def test_a_relative_position_bias_depends_on_the_offset_alone() -> None:
     assert attention.qkv.bias is None
     bias_of = attention.position_bias
     nn.init.normal_(bias_of.table)
-    bias = bias_of().view(2, 3, 3, 3, 3)
+    bias = bias_of(torch.float32).view(2, 3, 3, 3, 3)
     seen = {}
     for y in range(3):
         for x in range(3):
@@ -200,6 +200,58 @@ def test_a_relative_position_bias_depends_on_the_offset_alone() -> None:
     assert len({tuple(values[0].tolist()) for values in seen.values()}) == 25
     assert torch.equal(bias_of.table[0], seen[(-2, -2)][0])
     assert not [name for name in attention.state_dict() if "index" in name]
+
+
+def test_a_position_bias_and_its_gradient_are_those_of_an_index_into_the_table() -> None:
+    size, heads = 4, 3
+    cell = torch.arange(size)
+    offset = cell[:, None] - cell[None, :] + size - 1
+    index = (offset[:, None, :, None] * (2 * size - 1) + offset[None, :, None, :]).view(size**2, size**2)
+    table = torch.randn((2 * size - 1) ** 2, heads, dtype=torch.float64, requires_grad=True)
+    expected, found = table[index].permute(2, 0, 1), expand_offsets(table, size, torch.float64)
+    assert found.equal(expected)
+    assert found.is_contiguous()
+    weight = torch.randn_like(found)
+    torch.testing.assert_close(torch.autograd.grad(found, table, weight), torch.autograd.grad(expected, table, weight))
+    assert expand_offsets(table.float(), size, torch.bfloat16).equal(expected.float().bfloat16())
+
+
+def test_a_residual_added_in_one_operator_has_the_value_and_gradients_of_two() -> None:
+    torch.manual_seed(0)
+    branch = ViT(embed_dim=16, depth=1, num_heads=2, pretrain_size=32, layer_scale=0.5)
+    (block,) = branch.blocks
+    for scale in (block.ls1, block.ls2):
+        nn.init.normal_(scale.gamma)
+    x = torch.randn(2, 3, 5, 16, requires_grad=True)
+    middle = x + block.ls1(block.attn(block.norm1(x)))
+    expected = middle + block.ls2(block.mlp(block.norm2(middle)))
+    inputs = [x, *block.parameters()]
+    for found in (block(x), block.train()(x)):
+        torch.testing.assert_close(found, expected)
+        for a, b in zip(
+            torch.autograd.grad(found.square().sum(), inputs),
+            torch.autograd.grad(expected.square().sum(), inputs, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_drop_path_drops_whole_residuals_of_an_image() -> None:
+    torch.manual_seed(0)
+    (block,) = ViT(embed_dim=16, depth=1, num_heads=2, pretrain_size=32, drop_path=0.5).blocks
+    x = torch.randn(64, 2, 2, 16)
+    full = block.attn(block.norm1(x))
+    block.mlp = nn.Identity()
+    block.ls2 = nn.Identity()
+    block.norm2 = nn.Identity()
+    nn.init.ones_(block.ls1.gamma)
+    drops = 0
+    for image, out, added in zip(x, block.train()(x), full, strict=True):
+        # The second residual is the identity: dropped, or doubled by 1 / 0.5.
+        sums = [image, image + 2 * added]
+        assert any(torch.allclose(out, factor * part, atol=1e-5) for part in sums for factor in (1, 3))
+        drops += any(torch.allclose(out, factor * image, atol=1e-5) for factor in (1, 3))
+    assert 10 < drops < 54
 
 
 def test_uni_perceivers_embedding_adds_a_frames_vector_and_is_normalised() -> None:

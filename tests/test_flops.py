@@ -198,7 +198,7 @@ def test_letters_may_be_of_either_case_and_default_to_the_released_resolutions()
         ("tb", None, "no row of branches 'tb' was released; give 2 with --resolutions"),
         ("tsb", (1568, 1120), "3 branches need as many resolutions, got 1568/1120"),
         ("tsb", (672, 1120, 1568), "finest resolution first, got 672/1120/1568"),
-        ("ts", (64, -64), "greater than 0"),
+        ("ts", (64, -64), "branches 'ts': resolutions.1: give a number greater than 0 (got -64)"),
     ],
 )
 def test_branches_that_cannot_be_are_refused_in_plain_words(letters, resolutions, words):

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as mask_utils
 from torch import Tensor
 
 import piip
 from piip.config import load_config
-from piip.data.loader import Batch
-from piip.data.transforms import normalise_and_pad, prepare
+from piip.data import Batch
+from piip.data.transforms import normalise_and_pad, pad, prepare
 from piip.engine.weights import write_weights
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.model import Model, build_model
@@ -77,6 +78,18 @@ def test_predict_prepares_infers_and_scales_back(nano: Model, tmp_path: Path) ->
     torch.testing.assert_close(from_tensor["scores"], in_batch["scores"])
 
 
+def test_a_batch_of_an_evaluation_is_found_as_predicted_with_masks_as_run_lengths(nano: Model) -> None:
+    images = [picture(200, 300), picture(90, 70)]
+    pixels, sizes = prepare(images, nano.transforms)
+    originals = [(200, 300), (90, 70)]
+    for predicted, found in zip(nano.predict(images), nano.infer_batch(Batch(pixels, sizes, originals, [1, 2], []))):
+        assert len(found["rles"]) > 0
+        assert found.keys() == predicted.keys() - {"masks"} | {"rles"}
+        assert all(torch.equal(found[name], predicted[name]) for name in ("boxes", "scores", "labels"))
+        decoded = torch.from_numpy(mask_utils.decode(found["rles"]))
+        assert torch.equal(decoded.permute(2, 0, 1).bool(), predicted["masks"])
+
+
 def test_an_image_is_found_alike_alone_and_in_a_batch(nano: Model) -> None:
     images = torch.randn(2, 3, 128, 128)
     sizes = [(128, 128), (128, 128)]
@@ -124,6 +137,30 @@ def test_training_loss_is_the_sum_of_finite_scalars(nano: Model) -> None:
         losses = nano.loss(Batch(torch.randn(2, 3, 128, 128), [(128, 128)] * 2, [(128, 128)] * 2, [1, 2], targets))
         assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in losses.values())
         assert sum(losses.values()).requires_grad
+
+
+def test_padded_pixels_train_as_normalised_images_do(nano: Model) -> None:
+    sizes = [(128, 96), (100, 128)]
+    valid = [picture(*size) for size in sizes]
+    targets = [
+        {
+            "boxes": torch.tensor([[20.0, 30.0, 90.0, 80.0]]),
+            "labels": torch.tensor([2]),
+            "masks": (torch.arange(width) < 60).expand(1, height, width).byte(),
+        }
+        for height, width in sizes
+    ]
+    found = []
+    for images in (pad(valid, 128), normalise_and_pad(valid, nano.config.mean, nano.config.std, 128)):
+        torch.manual_seed(0)
+        nano.zero_grad()
+        losses = nano.loss(Batch(images, sizes, sizes, [1, 2], targets))
+        torch.stack(list(losses.values())).sum().backward()
+        gradient = next(nano.backbone.parameters()).grad
+        assert gradient is not None
+        found.append([*losses.values(), gradient.clone()])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    nano.zero_grad()
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
+from piip.by_size import BySize
 from piip.ops import MSDeformAttn
+from piip.precision import full_precision
 
 
 class ConvFFN(nn.Module):
@@ -51,27 +53,42 @@ class DenseCrossAttention(nn.Module):
 
 
 class DeformableCrossAttention(nn.Module):
-    """Deformable attention (Zhu et al., 2021) from a branch's cells to a few points around them in the other's map."""
+    """Deformable attention (Zhu et al., 2021) from a branch's cells to a few points around them in the other's map.
 
-    def __init__(self, *, dim: int, source_dim: int, num_heads: int, points: int, value_ratio: float) -> None:
+    mixed_precision: false keeps its linear layers in float32 under autocast, as released.
+    """
+
+    def __init__(
+        self, *, dim: int, source_dim: int, num_heads: int, points: int, value_ratio: float, mixed_precision: bool
+    ) -> None:
         super().__init__()
+        self.mixed_precision = mixed_precision
         self.deform = MSDeformAttn(
             d_model=dim, n_levels=1, n_heads=num_heads, n_points=points, ratio=value_ratio, d_feat=source_dim
         )
 
     def forward(self, query: Tensor, source: Tensor) -> Tensor:
         """query (B, H, W, C), source (B, H', W', C') -> (B, H, W, C)."""
-        reference = cell_centres(query.shape[1], query.shape[2], query.device)
+        if self.mixed_precision:
+            return self._attend(query, source)
+        with full_precision(query):
+            return self._attend(query.float(), source.float())
+
+    def _attend(self, query: Tensor, source: Tensor) -> Tensor:
+        reference = cell_centres(query, query.shape[1], query.shape[2])
         shapes = [(source.shape[1], source.shape[2])]
         return self.deform(query.flatten(1, 2), reference, source.flatten(1, 2), shapes).view(query.shape)
 
 
-def cell_centres(height: int, width: int, device: torch.device) -> Tensor:
+def _cell_centres(like: Tensor, height: int, width: int) -> Tensor:
     """Centres of the cells of a map, as (1, H * W, 1, 2) normalised (x, y) in [0, 1], float32."""
-    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
-    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
+    y = (torch.arange(height, dtype=torch.float32, device=like.device) + 0.5) / height
+    x = (torch.arange(width, dtype=torch.float32, device=like.device) + 0.5) / width
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
     return torch.stack((grid_x, grid_y), dim=-1).view(1, -1, 1, 2)
+
+
+cell_centres = BySize(_cell_centres, limit=256)
 
 
 class CrossBranchAttention(nn.Module):
@@ -94,6 +111,7 @@ class CrossBranchAttention(nn.Module):
         projection: bool,
         norm: str,
         drop_path: float,
+        mixed_precision: bool,
     ) -> None:
         super().__init__()
         make_norm = partial(nn.LayerNorm, eps=1e-6) if norm == "layer" else nn.Identity
@@ -104,7 +122,12 @@ class CrossBranchAttention(nn.Module):
         self.attn: nn.Module
         if attention == "deformable":
             self.attn = DeformableCrossAttention(
-                dim=dim, source_dim=source_dim, num_heads=num_heads, points=points, value_ratio=value_ratio
+                dim=dim,
+                source_dim=source_dim,
+                num_heads=num_heads,
+                points=points,
+                value_ratio=value_ratio,
+                mixed_precision=mixed_precision,
             )
         else:
             self.attn = DenseCrossAttention(dim=dim, source_dim=source_dim, num_heads=num_heads)
@@ -120,9 +143,9 @@ class CrossBranchAttention(nn.Module):
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
         """x (B, H, W, C), the neighbour's map (B, H', W', C') -> (B, H, W, C)."""
         source = self.source_norm(self.proj(source))
-        x = x + self.gamma * self.attn(self.query_norm(x), source)
+        x = torch.addcmul(x, self.gamma, self.attn(self.query_norm(x), source))
         if self.ffn is not None:
-            x = x + self.ffn_gamma * self.drop_path(self.ffn(self.ffn_norm(x)))
+            x = torch.addcmul(x, self.ffn_gamma, self.drop_path(self.ffn(self.ffn_norm(x))))
         return x
 
 

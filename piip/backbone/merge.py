@@ -33,7 +33,7 @@ class Merge(nn.Module):
         size = maps[0].shape[1:3]
         terms = []
         for x, projection, weight in zip(maps, self.projections, self.weights, strict=True):
-            x = projection(x.permute(0, 3, 1, 2))
+            x = projection(channels_first(x))
             if x.shape[2:] != size:
                 x = F.interpolate(x.float(), size=size, mode="bilinear", align_corners=False).to(x.dtype)
             terms.append(x * weight)
@@ -46,7 +46,12 @@ class OnlyBranch(nn.Module):
     def forward(self, maps: list[Tensor]) -> Tensor:
         """One map (B, H, W, C) -> (B, C, H, W)."""
         (x,) = maps
-        return x.permute(0, 3, 1, 2)
+        return channels_first(x)
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, C, H, W), contiguous: on GPUs group norm would copy any other layout."""
+    return x.permute(0, 3, 1, 2).contiguous()
 
 
 def _projection(in_channels: list[int], out_channels: int) -> nn.Sequential:

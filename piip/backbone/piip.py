@@ -26,6 +26,8 @@ class PIIP(nn.Module):
     pyramid: the merged maps, in the order they were taken -> a list of maps, finest first, described by its `specs`.
     """
 
+    mixed_precision = True  # as in `Head`
+
     def __init__(
         self,
         *,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from piip.branches.base import Branch, Tokens
+from piip.by_size import BySize
 from piip.features import FeatureSpec
 
 MakeNorm = Callable[[int], nn.Module]
@@ -56,53 +57,77 @@ class Attention(nn.Module):
         if not self.window_size:
             return self.proj(self._attend(x))
         height, width = x.shape[1:3]
-        # The padding enters before qkv, so padded tokens carry the qkv bias and take part in the softmax, unmasked:
-        # that is what the released checkpoints were trained with.
-        x = F.pad(x, (0, 0, 0, -width % self.window_size, 0, -height % self.window_size))
-        x = merge_windows(self._attend(split_windows(x, self.window_size)), x.shape)
+        right, bottom = -width % self.window_size, -height % self.window_size
+        if right or bottom:
+            # The padding enters before qkv, so padded tokens carry the qkv bias and take part in the softmax, unmasked:
+            # that is what the released checkpoints were trained with.
+            x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        windows = split_windows(x, self.window_size, dtype=self.qkv.weight.dtype)
+        x = merge_windows(self._attend(windows), x.shape)
         return self.proj(x[:, :height, :width])
+
+    def fold(self) -> None:
+        """Gives qkv the bias that it is called with, as a constant; for inference."""
+        self.qkv.bias = nn.Parameter(bias) if (bias := self._qkv_bias()) is not None else self.qkv.bias
+        self.q_bias = self.v_bias = None
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
         qkv = self._qkv(x).view(batch, height * width, 3, dim)
         q, k, v = qkv.unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, v))  # each (B, M, L, D)
-        bias = self.position_bias().to(q.dtype) if self.position_bias is not None else None
+        bias = self.position_bias(v.dtype) if self.position_bias is not None else None
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return x.transpose(1, 2).reshape(batch, height, width, dim)
 
     def _qkv(self, x: Tensor) -> Tensor:
+        bias = self._qkv_bias()
+        return self.qkv(x) if bias is None else F.linear(x, self.qkv.weight, bias)
+
+    def _qkv_bias(self) -> Tensor | None:
+        """What the biases of queries and values make together, if there are two."""
         if self.q_bias is None or self.v_bias is None:
-            return self.qkv(x)
-        return F.linear(x, self.qkv.weight, torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias)))
+            return None
+        return torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
 
 
 class WindowPositionBias(nn.Module):
     """A bias per head for every offset between two tokens of a window (Liu et al., 2021, "Swin"; BEiT without cls)."""
 
-    index: Tensor
-
     def __init__(self, *, size: int, num_heads: int) -> None:
         super().__init__()
+        self.size = size
         self.table = nn.Parameter(torch.zeros((2 * size - 1) ** 2, num_heads))
-        cell = torch.arange(size)
-        offset = cell[:, None] - cell[None, :] + size - 1  # 0 .. 2 * size - 2
-        rows, columns = offset[:, None, :, None], offset[None, :, None, :]
-        index = (rows * (2 * size - 1) + columns).view(size * size, size * size)
-        self.register_buffer("index", index, persistent=False)
+        self._expand: Callable[..., Tensor] = expand_offsets
 
-    def forward(self) -> Tensor:
-        """(M, L, L) for the L = size * size tokens of a window."""
-        return self.table[self.index].permute(2, 0, 1)
+    def forward(self, dtype: torch.dtype) -> Tensor:
+        """(M, L, L) in a dtype, for the L = size * size tokens of a window."""
+        return self._expand(self.table, self.size, dtype)
+
+    def fold(self) -> None:
+        """Expands the table once; for inference."""
+        self._expand = BySize(expand_offsets, limit=1)
 
 
-def split_windows(x: Tensor, size: int) -> Tensor:
-    """(B, H, W, C) -> (B * H/size * W/size, size, size, C); H and W are multiples of size."""
+def expand_offsets(table: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """A value for each offset (dy, dx), in the rows of a table ((2 * size - 1)^2, M) -> for each pair of tokens.
+
+    Returns (M, L, L) in a dtype, L = size * size. The offset from token (v, u) to (y, x) is (y - v, x - u), and its row
+    counts from (1 - size, 1 - size): with v and u counted backwards, a sliding window of the table. Its gradient is
+    then a sum in a fixed order, where that of an index would be sorted first.
+    """
+    offsets = 2 * size - 1
+    pairs = table.to(dtype).T.reshape(-1, offsets, offsets).unfold(1, size, 1).unfold(2, size, 1)  # (M, y, x, v, u)
+    return pairs.flip(3, 4).reshape(-1, size * size, size * size)
+
+
+def split_windows(x: Tensor, size: int, *, dtype: torch.dtype) -> Tensor:
+    """(B, H, W, C) -> (B * H/size * W/size, size, size, C) in a dtype; H and W are multiples of size."""
     batch, height, width, dim = x.shape
-    x = x.view(batch, height // size, size, width // size, size, dim)
-    return x.transpose(2, 3).reshape(-1, size, size, dim)
+    x = x.view(batch, height // size, size, width // size, size, dim).transpose(2, 3)
+    return x.to(dtype, memory_format=torch.contiguous_format).reshape(-1, size, size, dim)  # one copy does both
 
 
 def merge_windows(windows: Tensor, shape: torch.Size) -> Tensor:
@@ -146,8 +171,15 @@ class Block(nn.Module):
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        x = self._add(x, self.ls1, self.attn(self.norm1(x)))
+        return self._add(x, self.ls2, self.mlp(self.norm2(x)))
+
+    def _add(self, x: Tensor, scale: nn.Module, y: Tensor) -> Tensor:
+        """x + drop_path(scale(y)), in one operator where there is nothing to drop."""
+        drops = self.training and self.drop_path.drop_prob
+        if drops or not isinstance(scale, LayerScale):
+            return x + self.drop_path(scale(y))
+        return torch.addcmul(x, scale.gamma, y)
 
 
 class PatchEmbed(nn.Module):
@@ -158,8 +190,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H/patch_size, W/patch_size, C)."""
-        return self.proj(images).permute(0, 2, 3, 1)
+        """(B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), contiguous: else every norm would copy it."""
+        return self.proj(images).permute(0, 2, 3, 1).contiguous()
 
 
 class ViT(Branch):
@@ -201,6 +233,7 @@ class ViT(Branch):
         self.pos_embed = nn.Parameter(torch.zeros(1, self.pretrain_grid**2, embed_dim)) if absolute else None
         self.frame_embed = nn.Parameter(torch.zeros(1, 1, embed_dim)) if frame_embed else None
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self._resize_pos_embed: Callable[..., Tensor] = resize_pos_embed
         self.embed_norm = make_norm(embed_dim) if embed_norm else nn.Identity()
         linear = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
         rates = linear if drop_path_schedule == "linear" else [drop_path] * depth
@@ -245,7 +278,7 @@ class ViT(Branch):
         """Images (B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), position embedding added."""
         x = self.patch_embed(images)
         if self.pos_embed is not None:
-            x = x + resize_pos_embed(self.pos_embed, self.pretrain_grid, (x.shape[1], x.shape[2])).to(x.dtype)
+            x = x + self._resize_pos_embed(self.pos_embed, self.pretrain_grid, (x.shape[1], x.shape[2]), x.dtype)
         if self.frame_embed is not None:
             x = x + self.frame_embed.to(x.dtype)
         x = self.embed_norm(x)
@@ -261,16 +294,19 @@ class ViT(Branch):
             y = block(y)
         return Tokens(y) if x.class_token is None else Tokens(y[:, 0, 1:].view(x.map.shape), y[:, 0, 0])
 
+    def fold(self) -> None:
+        """Keeps the position embedding at the latest sizes; for inference."""
+        self._resize_pos_embed = BySize(resize_pos_embed, limit=8)
+
     def layer_of(self, parameter: str) -> int | None:
         """0 for the patch and position embeddings, i + 1 for block i."""
         parts = parameter.split(".")
         return int(parts[1]) + 1 if parts[0] == "blocks" else 0
 
 
-def resize_pos_embed(pos_embed: Tensor, grid: int, size: tuple[int, int]) -> Tensor:
-    """Bicubic resize in float32 of a learned (1, grid * grid, C) position embedding to (1, H, W, C)."""
+def resize_pos_embed(pos_embed: Tensor, grid: int, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Bicubic resize in float32 of a learned (1, grid * grid, C) position embedding to (1, H, W, C) in a dtype."""
     x = pos_embed.float().view(1, grid, grid, -1)
-    if size == (grid, grid):
-        return x
-    x = F.interpolate(x.permute(0, 3, 1, 2), size=size, mode="bicubic", align_corners=False)
-    return x.permute(0, 2, 3, 1)
+    if size != (grid, grid):
+        x = F.interpolate(x.permute(0, 3, 1, 2), size=size, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+    return x.to(dtype)

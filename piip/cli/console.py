@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from piip.errors import visible
 from piip.files import to_json
 
 # Piped output has no width of its own; cutting columns to 80 characters there would lose numbers.
@@ -51,7 +52,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, align: str =
 def facts(pairs: Sequence[tuple[str, Any]]) -> str:
     """Names and values side by side, a line each; long paths stay in one piece, to be copied."""
     width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"{name:{width}}  {value}" for name, value in pairs)
+    return "\n".join(f"{name:{width}}  {visible(str(value))}" for name, value in pairs)
 
 
 def bar(share: float, width: int = 20) -> str:
@@ -64,4 +65,4 @@ def bar(share: float, width: int = 20) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else visible(str(value))

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from piip.errors import PiipError
+from piip.errors import PiipError, visible
 from piip.signals import INTERRUPTED, begin
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
@@ -62,4 +62,4 @@ def describe(error: Exception) -> str:
 
 
 def _say(message: str) -> None:
-    typer.echo(message, err=True)
+    typer.echo(visible(message, keep="\n"), err=True)

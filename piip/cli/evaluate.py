@@ -16,7 +16,12 @@ def evaluate(
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="Also write metrics.json and, if there are any, pictures here."),
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            file_okay=False,
+            help="Also write metrics.json and, if there are any, pictures here.",
+        ),
     ] = None,
     device: Device = None,
     backend: Annotated[
@@ -30,7 +35,9 @@ def evaluate(
     from piip.config import load_config
 
     settings = load_config(config, overrides or ())
+    # Before torch is imported, which takes seconds.
     require(weights)
+    settings.data.val.check_files("data.val")
     from piip.engine.evaluate import run_evaluation
 
     found = run_evaluation(settings, weights=weights, output=output, device=device, backend=backend)

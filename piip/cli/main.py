@@ -10,6 +10,7 @@ import typer
 from piip import __version__
 from piip.cli import convert, convert_config, doctor, evaluate, flops, models, predict, train
 from piip.cli.errors import Debug, command
+from piip.cli.options import OverridesCommand
 
 # OpenMP reads this when torch is loaded. Its threads then sleep while they wait for one another; when they spin and the
 # machine has other work too, a training step on a CPU takes up to twenty times as long.
@@ -42,7 +43,7 @@ def _options(
 
 
 app.command("train", cls=train.TrainCommand)(command(train.train))
-app.command("eval")(command(evaluate.evaluate))
+app.command("eval", cls=OverridesCommand)(command(evaluate.evaluate))
 app.command("predict")(command(predict.predict))
 app.command("flops")(command(flops.flops))
 app.command("convert-ckpt")(command(convert.convert))

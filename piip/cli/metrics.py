@@ -50,5 +50,5 @@ def _rank(value: float | None) -> float:
 
 
 def figure(value: float | None) -> str:
-    """Four digits; '-' for what could not be measured (None, NaN or COCO's -1)."""
+    """Four digits; '-' for what could not be measured (None, NaN or the -1 in older records of COCO's figures)."""
     return f"{value:.4f}" if value is not None and value >= 0 else "-"

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from piip.errors import MissingFile
+
+
+class OverridesCommand(TyperCommand):
+    """A command that takes KEY=VALUE, and says so to those who give settings as options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuses options that there are not."""
+        known = {name for option in self.get_params(ctx) for name in option.opts}
+        for word in args:
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in known:
+                raise typer.BadParameter(
+                    f"no option {name}; settings are given without dashes, as in optim.lr=0.1", ctx
+                )
+        return super().parse_args(ctx, args)
+
 
 ConfigName = Annotated[
     str,

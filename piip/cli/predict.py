@@ -17,7 +17,10 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")],
     weights: Weights,
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Where overlays and predictions.json are written.")
+        Path,
+        typer.Option(
+            "--output", metavar="DIR", file_okay=False, help="Where overlays and predictions.json are written."
+        ),
     ],
     score_threshold: Annotated[
         float, typer.Option("--score-threshold", min=0.0, max=1.0, help="Detections with a lower score are left out.")

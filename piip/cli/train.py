@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from piip.cli.options import ConfigName, Device, Overrides
+from piip.cli.options import ConfigName, Device, Overrides, OverridesCommand
 
 
-class TrainCommand(TyperCommand):
+class TrainCommand(OverridesCommand):
     """Lets `--resume` stand alone for `--resume auto`, also before another argument."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -32,7 +31,7 @@ def _names_a_checkpoint(word: str | None) -> bool:
 
     if word is None or word.startswith("-") or word.endswith((".yaml", ".yml")):
         return False
-    if "=" in word:
+    if "=" in word or Path(word).is_dir():  # a run is a config too, but behind --resume it is its value
         return Path(word).exists()
     try:
         find_config(word)
@@ -45,7 +44,8 @@ def train(
     config: ConfigName,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Run directory; runs/NAME by default.")
+        Path | None,
+        typer.Option("--output", metavar="DIR", file_okay=False, help="Run directory; runs/NAME by default."),
     ] = None,
     resume: Annotated[
         str | None,
@@ -59,6 +59,9 @@ def train(
     settings = load_config(config, overrides or ())
     output = output or Path("runs") / settings.name
     _keep_source(config, output / "config.yaml")
+    # Before torch is imported, which takes seconds.
+    settings.data.train.check_files("data.train")
+    settings.data.val.check_files("data.val")
     from piip.engine.train import train as run_training
 
     metrics = run_training(settings, output=output, device=device, resume=resume)

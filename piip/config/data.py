@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,9 +10,22 @@ from pydantic import Field
 
 from piip.config.base import Strict
 from piip.config.transforms import TransformConfig
+from piip.errors import DataError
 
 
-class CocoData(Strict):
+class DatasetFiles(Strict):
+    """Base of every data set's config."""
+
+    def check_files(self, key: str) -> None:
+        """Raises DataError for a file or folder that is not there. key: of this data set, for the message."""
+        for name in type(self).model_fields:
+            path = getattr(self, name)
+            if isinstance(path, Path) and not os.path.exists(path):
+                beside = "" if path.is_absolute() else f" (relative to the current directory {Path.cwd()})"
+                raise DataError(f"{key}.{name}: there is no {path}{beside}")
+
+
+class CocoData(DatasetFiles):
     """Images and instance annotations in COCO format."""
 
     type: Literal["coco"] = "coco"
@@ -25,7 +39,7 @@ class CocoData(Strict):
     masks: bool = Field(True, description="false reads boxes only, which is all that DINO learns")
 
 
-class LabelMapData(Strict):
+class LabelMapData(DatasetFiles):
     """Images and, in PNG files of the same stem, the label of every pixel."""
 
     type: Literal["label_maps"] = "label_maps"
@@ -40,7 +54,7 @@ class LabelMapData(Strict):
     max_image_pixels: int = Field(100_000_000, gt=0, description="larger images are refused from their header")
 
 
-class ImageFolderData(Strict):
+class ImageFolderData(DatasetFiles):
     """Images in one folder per class, named like it: the layout of ImageNet."""
 
     type: Literal["image_folder"] = "image_folder"
@@ -53,7 +67,7 @@ class ImageFolderData(Strict):
     max_image_pixels: int = Field(100_000_000, gt=0, description="larger images are refused from their header")
 
 
-class ShapesData(Strict):
+class ShapesData(DatasetFiles):
     """The generated set of overlapping shapes, written once below `root` as JPEG files with what is on them.
 
     form: instances in COCO format, label maps as PNGs, or crops of single objects in a folder a class.
@@ -66,6 +80,9 @@ class ShapesData(Strict):
     images: int = Field(gt=0)
     size: int = Field(256, ge=64, description="side of the square images in pixels")
     seed: int = 0
+
+    def check_files(self, key: str) -> None:
+        """Nothing has to be there: what is missing is drawn."""
 
 
 DatasetConfig = Annotated[CocoData | LabelMapData | ImageFolderData | ShapesData, Field(discriminator="type")]

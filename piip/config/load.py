@@ -1,29 +1,32 @@
-"""Reading configs: names and paths, inheritance, overrides, and errors that say where the mistake is."""
+"""Reading configs: names and paths, inheritance, overrides."""
 
 from __future__ import annotations
 
-import json
+import logging
+import os
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from piip.config.base import Strict, nearest
+from piip.config.base import nearest
+from piip.config.draft import Draft
+from piip.config.mistakes import explain
+from piip.config.reading import read_yaml
 from piip.config.training import Config
-from piip.errors import ConfigError
+from piip.errors import ConfigError, first_few
+
+_log = logging.getLogger(__name__)
 
 # In an installed wheel the configs lie inside the package; in a checkout they lie beside it.
 _PACKAGE = Path(__file__).parents[1]
-# Names and published figures belong to one experiment and are not inherited.
-_OWN_KEYS = ("name", "official", "published", "alternative")
-
-# Kinds of mistakes whose message needs no copy of what was given.
-_SAY_WHAT_WAS_GIVEN = ("missing", "unknown_key", "value_error", "union_tag_invalid", "union_tag_not_found")
-
 _CONFIG_DIRS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+# Bases that a config may have in all, those of its bases included.
+_MOST_BASES = 100
 
 
 def config_dir() -> Path:
@@ -49,39 +52,55 @@ def shipped_configs() -> dict[str, Path]:
 
 @cache
 def _official_aliases() -> dict[str, str]:
-    raw = {name: _read_yaml(path) for name, path in shipped_configs().items()}
+    raw = {name: _read_mapping(path) for name, path in shipped_configs().items()}
     return {data["official"]: name for name, data in raw.items() if data.get("official")}
 
 
 def find_config(name: str | Path) -> Path:
-    """The file behind a path, a shipped name, or an official file stem."""
+    """The file behind a path, a run directory, a shipped name or its last part, or an official file stem."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ConfigError(f"config file not found: {path}")
         return path
-    shipped, aliases = shipped_configs(), _official_aliases()
-    key = aliases.get(str(name), str(name))
-    if key in shipped:
-        return shipped[key]
-    hint = nearest(str(name), [*shipped, *aliases], "see `piip models` for the shipped ones", cutoff=0.4)
-    raise ConfigError(f"unknown config '{name}'; {hint}")
+    shipped, name = shipped_configs(), str(name)
+    if name in shipped:
+        return shipped[name]
+    ends = [file for full, file in shipped.items() if full.split("/")[-1] == name]
+    if len(ends) == 1:
+        return ends[0]
+    if os.path.isdir(path):
+        if (path / "config.yaml").is_file():
+            return path / "config.yaml"
+        raise ConfigError(f"{path} is a folder without a config.yaml; give a YAML file, a run, or a shipped name")
+    if os.path.exists(path):
+        raise ConfigError(f"{path} is no config; give a file that ends in .yaml, a run, or a shipped name")
+    aliases = _official_aliases()
+    if name in aliases:
+        return shipped[aliases[name]]
+    begin = [full for full in shipped if full.startswith(name) or full.split("/")[-1].startswith(name)]
+    near = nearest(name, [*shipped, *(full.split("/")[-1] for full in shipped), *aliases])
+    hint = f"did you mean one of {first_few(begin, 3)}?" if len(begin) > 1 and name else near
+    raise ConfigError(f"unknown config '{name}'; {hint or 'see `piip models` for the shipped ones'}")
 
 
 def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads, merges and checks a config.
 
-    name: a path to a YAML file, a shipped name, or an official file stem.
-    overrides: `key.sub=value` strings.
+    name: as of `find_config`. overrides: `key.sub=value` strings.
     Raises ConfigError naming the file, the key and the remedy.
     """
     path = find_config(name)
-    data, origin = _load_merged(path, ())
+    draft = _Reader().read(path)
     for override in overrides:
-        _apply_override(data, origin, override)
+        draft.override(override)
+    draft.fit_branches()
     known = {file: key for key, file in shipped_configs().items()}
-    data.setdefault("name", known.get(path, path.stem))
-    return config_from_dict(data, origin=origin, source=str(path))
+    draft.data.setdefault("name", known.get(path, path.stem))
+    config = config_from_dict(draft.data, origin=draft.origin, source=draft.file)
+    if not os.path.isdir(name):  # of a run it was said when the run began
+        _compare_sizes(config, draft.origin)
+    return config
 
 
 def config_from_dict(data: dict[str, Any], *, origin: dict[str, str] | None = None, source: str = "config") -> Config:
@@ -89,8 +108,7 @@ def config_from_dict(data: dict[str, Any], *, origin: dict[str, str] | None = No
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        lines = [_describe(item, data, origin or {}, source) for item in _mistakes(error)]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None  # one of every_branch is found in each
+        raise ConfigError(explain(error, Config, data, origin or {}, source)) from None
 
 
 def dump_config(config: Config) -> str:
@@ -98,181 +116,68 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+def _compare_sizes(config: Config, origin: dict[str, str]) -> None:
+    """Warns of resolutions that are not those of the images, where a user has set either."""
+    given, finest = config.data.train_transforms.long_side, config.model.backbone.resolutions[0]
+    sizes = r"model\.backbone\.resolutions|data\.train_transforms\.(resize|crop|size)"
+    shipped = str(config_dir().resolve())
+    own = any(re.match(rf"({sizes})(\.|$)", key) for key, writer in origin.items() if not writer.startswith(shipped))
+    if given != finest and own and os.environ.get("RANK", "0") == "0":
+        _log.warning(
+            "%s: images are resized to %d pixels (data.train_transforms), the finest branch is configured for %d "
+            "(model.backbone.resolutions); only the ratios of the resolutions count. Change both, or all sizes by one "
+            "factor, as in scale=0.5",
+            config.name,
+            given,
+            finest,
+        )
+
+
+class _Reader:
+    """Reads one config and its bases, every file once."""
+
+    def __init__(self) -> None:
+        self._read: dict[Path, Draft] = {}
+        self._bases = 0
+
+    def read(self, path: Path, above: tuple[Path, ...] = ()) -> Draft:
+        """The file merged onto its bases. above: the files that it is a base of."""
+        path = path.resolve()
+        if path in above:
+            names = " -> ".join(file.name for file in (*above, path))
+            raise ConfigError(f"{path}: 'base' leads back to itself: {names}")
+        if path in self._read:
+            return self._read[path]
+        data = _read_mapping(path)
+        bases = data.pop("base", [])
+        bases = bases if isinstance(bases, list) else [bases]
+        if not all(isinstance(base, str) for base in bases):
+            raise ConfigError(f"{path}: 'base' must be a file, a shipped name, or a list of these")
+        self._bases += len(bases)
+        if self._bases > _MOST_BASES:
+            raise ConfigError(f"{path}: more than {_MOST_BASES} bases, those of its bases included")
+        draft = Draft(str(path))
+        for base in bases:
+            draft.inherit(self.read(_find_base(base, path), (*above, path)))
+        draft.add(data)
+        self._read[path] = draft
+        return draft
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping of keys, got {type(data).__name__}")
-    try:
-        json.dumps(data, default=str)
-    except ValueError:
-        raise ConfigError(f"{path}: an anchor refers to itself") from None
     return data
-
-
-def _load_merged(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The file merged onto its bases, and for every dotted key the file that set it last."""
-    path = path.resolve()
-    if path in seen:
-        raise ConfigError(f"{path}: 'base' leads back to itself: {' -> '.join(p.name for p in (*seen, path))}")
-    data = _read_yaml(path)
-    bases = data.pop("base", [])
-    bases = bases if isinstance(bases, list) else [bases]
-    if not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: 'base' must be a file, a shipped name, or a list of these")
-    merged: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    for base in bases:
-        base_data, base_origin = _load_merged(_find_base(base, path), (*seen, path))
-        base_data = {key: value for key, value in base_data.items() if key not in _OWN_KEYS}
-        _merge(merged, base_data, origin, base_origin, "")
-    _merge(merged, data, origin, None, "", file=str(path))
-    return merged, origin
 
 
 def _find_base(base: str, path: Path) -> Path:
     """The file that a config at `path` names as its base: one relative to it, or else a shipped one by name."""
     beside = path.parent / base
-    if beside.is_file():
+    if os.path.isfile(beside):  # which also takes what is no name at all
         return beside
     shipped = _shipped_files()
     if base in shipped:
         return shipped[base]
-    hint = nearest(base.removesuffix(".yaml"), shipped, f"the shipped ones are those in {config_dir()}")
+    hint = nearest(base.removesuffix(".yaml"), shipped) or f"the shipped ones are those in {config_dir()}"
     raise ConfigError(f"{path}: base '{base}' is neither a file relative to this one nor a shipped name; {hint}")
-
-
-def _merge(
-    target: dict[str, Any],
-    update: dict[str, Any],
-    origin: dict[str, str],
-    update_origin: dict[str, str] | None,
-    prefix: str,
-    file: str = "",
-) -> None:
-    for key, value in update.items():
-        dotted = f"{prefix}{key}"
-        origin[dotted] = update_origin.get(dotted, file) if update_origin else file
-        old = target.get(key)
-        # A mapping of another type ("type: shapes" over "type: coco") replaces the old one: their keys differ.
-        merges = (
-            isinstance(value, dict) and isinstance(old, dict) and value.get("type", old.get("type")) == old.get("type")
-        )
-        if not merges:
-            _forget(origin, dotted)
-        if isinstance(value, dict):
-            target[key] = old if merges else {}
-            _merge(target[key], value, origin, update_origin, f"{dotted}.", file)
-        else:
-            target[key] = value
-
-
-def _apply_override(data: dict[str, Any], origin: dict[str, str], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"override '{override}' is not of the form key.sub=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override '{override}': the value is not valid YAML") from None
-    *parents, last = key.split(".")
-    node: Any = data
-    for depth, part in enumerate(parents):
-        node = _child(node, part, f"override '{override}': '{'.'.join(parents[: depth + 1])}'")
-    if isinstance(node, list):
-        _child(node, last, f"override '{override}': '{key}'")
-        node[int(last)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        raise ConfigError(f"override '{override}': '{'.'.join(parents)}' holds a single value, not keys")
-    _forget(origin, key)
-    origin[key] = "command line"
-
-
-def _forget(origin: dict[str, str], key: str) -> None:
-    """What a replaced mapping held was written nowhere."""
-    for below in [other for other in origin if other.startswith(f"{key}.")]:
-        del origin[below]
-
-
-def _child(node: Any, part: str, where: str) -> Any:
-    if isinstance(node, dict):
-        return node.setdefault(part, {})
-    if isinstance(node, list):
-        if not part.isdecimal() or int(part) >= len(node):
-            raise ConfigError(f"{where} does not exist; the list has items 0 to {len(node) - 1}")
-        return node[int(part)]
-    raise ConfigError(f"{where} does not exist")
-
-
-def _mistakes(error: ValidationError) -> list[Any]:
-    """All of them, but not that a list is too short because its items are wrong: pydantic counts the right ones."""
-    found = error.errors()
-    containers = {item["loc"][:end] for item in found for end in range(len(item["loc"]))}
-    return [item for item in found if item["type"] != "too_short" or item["loc"] not in containers]
-
-
-def _follow(location: Sequence[str | int]) -> tuple[list[str], list[type[Strict]]]:
-    """The keys of a file that lead to a mistake: pydantic's location without what it adds for the members of unions.
-
-    The models are followed along, since a key may be called like a member. Returns those that may stand there too.
-    """
-    keys: list[str] = []
-    models: list[type[Strict]] = [Config]
-    for part in location:
-        if isinstance(part, int):
-            keys.append(str(part))
-        elif len(models) > 1:  # here pydantic adds the type that tells them apart
-            models = [model for model in models if part in _types([model])] or models
-        elif models and part in models[0].model_fields:
-            keys.append(part)
-            models = _models(models[0].model_fields[part].annotation)
-    return keys, models
-
-
-def _types(models: Sequence[type[Strict]]) -> list[str]:
-    return [name for model in models for name in get_args(model.model_fields["type"].annotation)]
-
-
-def _models(annotation: Any) -> list[type[Strict]]:
-    """The models in a type such as `tuple[A | B, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, Strict):
-        return [annotation]
-    return [model for inner in get_args(annotation) for model in _models(inner)]
-
-
-def _as_written(keys: list[str], data: dict[str, Any]) -> list[str]:
-    """A setting that a branch has from every_branch is named as one of that."""
-    if keys[:3] == ["model", "backbone", "branches"] and len(keys) > 4:
-        backbone = data["model"]["backbone"]
-        shared, own = backbone.get("every_branch", {}), backbone["branches"][int(keys[3])]
-        if isinstance(shared, dict) and keys[4] in shared and keys[4] not in own:
-            return ["model", "backbone", "every_branch", *keys[4:]]
-    return keys
-
-
-def _describe(error: Any, data: dict[str, Any], origin: dict[str, str], source: str) -> str:
-    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
-    parts, models = _follow(error["loc"])
-    if kind == "unknown_key":
-        parts.append(error["ctx"]["key"])
-    elif kind == "union_tag_invalid":
-        parts.append("type")
-        given, types = error["ctx"]["tag"], _types(models)
-        message = f"unknown type '{given}', not among {', '.join(types)}; {nearest(given, types, 'name one of these')}"
-    elif kind == "union_tag_not_found":
-        parts.append("type")
-        message = f"Field required, one of {', '.join(_types(models))}"
-    elif kind in ("model_type", "model_attributes_type"):
-        message = "Input should be a mapping of keys"
-    parts = _as_written(parts, data)
-    dotted = ".".join(parts)
-    keys = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
-    file = next((origin[key] for key in keys if key in origin), source)
-    got = "" if kind in _SAY_WHAT_WAS_GIVEN else f" (got {error['input']!r})"
-    return f"{file}: {dotted or 'config'}: {message}{got}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
 
@@ -23,7 +23,8 @@ VIT_SIZES = {
 class ViTConfig(Strict):
     """One plain vision transformer branch.
 
-    `size` fills embed_dim, depth and num_heads, and `model` all that the architecture says; each may be overridden.
+    `size` fills embed_dim, depth and num_heads, and `model` all that the architecture says; each may be overridden, but
+    for the widths and heads of a model.
 
     The defaults are DeiT III's; the options below mlp_ratio turn it into its relatives.
     """
@@ -38,7 +39,9 @@ class ViTConfig(Strict):
     patch_size: int = Field(16, gt=0)
     pretrain_size: int = Field(224, gt=0, description="image side the position embedding was learned at, in pixels")
     window_size: int = Field(0, ge=0, description="side of the attention windows in tokens; 0 is global attention")
-    global_blocks: tuple[int, ...] = Field((), description="blocks that attend globally although window_size is set")
+    global_blocks: tuple[int, ...] = Field(
+        (), description="blocks that attend globally although window_size is set", examples=[[2, 5, 8, 11]]
+    )
     layer_scale: float | None = Field(1.0, description="initial value of the residual gains; null for none")
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = Field(1e-6, gt=0)
@@ -65,11 +68,16 @@ class ViTConfig(Strict):
     def _fill_from_size(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        if data.get("size") in VIT_SIZES:
-            data = VIT_SIZES[data["size"]] | data
-        # A resolved config has the sizes written out, and is read without timm.
-        if isinstance(data.get("model"), str) and not VIT_SIZES["T"].keys() <= data.keys():
-            data = vit_settings(data["model"]) | data
+        if isinstance(size := data.get("size"), str) and size in VIT_SIZES:
+            data = VIT_SIZES[size] | data
+        if isinstance(name := data.get("model"), str):
+            known = vit_settings(name)
+            for key in ("embed_dim", "num_heads", "mlp_ratio"):
+                if data.get(key, known[key]) != known[key]:
+                    raise ValueError(
+                        f"{key} {data[key]} contradicts model '{name}', whose is {known[key]}; leave one out"
+                    )
+            data = known | data
         return data
 
     @model_validator(mode="after")
@@ -109,25 +117,34 @@ class InteractionConfig(Strict):
     projection: bool = Field(True, description="project the other branch's tokens to this branch's width first")
     norm: Literal["layer", "none"] = "layer"
     drop_path: float = Field(0.4, ge=0, lt=1)
+    mixed_precision: bool = Field(
+        True, description="false: under bf16 the linear layers of deformable attention stay in float32, as released"
+    )
 
 
 class BackboneConfig(Strict):
     """N branches, finest resolution first, and the interactions between neighbours."""
 
+    in_pixels: ClassVar = ("resolutions",)
     every_branch: dict[str, Any] = Field(
         {}, description="settings of every branch, which each may override; empty once they are filled in"
     )
-    branches: tuple[BranchConfig, ...] = Field(min_length=1)
+    branches: tuple[BranchConfig, ...] = Field(min_length=1, examples=[[{"size": "S"}, {"size": "B"}]])
     resolutions: tuple[Annotated[int, Field(gt=0)], ...] = Field(
-        description="per branch the longer side of the image it sees, in pixels, as in the tables"
+        description="per branch the longer side of the image it sees, in pixels, as in the tables; of these only the "
+        "ratios count, since the transforms resize what the finest branch sees",
+        examples=[[1568, 1120, 672]],
     )
     interactions: int | tuple[tuple[int, ...], ...] = Field(
-        12, description="how many, spaced evenly over every branch; or per branch the block each interaction follows"
+        12,
+        description="how many, spaced evenly over every branch; or per branch the block each interaction follows",
+        examples=[[[2, 5, 8, 11], [5, 11, 17, 23]]],
     )
     interaction: InteractionConfig = InteractionConfig()
     outputs: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (),
         max_length=3,
+        examples=[[0, 1, 10]],
         description="three interactions whose merged maps are the first levels of the pyramid, before that of the last "
         "interaction, as in the rows with ConvNeXt; none: all levels are scaled from one map",
     )
@@ -142,6 +159,8 @@ class BackboneConfig(Strict):
         branches = data.get("branches")
         if not isinstance(branches, list | tuple):
             return data
+        if len(shared) > len(ViTConfig.model_fields) + len(ConvNeXtConfig.model_fields):
+            raise ValueError(f"every_branch has {len(shared)} settings, more than there are")
         filled = [shared | branch if isinstance(branch, dict) else branch for branch in branches]
         return data | {"branches": filled, "every_branch": {}}
 
@@ -151,7 +170,7 @@ class BackboneConfig(Strict):
         if len(self.resolutions) != len(self.branches):
             raise ValueError(f"{len(self.branches)} branches need as many resolutions, got {text}")
         if sorted(self.resolutions, reverse=True) != list(self.resolutions):
-            raise ValueError(f"branches are listed finest resolution first, got {text}")
+            raise ValueError(f"resolutions: branches are listed finest resolution first, got {text}")
         if self.outputs and not self.merge:
             raise ValueError("outputs name what is merged: leave them out with merge: false")
         if self.outputs and (len(self.outputs) != 3 or list(self.outputs) != sorted(set(self.outputs))):
@@ -217,6 +236,9 @@ class DINOConfig(Strict):
     label_noise: float = Field(0.5, ge=0, le=2, description="twice the share of their labels that are drawn anew")
     box_noise: float = Field(1.0, ge=0, description="most their sides move, in half widths and heights")
     max_detections: int = Field(300, gt=0)
+    mixed_precision: bool = Field(
+        True, description="false: under bf16 all of the head stays in float32, as released, at a higher cost"
+    )
     checkpoint_activations: bool = Field(
         False, description="encoder layers keep only their input for the backward pass and compute again"
     )
@@ -225,6 +247,7 @@ class DINOConfig(Strict):
 class UperNetConfig(Strict):
     """UperNet (Xiao et al., 2018) and an auxiliary FCN, with the settings of the released configs as defaults."""
 
+    in_pixels: ClassVar = ("window", "stride")
     type: Literal["upernet"] = "upernet"
     num_classes: int = Field(150, gt=0)
     channels: int = Field(1536, gt=0)

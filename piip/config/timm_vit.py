@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 
+@cache
 def vit_settings(name: str) -> dict[str, Any]:
     """What `ViTConfig` needs to know to build timm's vision transformer of this name.
 

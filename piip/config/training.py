@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from piip.config.base import Strict
+from piip.config.base import Strict, scaled
 from piip.config.data import DataConfig
 from piip.config.network import ModelConfig
 
@@ -34,7 +34,7 @@ class ScheduleConfig(Strict):
     policy: Literal["step", "cosine", "poly", "timm_cosine"] = Field(
         "step", description="timm_cosine: as the released classification loop, with the settings that begin with timm_"
     )
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[int, ...] = Field((), examples=[[8, 11]])
     gamma: float = Field(0.1, gt=0, le=1)
     power: float = Field(1.0, gt=0)
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
@@ -47,7 +47,9 @@ class ScheduleConfig(Strict):
     @model_validator(mode="after")
     def _one_length(self) -> ScheduleConfig:
         if (self.epochs is None) == (self.iterations is None):
-            raise ValueError("give exactly one of epochs and iterations, and null for the other")
+            raise ValueError(
+                "give exactly one of epochs and iterations, and null for the other, as in schedule.iterations=null"
+            )
         if self.policy == "timm_cosine" and self.epochs is None:
             raise ValueError("policy timm_cosine counts epochs: give epochs instead of iterations")
         return self
@@ -59,6 +61,10 @@ class TrainConfig(Strict):
         False, description="deterministic kernels on GPUs too, at some cost; torch warns of operators without one"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on GPUs that have it")
+    tf32: bool | None = Field(
+        None,
+        description="TF32 on GPUs for what stays in float32; null: torch's own setting, convolutions but not products",
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the exponential moving average of the weights")
     evaluate_ema: bool = Field(True, description="false: the average is kept, but the weights themselves are evaluated")
     ema_warmup: bool = Field(False, description="let the decay rise as 1 - steps^(-2/3) up to ema, for short runs")
@@ -94,11 +100,22 @@ class Config(Strict):
     alternative: str | None = Field(
         None, description="config of another form of this network, for checkpoints that fit that form instead"
     )
+    scale: float = Field(
+        1.0,
+        gt=0,
+        exclude=True,
+        description="factor of every size in pixels of what the network sees: resolutions, resize, crop, windows of "
+        "evaluation; 1 once it is applied",
+    )
     model: ModelConfig
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _apply_scale(self) -> Config:
+        return self if self.scale == 1 else scaled(self, self.scale).model_copy(update={"scale": 1.0})
 
     @model_validator(mode="after")
     def _one_task(self) -> Config:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, Tag, field_validator, model_validator
 
 from piip.config.base import Strict, type_or
 
+_Pixels = Annotated[int, Field(gt=0)]
+
 
 class ZoomConfig(Strict):
     """A part of the image takes its place: DETR's second augmentation policy (Carion et al., 2020, section 4)."""
 
+    in_pixels: ClassVar = ("resize", "crop")
+
     probability: float = Field(0.5, ge=0, le=1)
-    resize: tuple[tuple[int, int], ...] = Field(
+    resize: tuple[tuple[_Pixels, _Pixels], ...] = Field(
         min_length=1,
         description="(long, short) limits in pixels of the keep-ratio resize before the crop; one is picked",
+        examples=[[[1333, 600]]],
     )
-    crop: tuple[int, int] = Field(description="shortest and longest side in pixels of the part that is kept")
+    crop: tuple[int, int] = Field(
+        description="shortest and longest side in pixels of the part that is kept", examples=[[384, 600]]
+    )
 
     @model_validator(mode="after")
     def _rising(self) -> ZoomConfig:
@@ -30,11 +37,13 @@ class ZoomConfig(Strict):
 class DetectionTransforms(Strict):
     """Of images with boxes and masks; in training in the order zoom, resize, crop, flip."""
 
+    in_pixels: ClassVar = ("resize", "crop")
     type: Literal["detection"] = "detection"
     zoom: ZoomConfig | None = Field(None, description="in training, before the resize")
-    resize: tuple[tuple[int, int], ...] = Field(
+    resize: tuple[tuple[_Pixels, _Pixels], ...] = Field(
         min_length=1,
         description="(long, short) limits in pixels of the keep-ratio resize; training picks one at random",
+        examples=[[[1333, 800]]],
     )
     flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
     crop: int | None = Field(
@@ -42,12 +51,18 @@ class DetectionTransforms(Strict):
     )
     pad_divisor: int = Field(32, gt=0, description="the batch is padded with zeros to a multiple of this")
 
+    @property
+    def long_side(self) -> int:
+        """Of the images that the network trains on, at most, in pixels."""
+        return self.crop or max(long for long, _ in self.resize)
+
 
 class SegmentationTransforms(Strict):
     """Of images with a map of labels; in training in the order resize, crop, flip, photometric distortion."""
 
+    in_pixels: ClassVar = ("resize", "crop")
     type: Literal["segmentation"] = "segmentation"
-    resize: tuple[Annotated[int, Field(gt=0)] | None, Annotated[int, Field(gt=0)]] = Field(
+    resize: tuple[_Pixels | None, _Pixels] = Field(
         (2048, 512),
         description="(long, short) limits in pixels of the keep-ratio resize; with null as the first, the shorter side "
         "becomes the second, as in the released evaluation",
@@ -67,10 +82,16 @@ class SegmentationTransforms(Strict):
             raise ValueError(f"ratio_range: give the smallest factor, then the largest, got {list(self.ratio_range)}")
         return self
 
+    @property
+    def long_side(self) -> int:
+        """Of the images that the network trains on, at most, in pixels."""
+        return self.crop or self.resize[0] or self.resize[1]
+
 
 class ClassificationTransforms(Strict):
     """Of images with one label; square images of `size` come out. Training crops, flips and augments, then mixes."""
 
+    in_pixels: ClassVar = ("size",)
     type: Literal["classification"] = "classification"
     size: int = Field(224, gt=0, description="side in pixels of what comes out")
     crop_ratio: float = Field(
@@ -105,6 +126,11 @@ class ClassificationTransforms(Strict):
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise ValueError(f"area: give the least share, then the greatest, both up to 1, got {list(self.area)}")
         return self
+
+    @property
+    def long_side(self) -> int:
+        """Of the images that the network trains on, in pixels."""
+        return self.size
 
     @field_validator("rand_augment")
     @classmethod

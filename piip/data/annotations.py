@@ -6,6 +6,8 @@ Rules, in the order they are tried (kind of report -> what happens):
 - no usable segmentation, in a file where other annotations have one -> dropped from training and evaluation
 - box below one pixel within its image (width or height), or an area of zero or less -> dropped from training
 - box more than a pixel over its image's edge -> clipped in training; evaluation keeps it as the file has it
+Polygons are drawn as far as they lie in the image. Numbers of 2^31 or more, and corners of polygons or areas that are
+not finite, are errors: no image has such a place. So is an outline that crosses columns ten million times.
 A file whose annotations have no segmentation at all is a detection set: its targets have boxes only.
 """
 
@@ -18,11 +20,18 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from piip.data.class_names import check_text
 from piip.data.masks import covers
+from piip.data.polygons import crossings
 from piip.data.report import Report
 from piip.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+# No coordinate, side or area in pixels is as large; run lengths have 32 bits.
+_LIMIT = 2**31
+# Columns of pixels that an outline may cross, over all its edges: it takes a second to draw.
+_CROSSINGS = 10_000_000
 
 
 class Annotation(NamedTuple):
@@ -68,20 +77,27 @@ def read_annotations(path: Path) -> AnnotationFile:
     entries = _by_id(data, "annotations", {"image_id": int, "category_id": int, "bbox": list}, path)
     if not images or not categories:
         raise DataError(f"{path} has no {'categories' if images else 'images'}")
+    for id_, category in categories.items():
+        check_text(category["name"], f"{path}: category {id_}")
     category_ids = sorted(categories)
     labels = {category: label for label, category in enumerate(category_ids)}
     for id_, image in images.items():
-        if image["height"] <= 0 or image["width"] <= 0:
-            raise DataError(f"{path}: image {id_} has a size of {image['width']} x {image['height']} pixels")
+        height, width = image["height"], image["width"]
+        if not (0 < height < _LIMIT and 0 < width < _LIMIT and height * width < _LIMIT):
+            raise DataError(f"{path}: image {id_} has a size of {_short(width)} x {_short(height)} pixels")
 
     report = Report(path.name)
     has_masks = any(entry.get("segmentation") for entry in entries.values())
     per_image: dict[int, list[Annotation]] = defaultdict(list)
     for id_, entry in entries.items():
         if entry["image_id"] not in images:
-            raise DataError(f"{path}: annotation {id_} is for image {entry['image_id']}, not listed in the file")
+            raise DataError(
+                f"{path}: annotation {id_} is for image {_short(entry['image_id'])}, not listed in the file"
+            )
         if entry["category_id"] not in labels:
-            raise DataError(f"{path}: annotation {id_} has category {entry['category_id']}, not listed in the file")
+            raise DataError(
+                f"{path}: annotation {id_} has category {_short(entry['category_id'])}, not listed in the file"
+            )
         image = images[entry["image_id"]]
         annotation = _clean(entry, labels[entry["category_id"]], image, has_masks, report, f"{path}: annotation {id_}")
         if annotation is not None:
@@ -101,12 +117,16 @@ def clip_box(box: tuple[float, float, float, float], height: int, width: int) ->
 
 def _load_json(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"cannot read annotation file {path}: it is a folder, a pipe or a device")
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"annotation file not found: {path}") from None
     except OSError as error:
         raise DataError(f"cannot read annotation file {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise DataError(f"{path} is not valid JSON: brackets in brackets in brackets, too deep to be read") from None
+    except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}") from None
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(data, dict) or key not in data]
     if missing:
@@ -122,12 +142,15 @@ def _by_id(data: dict[str, Any], section: str, keys: dict[str, type], path: Path
     name = {"images": "image", "categories": "category", "annotations": "annotation"}[section]
     for position, entry in enumerate(data[section]):
         if not isinstance(entry, dict) or type(entry.get("id")) is not int:
-            raise DataError(f"{path}: {name} number {position + 1} of the list has no integer 'id'")
+            given = f" (got {_short(entry['id'])})" if isinstance(entry, dict) and "id" in entry else ""
+            raise DataError(f"{path}: {name} number {position + 1} of the list has no integer 'id'{given}")
         for key, kind in keys.items():
             if key not in entry:
                 raise DataError(f"{path}: {name} {entry['id']} has no '{key}'")
             if type(entry[key]) is not kind:
-                raise DataError(f"{path}: {name} {entry['id']}: '{key}' must be {kind.__name__}, got {entry[key]!r}")
+                raise DataError(
+                    f"{path}: {name} {entry['id']}: '{key}' must be {kind.__name__}, got {_short(entry[key])}"
+                )
         if entry["id"] in entries:
             raise DataError(f"{path}: {name} id {entry['id']} occurs more than once")
         entries[entry["id"]] = entry
@@ -141,11 +164,14 @@ def _clean(
     height, width = image["height"], image["width"]
     box = entry["bbox"]
     if len(box) != 4 or not all(isinstance(value, int | float) for value in box):
-        raise DataError(f"{where}: 'bbox' must be four numbers, got {box!r}")
+        raise DataError(f"{where}: 'bbox' must be four numbers, got {_short(box)}")
+    _check_reason(box, "bbox", where)
     x, y, w, h = (float(value) for value in box)
     area = entry.get("area")
-    if area is not None and (isinstance(area, bool) or not isinstance(area, int | float)):
-        raise DataError(f"{where}: 'area' must be a number, got {area!r}")
+    if area is not None:
+        if isinstance(area, bool) or not isinstance(area, int | float):
+            raise DataError(f"{where}: 'area' must be a number, got {_short(area)}")
+        _check_reason([area], "area", where, finite=True)
     crowd = bool(entry.get("iscrowd"))
     what = f"annotation {entry['id']} of {image['file_name']}"
 
@@ -177,18 +203,39 @@ def _check_segmentation(segmentation: Any, height: int, width: int, where: str) 
         return None
     if isinstance(segmentation, list):
         try:
-            # A sum is the quickest look at every number: not finite if one of them is not.
-            sums = [sum(polygon) for polygon in segmentation]
+            for polygon in segmentation:
+                _check_reason(polygon, "segmentation", where, finite=True)
+                if len(polygon) * width > _CROSSINGS and crossings(polygon, width) > _CROSSINGS:
+                    raise DataError(f"{where}: 'segmentation' goes to and fro too often for an outline to be drawn")
         except TypeError:
             raise DataError(f"{where}: 'segmentation' must be a list of polygons, each a list of numbers") from None
-        sound = (math.isfinite(total) and len(polygon) >= 6 for total, polygon in zip(sums, segmentation))
-        usable = [polygon for polygon, ok in zip(segmentation, sound) if ok and len(polygon) % 2 == 0]
-        return usable or None
+        return [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0] or None
     if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), list | str):
         raise DataError(f"{where}: 'segmentation' is neither a list of polygons nor a run-length mapping with 'counts'")
     size, counts = segmentation.get("size"), segmentation["counts"]
     if size != [height, width]:
-        raise DataError(f"{where}: the run lengths are for a size of {size}, the image has [{height}, {width}]")
+        raise DataError(f"{where}: the run lengths are for a size of {_short(size)}, the image has [{height}, {width}]")
     if not covers(counts, height * width):
         raise DataError(f"{where}: the run lengths do not sum up to the {height * width} pixels of the image")
     return {"size": [height, width], "counts": counts}
+
+
+def _check_reason(numbers: list[float], key: str, where: str, *, finite: bool = False) -> None:
+    """Raises DataError for a number that no image can mean, among them NaN and infinities if it has to be finite."""
+    # NaN compares as false, and hides from the least and the greatest unless it comes first.
+    if not len(numbers) or (
+        -_LIMIT < min(numbers) <= max(numbers) < _LIMIT and not (finite and math.isnan(sum(numbers)))
+    ):
+        return
+    for number in numbers:
+        beyond = not -_LIMIT < number < _LIMIT
+        if beyond and (finite or isinstance(number, int) or math.isfinite(number)):
+            raise DataError(f"{where}: '{key}' holds a number beyond reason, {_short(number)}")
+
+
+def _short(value: object) -> str:
+    """The value for a message, cut where it is long."""
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -56,6 +56,11 @@ class CocoDataset(ImageDataset):
         self.provides = frozenset({"boxes", "labels", "masks"} if self.has_masks else {"boxes", "labels"})
         check_image_files(images, [record.file_name for record in file.images], annotations)
         notable = bool(self.report.counts)
+        if not training and all(a.crowd for record in file.images for a in record.annotations):
+            raise DataError(
+                f"{annotations}: its {len(file.images)} images have no object to evaluate on, so every figure would be "
+                "undefined; give annotations with objects"
+            )
         kept = [record for record in file.images if not training or self._trains_on(record, keep_empty, min_side)]
         if not kept:
             raise DataError(
@@ -172,7 +177,7 @@ def _rles(annotations: list[Annotation], record: ImageRecord) -> list[Rle]:
     return [to_rle(a.segmentation, record.height, record.width) for a in annotations]
 
 
-def self_test(dataset: CocoDataset, *, backend: Literal["faster", "pycocotools"] = "faster") -> dict[str, float]:
+def self_test(dataset: CocoDataset, *, backend: Literal["faster", "pycocotools"] = "faster") -> dict[str, float | None]:
     """Evaluates the ground truth as if it were the prediction. Returns the metrics; every AP must be 1.
 
     Raises CheckError naming the classes below 0.99: the evaluation of this data could not be trusted.
@@ -181,11 +186,14 @@ def self_test(dataset: CocoDataset, *, backend: Literal["faster", "pycocotools"]
     for index in range(len(dataset)):
         metric.update([dataset.objects(index)], [dataset.record(index).id])
     values = metric.compute()
-    if values["box_ap"] < 0:
-        raise CheckError(f"{dataset.source} has no objects to evaluate")
     names = ("box_ap", "mask_ap") if dataset.has_masks else ("box_ap",)
     rows = metric.table()
-    bad = [f"{row['class']} {name} {row[name]:.3f}" for row in rows for name in names if 0 <= row[name] < 0.99]
+    bad = [
+        f"{row['class']} {name} {row[name]:.3f}"
+        for row in rows
+        for name in names
+        if row[name] is not None and row[name] < 0.99
+    ]
     if bad:
         raise CheckError(f"{dataset.source}: ground truth as prediction does not give AP 1: {', '.join(bad)}")
     return values

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from piip.data.report import Report
-from piip.errors import ConfigError, DataError, first_few
+from piip.errors import ConfigError, DataError, first_few, visible
 from piip.metrics.base import ImageId, Metric
 
 
@@ -69,7 +69,7 @@ def check_same_classes(train: ImageDataset, val: ImageDataset) -> None:
     """Raises DataError when training and evaluation data number their classes differently."""
     for label, (a, b) in enumerate(zip_longest(train.class_names, val.class_names)):
         if a != b:
-            names = (f"'{name}'" if name is not None else "missing" for name in (a, b))
+            names = (f"'{visible(name)}'" if name is not None else "missing" for name in (a, b))
             raise DataError(
                 f"class {label} is {next(names)} in {train.source} and {next(names)} in {val.source}; "
                 "give both the same categories"
@@ -81,7 +81,8 @@ def check_targets(needs: frozenset[str], dataset: ImageDataset) -> None:
     missing = sorted(needs - dataset.provides)
     if missing:
         has = ", ".join(sorted(dataset.provides)) or "nothing to learn from"
+        boxes = ", such as {type: dino} on neck: {type: channel_mapper} for boxes alone (base/dino)"
         raise DataError(
-            f"{dataset.source} has {has}, but this model's head learns from {', '.join(missing)} too; choose a head "
-            "that fits the data, or data that fit the head"
+            f"{dataset.source} has {has}, but this model's head learns from {', '.join(missing)} too; choose data that "
+            f"fit the head, or a head that fits the data{boxes if missing == ['masks'] else ''}"
         )

@@ -6,52 +6,90 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
+from piip.data.report import Report
 from piip.errors import DataError, first_few
 
+# Kinds of what a report tells of a walk.
+IRREGULAR = "no regular file, or link to nothing, passed over"
+UNREAD = "image of a format that is not read, passed over"
 
-def list_folder(folder: Path, suffixes: Collection[str]) -> tuple[list[str], list[str]]:
-    """The names of the folders in a folder, and of its files with one of these endings (in lower case), each sorted.
+
+class Listing(NamedTuple):
+    """Sorted names of the folders in a folder, of its files with an ending, and of what has the ending but is no file.
+
+    The last are FIFOs, sockets, devices, and links that lead nowhere or to each other.
+    """
+
+    folders: list[str]
+    files: list[str]
+    irregular: list[str]
+
+
+def list_folder(folder: Path, suffixes: Collection[str]) -> Listing:
+    """What lies in a folder, files only with one of these endings (in lower case).
 
     A link is what it leads to. Names that begin with a dot are passed over. Raises DataError for what cannot be read.
     """
-    folders, files = [], []
+    found = Listing([], [], [])
+    # What is no link need not be looked up; for a link that cannot be followed its entry would raise, os.path does not.
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif os.path.splitext(entry.name)[1].lower() in suffixes:
-                    files.append(entry.name)
+                link = entry.is_symlink()
+                if os.path.isdir(entry.path) if link else entry.is_dir():
+                    found.folders.append(entry.name)
+                elif ending_of(entry.name) in suffixes:
+                    regular = os.path.isfile(entry.path) if link else entry.is_file()
+                    (found.files if regular else found.irregular).append(entry.name)
     except OSError as error:
         raise DataError(f"cannot read the folder {error.filename or folder}: {error.strerror}") from None
-    return sorted(folders), sorted(files)
+    return Listing(*map(sorted, found))
 
 
-def list_files(root: Path, suffixes: Collection[str], folder: str = "") -> Iterator[str]:
+def ending_of(name: str) -> str:
+    """The ending of a file's name in lower case, with its dot."""
+    return os.path.splitext(name)[1].lower()
+
+
+def list_files(root: Path, suffixes: Collection[str], report: Report, folder: str = "") -> Iterator[str]:
     """The files with one of these endings below `root`, or only those below a folder in it, relative to `root`.
 
     The files of a folder come before those of the folders in it, each sorted by name. Names that begin with a dot are
-    passed over. Links are followed wherever they lead, for large sets are often linked together.
+    passed over, and what is no regular file, which is counted in the report. Links are followed wherever they lead, for
+    large sets are often linked together.
     Raises DataError for folders that cannot be read and for links to a folder that they lie in.
     """
     above = (os.path.realpath(root),) if folder else ()
-    return _below(root, folder, suffixes, above)
+    return _below(root, folder, suffixes, report, above)
 
 
-def _below(root: Path, folder: str, suffixes: Collection[str], above: tuple[str, ...]) -> Iterator[str]:
+def list_images(root: Path, report: Report, folder: str = "") -> Iterator[str]:
+    """The files of `list_files` that `read_image` reads; images in other formats are counted in the report."""
+    for name in list_files(root, IMAGE_SUFFIXES | UNREAD_SUFFIXES, report, folder):
+        if ending_of(name) in IMAGE_SUFFIXES:
+            yield name
+        else:
+            report.add(UNREAD, name)
+
+
+def _below(root: Path, folder: str, suffixes: Collection[str], report: Report, above: tuple[str, ...]) -> Iterator[str]:
     """above: the real folders that this one lies in."""
     real = os.path.realpath(root / folder)
     if real in above:
         raise DataError(f"{root / folder} is a link to a folder that it lies in; remove it")
-    folders, files = list_folder(root / folder, suffixes)
+    found = list_folder(root / folder, suffixes)
     prefix = f"{folder}/" if folder else ""
-    for name in files:
+    for name in found.irregular:
+        report.add(IRREGULAR, prefix + name)
+    for name in found.files:
         yield prefix + name
-    for name in folders:
-        yield from _below(root, prefix + name, suffixes, (*above, real))
+    for name in found.folders:
+        yield from _below(root, prefix + name, suffixes, report, (*above, real))
 
 
 def check_image_files(folder: Path, names: Sequence[str], source: Path) -> None:
@@ -69,7 +107,7 @@ def check_image_files(folder: Path, names: Sequence[str], source: Path) -> None:
     for name in names:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\0" in name or not path.name:
-            raise DataError(f"{source}: file name '{name}' is refused; names must lie inside the image folder {folder}")
+            raise DataError(f"{source}: file name {name!r} is refused; names must lie inside the image folder {folder}")
         by_parent[path.parent].append(name)
 
     missing: set[str] = set()
@@ -101,4 +139,4 @@ def check_image_files(folder: Path, names: Sequence[str], source: Path) -> None:
 
 def _check_inside(path: Path, root: Path, name: str, source: Path) -> None:
     if not path.is_relative_to(root):
-        raise DataError(f"{source}: file name '{name}' is refused; it is or follows a link out of the image folder")
+        raise DataError(f"{source}: file name {name!r} is refused; it is or follows a link out of the image folder")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from piip.data.class_names import distinct_names, read_folder_names
 from piip.data.dataset import ImageDataset
-from piip.data.files import list_files, list_folder
+from piip.data.files import IRREGULAR, UNREAD, list_folder, list_images
 from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_image
 from piip.data.records import Records
 from piip.data.report import Report
@@ -29,7 +29,8 @@ class ImageFolderDataset(ImageDataset):
     """Images labelled by the folder below `root` that they lie in, at any depth.
 
     Without a class-name file every folder is a class, in order of their names, as torchvision's ImageFolder has it.
-    Links are followed. Names that begin with a dot, and files without an image's ending, are passed over.
+    Links are followed. Names that begin with a dot, and files without an image's ending, are passed over; with a
+    warning images of other formats, and what is no regular file.
     An empty folder keeps its label, with a warning: a small validation set need not have every class.
     class_names: text file with 'folder name' a line, in label order, such as 'n01440764 tench'; a line of one word is
     folder and name in one. Folders that it does not list are left out. 'imagenet' stands for the file of ImageNet-1k.
@@ -46,7 +47,7 @@ class ImageFolderDataset(ImageDataset):
         max_image_pixels: int = MAX_IMAGE_PIXELS,
     ) -> None:
         self.source, self.max_image_pixels, self.report = root, max_image_pixels, Report(str(root))
-        found, loose = list_folder(root, IMAGE_SUFFIXES)
+        found, loose, _ = list_folder(root, IMAGE_SUFFIXES)
         hint = "; images lie directly in it, but need a folder per class" if loose else ""
         if not found:
             raise DataError(f"no class folders in {root}{hint}")
@@ -68,13 +69,13 @@ class ImageFolderDataset(ImageDataset):
         # Every image comes out square, so none has another shape than the next.
         self.aspect_ratios = np.ones(len(self._files))
         if self.report.counts:
-            level = logging.WARNING if _EMPTY in self.report.counts else logging.INFO
+            level = logging.WARNING if {_EMPTY, IRREGULAR, UNREAD} & self.report.counts.keys() else logging.INFO
             logger.log(level, "%s", self.report)
 
     def _list(self) -> Iterator[str]:
         """The files of one class after the other, relative to the root."""
         for folder in self.folders:
-            files = list(list_files(self.source, IMAGE_SUFFIXES, folder))
+            files = list(list_images(self.source, self.report, folder))
             if not files:
                 self.report.add(_EMPTY, folder)
             yield from files

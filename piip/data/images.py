@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -13,18 +14,46 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
 from piip.errors import DataError
 
 MAX_IMAGE_PIXELS = 100_000_000
 
-# Endings, in lower case, of the files that are looked for in folders.
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif"})
+# The formats that are read, and the endings, in lower case, of their files. Raster formats only: for some others Pillow
+# would start external programs.
+_ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif",),
+}
+# Builds of Pillow may lack these, and versions before 11.3 do not know the last.
+_OPTIONAL = {"WEBP": "webp", "AVIF": "avif"}
+_FORMATS = tuple(
+    name
+    for name in _ENDINGS
+    if name not in _OPTIONAL or (_OPTIONAL[name] in features.modules and features.check_module(_OPTIONAL[name]))
+)
 
-# Raster formats only: Pillow would also start external programs for some others.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+# What is looked for in folders.
+IMAGE_SUFFIXES = frozenset(ending for name in _FORMATS for ending in _ENDINGS[name])
+# Other files that people take for images; that they are passed over is told.
+UNREAD_SUFFIXES = (
+    frozenset(
+        {
+            *(".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".jxr", ".tga", ".psd", ".svg", ".ico", ".eps", ".exr"),
+            *(".hdr", ".pfm", ".dcm", ".pcx", ".dds", ".qoi", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf"),
+            *(ending for endings in _ENDINGS.values() for ending in endings),
+        }
+    )
+    - IMAGE_SUFFIXES
+)
 
 # What Pillow raises on damaged files, by its plugins' own habits.
 _DECODE_ERRORS = (
@@ -121,6 +150,8 @@ def _decoded(path: str | os.PathLike[str], max_pixels: int, formats: tuple[str, 
     """Opens and decodes a file; what goes wrong then, and in the block, is a DataError that names it."""
     name = os.fspath(path)
     try:
+        if not stat.S_ISREG(os.stat(name).st_mode):
+            raise DataError(f"cannot decode image {name}: it is no regular file")
         with Image.open(name, formats=formats) as image:
             width, height = image.size
             if width * height > max_pixels:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from piip.data.dataset import ImageDataset
-from piip.data.files import list_files
-from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_index_header, read_indices, read_sized_image
+from piip.data.files import list_files, list_images
+from piip.data.images import MAX_IMAGE_PIXELS, read_index_header, read_indices, read_sized_image
 from piip.data.records import Records
 from piip.data.report import Report
 from piip.errors import DataError, first_few
@@ -68,9 +68,9 @@ class LabelMapDataset(ImageDataset):
             logger.warning("%s", self.report)
 
     def _list(self) -> Iterator[_Pair]:
-        maps = {os.path.splitext(name)[0]: name for name in sorted(list_files(self.labels, {".png"}))}
+        maps = {os.path.splitext(name)[0]: name for name in sorted(list_files(self.labels, {".png"}, self.report))}
         images: dict[str, str] = {}
-        for name in sorted(list_files(self.source, IMAGE_SUFFIXES)):
+        for name in sorted(list_images(self.source, self.report)):
             other = images.setdefault(os.path.splitext(name)[0], name)
             if other != name:
                 raise DataError(f"{other} and {name} in {self.source} would share a label map; rename or remove one")

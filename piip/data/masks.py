@@ -9,13 +9,15 @@ import torch
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
+from piip.data.polygons import polygon_rle
+
 Rle = dict[str, Any]
 
 
 def to_rle(segmentation: list[list[float]] | Rle, height: int, width: int) -> Rle:
     """Compressed run lengths of a checked segmentation; the parts of a polygon list are united."""
     if isinstance(segmentation, list):
-        return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
+        return mask_utils.merge([polygon_rle(polygon, height, width) for polygon in segmentation])
     if isinstance(segmentation["counts"], list):
         return mask_utils.frPyObjects(segmentation, height, width)
     return {"size": [height, width], "counts": segmentation["counts"].encode()}
@@ -36,9 +38,9 @@ def covers(counts: list[Any] | str, pixels: int) -> bool:
     """
     if isinstance(counts, str):
         runs = _uncompress(counts)
-    else:
-        runs = np.array(counts, dtype=np.int64) if all(type(count) is int for count in counts) else None
-    return runs is not None and bool(np.all(runs >= 0)) and int(runs.sum()) == pixels
+        return runs is not None and bool(np.all(runs >= 0)) and int(runs.sum()) == pixels
+    # In Python's numbers, since those of a file may be of any size.
+    return all(type(count) is int and count >= 0 for count in counts) and sum(counts) == pixels
 
 
 def _uncompress(counts: str) -> np.ndarray[Any, Any] | None:

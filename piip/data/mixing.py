@@ -40,10 +40,16 @@ class Mixing:
                 num_classes=num_classes,
             )
 
+    @property
+    def changes_pixels(self) -> bool:
+        """Whether images are mixed or erased in, for which they must be normalised; else only labels are smoothed."""
+        return self._erase is not None or self._mixup is not None
+
     def __call__(
         self, images: Tensor, targets: list[dict[str, Tensor]], key: tuple[int, int]
     ) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """images: (B, 3, H, W) float, changed in place; targets: with label; key: epoch and index of the first image.
+        """images: (B, 3, H, W), normalised and float if they are changed (in place); targets: with label; key: epoch
+        and index of the first image.
 
         Returns the images, and targets with probabilities (classes,) float32 in place of a label that is one no more.
         """

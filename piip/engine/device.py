@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -37,8 +38,8 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context of a forward pass in the precision of a config: 'auto', 'fp32' or 'bf16'.
+def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """float32 or bfloat16, for the precision of a config: 'auto', 'fp32' or 'bf16'.
 
     auto is bf16 on GPUs that have it and fp32 everywhere else: CPUs without bf16 units are several times slower in it.
     Raises ConfigError when bf16 is asked of a GPU that does not have it.
@@ -46,9 +47,30 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and device.type == "cuda" and not native:
         raise ConfigError(f"{torch.cuda.get_device_name(device)} has no bf16; set train.precision=fp32")
-    if precision == "bf16" or (precision == "auto" and native):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and native) else torch.float32
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context of a forward pass in training, in the precision of a config, see `compute_dtype`."""
+    dtype = compute_dtype(device, precision)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+@contextmanager
+def tf32(wanted: bool | None) -> Iterator[None]:
+    """Lets float32 products and convolutions on GPUs use TF32 in the block, or not; None leaves torch's settings."""
+    if wanted is None:
+        yield
+        return
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = wanted
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -101,6 +101,17 @@ def synchronize_norms(model: nn.Module, device: torch.device) -> None:
         _log.info("batch norm sees the images of one process at a time: on the CPU torch cannot synchronise it")
 
 
+def align_gradients(model: nn.Module) -> None:
+    """Lets gradients arrive in the strides of their parameters, also along dimensions of size 1.
+
+    There strides mean nothing, but DistributedDataParallel compares them: the gradients of depthwise weights would be
+    copied into its buckets, with a warning.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and 1 in parameter.shape:
+            parameter.register_hook(lambda gradient: gradient.view(gradient.shape))
+
+
 def share_buffers(model: nn.Module) -> None:
     """Gives every rank the main process's buffers, such as the running statistics of batch norm."""
     if dist.is_initialized():

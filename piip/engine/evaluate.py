@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from piip.config import Config, DatasetConfig
-from piip.data import ImageDataset, build_dataset, build_loader, check_classes
+from piip.data import ImageDataset, build_dataset, build_loader, check_classes, on_device
 from piip.data.files import list_folder
 from piip.data.images import IMAGE_SUFFIXES
 from piip.engine import distributed
 from piip.engine.checkpoint import load_weights
-from piip.engine.device import autocast
+from piip.engine.device import compute_dtype, tf32
 from piip.engine.log import Bar, logging_to
 from piip.engine.weights import LoadedWeights
 from piip.errors import ConfigError, DataError, PiipError
 from piip.files import check_outputs, to_json, write_file
 from piip.metrics import Metric
+from piip.precision import prepare
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +39,11 @@ _REPORT = "metrics.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics by name, the main one first; rows: a table with a line per class; seconds it took; pictures drawn."""
+    """metrics by name, the main one first, None where there is nothing to measure; rows: a table with a line per class;
+    seconds it took; pictures drawn.
+    """
 
-    metrics: dict[str, float]
+    metrics: Mapping[str, float | None]
     rows: list[dict[str, Any]]
     seconds: float
     pictures: list[Path]
@@ -51,7 +54,6 @@ def evaluate(
     loader: Loader,
     *,
     device: torch.device,
-    precision: str = "fp32",
     backend: Backend = "faster",
     console: Console | None = None,
     check: Callable[[], None] | None = None,
@@ -59,24 +61,18 @@ def evaluate(
 ) -> Evaluation:
     """Runs the model over the loader's share of the images and scores the results of all ranks.
 
-    Every rank must call it, also one that has no images, and gets the same figures. The model is put into evaluation
-    mode and back. check: called between batches; what it raises ends the evaluation. pictures: a folder in which the
+    model: ready for inference, see `piip.precision`. Every rank must call it, also one that has no images, and gets the
+    same figures. check: called between batches; what it raises ends the evaluation. pictures: a folder in which the
     metric draws what it has to show, if it is given.
     """
-    start, training = time.perf_counter(), model.training
+    start = time.perf_counter()
     metric = loader.dataset.metric(backend=backend)
-    model.eval()
-    try:
-        with Bar(console, "evaluating", total=len(loader)) as bar:
-            for batch in loader:
-                with autocast(device, precision):
-                    results = model.infer_batch(batch.to(device, non_blocking=True))
-                metric.update(results, batch.image_ids)
-                bar.advance()
-                if check is not None:
-                    check()
-    finally:
-        model.train(training)
+    with Bar(console, "evaluating", total=len(loader)) as bar:
+        for batch in on_device(loader, device):
+            metric.update(model.infer_batch(batch), batch.image_ids)
+            bar.advance()
+            if check is not None:
+                check()
     metric.synchronize()
     metrics, rows, drawn = distributed.on_main(lambda: (metric.compute(), metric.table(), _draw(metric, pictures)))
     return Evaluation(metrics, rows, time.perf_counter() - start, drawn)
@@ -108,15 +104,9 @@ def run_evaluation(
         if output is not None:
             distributed.on_main(lambda: _make_folder(output, [loaded.file, *_paths(config.data.val)]))
         loader = build_loader(config, dataset, training=False, pin_memory=target.type == "cuda")
-        found = evaluate(
-            model.to(target),
-            loader,
-            device=target,
-            precision=config.train.precision,
-            backend=backend,
-            console=console,
-            pictures=output,
-        )
+        prepare(model.to(target), compute_dtype(target, config.train.precision))
+        with tf32(config.train.tf32):
+            found = evaluate(model, loader, device=target, backend=backend, console=console, pictures=output)
         _log.info("evaluated %d images in %.0f s", len(dataset), found.seconds)
         if output is not None:
             report = {"config": config.name, "weights": str(loaded.file), "images": len(dataset)}

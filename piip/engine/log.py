@@ -14,12 +14,13 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from piip.engine import distributed
 from piip.engine.curves import draw_curves
-from piip.errors import PiipError
+from piip.errors import PiipError, visible
 from piip.files import free_space, sync, to_json, write_file
 
 _log = logging.getLogger(__name__)
@@ -36,16 +37,19 @@ def logging_to(file: Path | None = None) -> Iterator[Console]:
     level, propagates = root.level, root.propagate
     handlers: list[logging.Handler] = []
     if console.is_terminal:
-        handlers.append(RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", markup=False))
+        # Without its highlighter, which paints the numbers in the names of files.
+        plain = NullHighlighter()
+        handlers.append(RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", highlighter=plain))
+        handlers[0].setFormatter(_OneLine("%(message)s"))
     else:
         handlers.append(logging.StreamHandler(sys.stderr))
-        handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
+        handlers[0].setFormatter(_OneLine("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     # Said by the progress bar, or by the command line at the end: then only the file needs it.
     hidden = ("on_bar", "at_end") if console.is_terminal else ("at_end",)
     handlers[0].addFilter(lambda record: not any(hasattr(record, name) for name in hidden))
     if distributed.is_main() and file is not None:
         handlers.append(_LogFile(file))
-        handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers[1].setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     for handler in handlers:
         root.addHandler(handler)
     root.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
@@ -58,6 +62,14 @@ def logging_to(file: Path | None = None) -> Iterator[Console]:
             handler.close()
         root.setLevel(level)
         root.propagate = propagates
+
+
+class _OneLine(logging.Formatter):
+    """A line for every record: names of classes and files may hold line breaks and commands to the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = visible(record.message)
+        return super().formatMessage(record)
 
 
 class _LogFile(logging.StreamHandler):
@@ -255,8 +267,8 @@ def _quiet_threads() -> Iterator[None]:
 
 
 def _known(value: float | None) -> bool:
-    """Whether a metric was measured: COCO gives -1 where there was nothing to measure."""
-    return value is not None and value != -1
+    """Whether there was anything to measure."""
+    return value is not None
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -13,13 +13,16 @@ from torch import Tensor
 
 from piip.config import Config
 from piip.data import known_class_names
-from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, read_image
+from piip.data.files import IRREGULAR, UNREAD, ending_of, list_folder
+from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, UNREAD_SUFFIXES, read_image
+from piip.data.report import Report
 from piip.engine.checkpoint import load_weights
-from piip.engine.device import autocast, choose_device
+from piip.engine.device import choose_device, compute_dtype, tf32
 from piip.engine.log import Bar, logging_to
-from piip.errors import DataError, PiipError
+from piip.errors import DataError, PiipError, first_few
 from piip.files import check_outputs, to_json, write_file
 from piip.model import build_model
+from piip.precision import prepare
 from piip.results import build_writer
 from piip.signals import StopSignals
 
@@ -71,7 +74,7 @@ def run_prediction(
         count = config.model.head.num_classes
         names = loaded.class_names or known_class_names(config.data.val) or []
         names = names if len(names) == count else [f"class {label}" for label in range(count)]
-        model.to(target).eval()
+        prepare(model.to(target), compute_dtype(target, config.train.precision))
         limit = getattr(config.data.val, "max_image_pixels", MAX_IMAGE_PIXELS)
         writer = build_writer(model.head.task, names, score_threshold=score_threshold)
         predictions: list[Prediction] = []
@@ -79,7 +82,7 @@ def run_prediction(
         stop = StopSignals()
         try:
             output.mkdir(parents=True, exist_ok=True)
-            with stop, Bar(console, "predicting", total=len(files)) as bar:
+            with stop, tf32(config.train.tf32), Bar(console, "predicting", total=len(files)) as bar:
                 for file, overlay in zip(files, overlays):
                     if stop.requested:
                         break
@@ -87,8 +90,7 @@ def run_prediction(
                     if isinstance(image, DataError):
                         predictions.append(Prediction(file, error=str(image)))
                         continue
-                    with autocast(target, config.train.precision):
-                        (result,) = model.predict([image])
+                    (result,) = model.predict([image])
                     stem = overlay.with_suffix("")
                     found = writer.add(file, image, result, stem)
                     predictions.append(Prediction(file, overlay, found, writer.describe(found)))
@@ -114,22 +116,35 @@ def run_prediction(
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """The image files behind files, folders (not their subfolders) and patterns, each once, in the given order.
 
-    Raises DataError for what is not there, and for folders and patterns without images.
+    In folders names that begin with a dot are passed over, and with a warning what is no regular file and images of
+    formats that are not read. Raises DataError for what is not there, and for folders and patterns without images.
     """
     found: list[Path] = []
+    passed_over = Report(first_few([str(path) for path in paths]))
     for given in map(Path, paths):
         if given.is_dir():
-            matches = sorted(path for path in given.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            listing = list_folder(given, IMAGE_SUFFIXES | UNREAD_SUFFIXES)
+            candidates = [given / name for name in listing.files]
+            for name in listing.irregular:
+                passed_over.add(IRREGULAR, name)
         elif given.is_file():
-            matches = [given]
+            found.append(given)
+            continue
         elif glob.has_magic(str(given)):
-            names = sorted(glob.glob(str(given), recursive=True))
-            matches = [path for path in map(Path, names) if path.suffix.lower() in IMAGE_SUFFIXES]
+            candidates = [path for path in map(Path, sorted(glob.glob(str(given), recursive=True))) if path.is_file()]
+        elif given.exists():
+            raise DataError(f"{given} is neither a file nor a folder")
         else:
             raise DataError(f"image not found: {given}")
+        matches = [path for path in candidates if ending_of(path.name) in IMAGE_SUFFIXES]
+        for path in candidates:
+            if ending_of(path.name) in UNREAD_SUFFIXES:
+                passed_over.add(UNREAD, path.name)
         if not matches:
             raise DataError(f"no images in {given}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
         found += matches
+    if passed_over.counts:
+        _log.warning("%s", passed_over)
     return list(dict.fromkeys(found))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from piip.engine.evaluate import Evaluation
 from piip.engine.integrity import read_meta
 from piip.engine.meter import Meter
 from piip.engine.optim import build_optimizer
+from piip.engine.step import StepResult
 from piip.engine.weights import load_file
 from piip.errors import CheckpointError, DataError
 from piip.model import Model, build_model
@@ -58,7 +60,7 @@ class RunState:
         self.meter = Meter()
         self.step = 0
         self.best: dict[str, Any] | None = None
-        self.metrics: dict[str, float] = {}
+        self.metrics: Mapping[str, float | None] = {}
         self.evaluated = False
         self._saved_step: int | None = None
 
@@ -112,11 +114,23 @@ class RunState:
         _log.info("resumed from %s", checkpoint)
 
     def advance(self) -> None:
-        """Counts a step that the optimizer has taken."""
+        """Counts a step that the optimizer has been told to take."""
         self.step += 1
         self.evaluated = False
+
+    def confirm(self, result: StepResult, lr: float) -> None:
+        """Averages and sums up the newest step, once it has proved finite and before another one changes the weights.
+
+        lr: its learning rate.
+        """
         if self.ema is not None:
             self.ema.update(self.model, step=self.step)
+        self.meter.add(result, lr)
+
+    @property
+    def averages_buffers(self) -> bool:
+        """Whether the moving average is also one of what a forward pass changes, the statistics of batch norms."""
+        return self.ema is not None and any(buffer.is_floating_point() for buffer in self.model.buffers())
 
     def save(self) -> None:
         """Writes the checkpoint of this step, if that has not been done; all ranks call it. Raises CheckpointError."""
@@ -151,7 +165,7 @@ class RunState:
         """Remembers the metrics of this step, beside its checkpoint too, and whether it is the best so far."""
         self.metrics, self.evaluated = found.metrics, True
         name, value = next(iter(found.metrics.items()))
-        improved = self.best is None or value > self.best["value"]
+        improved = value is not None and (self.best is None or value > self.best["value"])
         if improved:
             self.best = {"step": self.step, "name": name, "value": value}
         record = {"step": self.step, "metrics": found.metrics, "best": self.best, "classes": found.rows}

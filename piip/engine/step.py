@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from piip.config import OptimConfig
 from piip.data import Batch
 from piip.engine import distributed
 from piip.engine.device import autocast
 from piip.errors import NonFiniteLoss
+from piip.host import HostCopy
 from piip.metrics import ImageId
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """losses: by name, mean over the passes of this rank. seconds: of the step; waited: of those, for data.
-
-    signal: the signal that any rank was sent, 0 for none; the same on all ranks.
-    """
+    """losses: by name, mean over the passes of this rank. seconds: of the step; waited: of those, for data."""
 
     losses: dict[str, float]
     grad_norm: float
     seconds: float
     waited: float
-    signal: int
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,51 @@ class Pass:
         return all(map(math.isfinite, self.losses.values()))
 
 
+class Step:
+    """A step that a device has been told to take; what it says is on its way to the host.
+
+    signal: the signal that any rank was sent, 0 for none; the same on all ranks.
+    """
+
+    def __init__(
+        self,
+        numbers: Tensor,
+        *,
+        model: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        losses: Sequence[str],
+        image_ids: Sequence[list[ImageId]],
+        seconds: float,
+        waited: float,
+        signal: int,
+    ) -> None:
+        """numbers: whether the step is finite, the norm of the gradients, the losses of each pass with its image_ids,
+        and the norms of the gradients of the parameters.
+        """
+        self._numbers = HostCopy(numbers)
+        self._model, self._parameters, self._losses, self._image_ids = model, parameters, losses, image_ids
+        self._seconds, self._waited, self.signal = seconds, waited, signal
+
+    def result(self) -> StepResult:
+        """Waits until the device has come to the update of this step. All ranks call it, and between the same steps.
+
+        Raises NonFiniteLoss, on all ranks, if a loss or gradient of any is not finite; no weight has changed then.
+        """
+        start = time.perf_counter()
+        finite, norm, *values = self._numbers.wait().tolist()
+        seconds = self._seconds + time.perf_counter() - start
+        remaining = iter(values)
+        passes = [Pass({name: next(remaining) for name in self._losses}, ids) for ids in self._image_ids]
+        if not finite:
+            names = {parameter: name.removeprefix("module.") for name, parameter in self._model.named_parameters()}
+            bad = [
+                names[parameter] for parameter, value in zip(self._parameters, remaining) if not math.isfinite(value)
+            ]
+            raise NonFiniteLoss(_explain(passes, bad))
+        means = {name: sum(part.losses[name] for part in passes) / len(passes) for name in self._losses}
+        return StepResult(means, norm, seconds, self._waited)
+
+
 def optimizer_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -56,11 +98,16 @@ def optimizer_step(
     device: torch.device,
     precision: str,
     signal: int,
-) -> StepResult:
+    before_update: Callable[[], None] = lambda: None,
+) -> Step:
     """Takes `config.accumulate` batches, adds up their gradients and updates the weights.
 
-    model: returns losses by name for a batch; perhaps in DistributedDataParallel. signal: what this rank was sent, or
-    0. Raises NonFiniteLoss, on all ranks, if a loss or gradient of any is not finite; no weight has changed then.
+    model: returns losses by name for a batch; perhaps in DistributedDataParallel. batches: on the device. optimizer: a
+    fused one. signal: what this rank was sent, or 0.
+    It does not wait for the device to come to the update. If a loss or gradient of any rank is not finite, the device
+    leaves weights and optimizer as they are, and `Step.result` says so. Until that is read, no other step may change
+    the weights: before_update is called when the passes have been launched, and the update has not. It is the time to
+    read the step before, which the device has left behind by then.
     """
     start, waited = time.perf_counter(), 0.0
     optimizer.zero_grad(set_to_none=True)
@@ -68,7 +115,7 @@ def optimizer_step(
     image_ids: list[list[ImageId]] = []
     for index in range(config.accumulate):
         waiting = time.perf_counter()
-        batch = next(batches).to(device, non_blocking=True)
+        batch = next(batches)
         waited += time.perf_counter() - waiting
         # Gradients travel between the ranks once a step, with the last backward pass.
         last = index == config.accumulate - 1
@@ -79,30 +126,48 @@ def optimizer_step(
         losses.append({name: loss.detach().float() for name, loss in found.items()})
         image_ids.append(batch.image_ids)
 
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    # The one time a step waits for the device: all losses and the norm come over together.
-    norm_value, *values = torch.stack([norm.float(), *(loss for part in losses for loss in part.values())]).tolist()
-    remaining = iter(values)
-    passes = [Pass({name: next(remaining) for name in part}, ids) for part, ids in zip(losses, image_ids)]
-    finite = math.isfinite(norm_value) and all(part.finite for part in passes)
-    status = distributed.minimum_(torch.tensor([float(finite), -float(signal)])).tolist()
-    if not status[0]:
-        raise NonFiniteLoss(_explain(model, passes))
+    # Between hosts, not devices: a signal must stop all ranks behind the same step.
+    signalled = distributed.minimum_(torch.tensor([-float(signal)])).item()
+    before = time.perf_counter()
+    before_update()
+    start += time.perf_counter() - before
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    # Private, but what get_total_norm calls, which keeps the norms of the single gradients to itself.
+    norms = torch.stack(torch._foreach_norm([parameter.grad for parameter in parameters]))
+    norm = torch.linalg.vector_norm(norms)
+    values = torch.stack([norm.float(), *(loss for part in losses for loss in part.values())])
+    finite = distributed.minimum_(values.isfinite().all().float())
     if config.clip_grad_norm is not None:
         clip_grads_with_norm_(parameters, config.clip_grad_norm, norm)
-    optimizer.step()
-    means = {name: sum(part.losses[name] for part in passes) / len(passes) for name in passes[0].losses}
-    return StepResult(means, norm_value, time.perf_counter() - start, waited, int(-status[1]))
+    _update(optimizer, skip=1 - finite)
+    return Step(
+        torch.cat([finite[None], values, norms.float()]),
+        model=model,
+        parameters=parameters,
+        losses=list(losses[0]),
+        image_ids=image_ids,
+        seconds=time.perf_counter() - start,
+        waited=waited,
+        signal=-int(signalled),
+    )
 
 
-def _explain(model: nn.Module, passes: list[Pass]) -> str:
-    """What is not finite, and on which images; the ranks tell each other."""
+def _update(optimizer: torch.optim.Optimizer, *, skip: Tensor) -> None:
+    """Updates the weights unless `skip`, a number on the device, is 1: it is what torch.amp.GradScaler does."""
+    vars(optimizer)["found_inf"] = skip
+    try:
+        optimizer.step()
+    finally:
+        del vars(optimizer)["found_inf"]
+
+
+def _explain(passes: list[Pass], bad: list[str]) -> str:
+    """What is not finite, and on which images; the ranks tell each other. bad: parameters whose gradients are not."""
     reports = distributed.gather([_describe(part) for part in passes if not part.finite])
     if not any(reports):
-        bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         others = f" and of {len(bad) - 1} more parameters" if len(bad) > 1 else ""
-        found = f"the gradient of {bad[0].removeprefix('module.')}{others}" if bad else "the norm of the gradients"
+        found = f"the gradient of {bad[0]}{others}" if bad else "the norm of the gradients"
         image_ids = [image_id for part in passes for image_id in part.image_ids]
         reports = distributed.gather([f"the losses are finite, {found} is not, on the images {_list(image_ids)}"])
     told = [f"  rank {rank}: {text}" for rank, texts in enumerate(reports) for text in texts]

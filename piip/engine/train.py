@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,15 +22,18 @@ from piip.data import (
     check_same_classes,
     check_targets,
     explain_worker_death,
+    on_device,
 )
 from piip.engine import distributed
-from piip.engine.device import peak_memory_mib
+from piip.engine.checkpoint import follow
+from piip.engine.device import compute_dtype, peak_memory_mib, tf32
 from piip.engine.evaluate import evaluate
 from piip.engine.log import Bar, RunLog, logging_to
 from piip.engine.optim import set_lr, total_iterations
 from piip.engine.run_dir import locked, prepare_run
 from piip.engine.state import RunState
-from piip.engine.step import optimizer_step
+from piip.engine.step import Step, optimizer_step
+from piip.precision import prepared_copy
 from piip.signals import StopSignals
 
 _log = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 def train(
     config: Config, *, output: Path | None = None, device: str | None = None, resume: str | None = None
-) -> dict[str, float]:
+) -> Mapping[str, float | None]:
     """Trains the model of a config, under torchrun in all its processes; returns the metrics of the last evaluation.
 
     output: the run directory, runs/NAME by default; it must not hold a run unless it is resumed.
@@ -46,12 +49,18 @@ def train(
     resume: 'auto' for the newest checkpoint in output if there is one, or a checkpoint or run directory.
     Raises Stopped after SIGTERM and KeyboardInterrupt after Ctrl-C, both with a checkpoint saved within a step, or
     before the first step with none; ConfigError while another process has the run directory;
-    NonFiniteLoss before an update that would spoil the weights; and the other kinds of PiipError.
+    NonFiniteLoss when an update would have spoilt the weights, which is found out at the latest while the step behind
+    it is computed; and the other kinds of PiipError. What it raises leaves checkpoints of finite steps only.
     """
     output = output or Path("runs") / config.name
     with distributed.session(device) as target, locked(output):
         checkpoint = distributed.on_main(lambda: prepare_run(output, config, resume))
-        with logging_to(output / "train.log") as console, StopSignals() as stop, _deterministic(config):
+        with (
+            logging_to(output / "train.log") as console,
+            StopSignals() as stop,
+            _deterministic(config),
+            tf32(config.train.tf32),
+        ):
             trainer: Trainer | None = None
             try:
                 trainer = Trainer(config, output=output, device=target, stop=stop, console=console)
@@ -84,8 +93,10 @@ class Trainer:
         check_classes(config.model.head.num_classes, train_data)
         check_same_classes(train_data, val_data)
         pin = device.type == "cuda"
-        self.train_loader = build_loader(config, train_data, training=True, pin_memory=pin)
-        self.val_loader = build_loader(config, val_data, training=False, pin_memory=pin)
+        self.train_loader, self.val_loader = (
+            build_loader(config, dataset, training=training, pin_memory=pin, check=self._check_while_waiting)
+            for dataset, training in ((train_data, True), (val_data, False))
+        )
         self.epoch_length = len(self.train_loader) // config.optim.accumulate
         self.total = total_iterations(config.schedule, self.epoch_length)
         self.state = RunState(
@@ -98,8 +109,11 @@ class Trainer:
         check_targets(self.state.model.head.needs, train_data)
         self.wrapped: nn.Module = self.state.model
         self.log: RunLog | None = None
+        # The newest step and its learning rate, until its result is read.
+        self.unread: tuple[Step, float] | None = None
+        self.loss = ""
 
-    def run(self, checkpoint: Path | None) -> dict[str, float]:
+    def run(self, checkpoint: Path | None) -> Mapping[str, float | None]:
         """Trains from the checkpoint, or from the start, to the end. Returns the metrics of the last evaluation."""
         state = self.state
         if checkpoint is None:
@@ -108,6 +122,7 @@ class Trainer:
             state.resume(checkpoint)
         if distributed.world_size() > 1:
             distributed.synchronize_norms(state.model, self.device)
+            distributed.align_gradients(state.model)
             self.wrapped = DistributedDataParallel(state.model, gradient_as_bucket_view=True)
         state.model.train()
         log = self.log = RunLog(
@@ -145,7 +160,7 @@ class Trainer:
         epoch, done = divmod(state.step, self.epoch_length)
         self.train_loader.set_epoch(epoch)
         self.train_loader.set_start(done * config.optim.accumulate)
-        batches = iter(self.train_loader)
+        batches = on_device(self.train_loader, self.device)
         for _ in range(min(self.epoch_length - done, self.total - state.step)):
             lr = set_lr(
                 state.optimizer,
@@ -154,7 +169,7 @@ class Trainer:
                 schedule=config.schedule,
                 epoch_length=self.epoch_length,
             )
-            result = optimizer_step(
+            step = optimizer_step(
                 self.wrapped,
                 state.optimizer,
                 batches,
@@ -162,39 +177,61 @@ class Trainer:
                 device=self.device,
                 precision=config.train.precision,
                 signal=int(self.stop.requested or 0),
+                before_update=self._read,
             )
             state.advance()
-            state.meter.add(result, lr)
-            bar.advance(note=f"epoch {epoch + 1}  loss {sum(result.losses.values()):.3f}")
-            if state.step % config.train.log_every == 0 or state.step == self.total:
-                log.train(state.position | state.meter.take() | {"memory_mib": round(peak_memory_mib(self.device))})
+            self.unread = step, lr
+            logging_due = state.step % config.train.log_every == 0 or state.step == self.total
             evaluating = self._due(config.train.eval_every)
+            saving = evaluating or bool(step.signal) or self._due(config.train.checkpoint_every)
+            if logging_due or saving or state.averages_buffers:
+                self._read()
+            bar.advance(note=f"epoch {epoch + 1}  {self.loss}")
+            if logging_due:
+                log.train(state.position | state.meter.take() | {"memory_mib": round(peak_memory_mib(self.device))})
             # Saved before it is evaluated, which takes long enough to be stopped in.
-            if evaluating or result.signal or self._due(config.train.checkpoint_every):
+            if saving:
                 log.flush()
                 state.save()
-            if result.signal:
-                raise self._stopped(result.signal)
+            if step.signal:
+                raise self._stopped(step.signal)
             if evaluating:
                 with bar.paused():
                     self._evaluate(log)
 
-    def _evaluate(self, log: RunLog) -> None:
-        def check() -> None:
-            # The ranks do not agree on it first: one that leaves takes the others with it, and this step is saved.
-            if self.stop.requested:
-                raise self._stopped(self.stop.requested)
+    def _read(self) -> None:
+        """Reads what the newest step said, if that has not been done. Raises NonFiniteLoss."""
+        if self.unread is not None:
+            (step, lr), self.unread = self.unread, None
+            result = step.result()
+            self.state.confirm(result, lr)
+            self.loss = f"loss {sum(result.losses.values()):.3f}"
 
+    def _check_while_waiting(self) -> None:
+        """Ends the run if this process was sent a signal: in evaluation, or while it waits for data.
+
+        The ranks do not agree on it first: one that leaves takes the others with it.
+        """
+        if not self.stop.requested:
+            return
+        # Alone, at the beginning of a step, this one can still be saved; the passes of a begun one have changed things.
+        begun = any(parameter.grad is not None for parameter in self.state.model.parameters())
+        if distributed.world_size() == 1 and not begun and self.log is not None:
+            self._read()
+            self.log.flush()
+            self.state.save()
+        raise self._stopped(self.stop.requested)
+
+    def _evaluate(self, log: RunLog) -> None:
         # Where batch norms are not synchronised, every rank has seen other images; what is saved is the main one's.
         distributed.share_buffers(self.state.evaluation_model)
         with rng.preserved():
             found = evaluate(
-                self.state.evaluation_model,
+                prepared_copy(self.state.evaluation_model, compute_dtype(self.device, self.config.train.precision)),
                 self.val_loader,
                 device=self.device,
-                precision=self.config.train.precision,
                 console=self.console,
-                check=check,
+                check=self._check_while_waiting,
             )
         log.evaluation(self.state.position | {"metrics": found.metrics, "seconds": round(found.seconds, 2)})
         log.draw()
@@ -205,9 +242,14 @@ class Trainer:
         return self.state.step % (every * unit) == 0 or self.state.step == self.total
 
     def _stopped(self, signal: int) -> BaseException:
-        step = self.state.step
-        saved = self.output / "checkpoints" / str(step)
-        return self.stop.error(signal, f"stopped at step {step} of {self.total}; saved {saved}, go on with --resume")
+        at = f"stopped at step {self.state.step} of {self.total}"
+        root = self.output / "checkpoints"
+        saved = root / str(self.state.step)
+        if saved.is_dir():
+            return self.stop.error(signal, f"{at}; saved {saved}, go on with --resume")
+        last = follow(root, "last")
+        remedy = f"go on from {last} with --resume" if last else "nothing was saved yet, start again"
+        return self.stop.error(signal, f"{at}, within a step; {remedy}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from piip.config import VIT_SIZES, BackboneConfig, BranchConfig, ConvNeXtConfig, ViTConfig
+from piip.config.mistakes import explain
 from piip.errors import ConfigError
 from piip.flops.costs import Cost, Count, Part, linear, norm
 from piip.flops.paper_parts import (
@@ -63,10 +64,11 @@ def backbone_from_letters(letters: str, resolutions: tuple[int, ...] | None = No
         depth = VIT_SIZES[letter]["depth"]
         global_blocks = tuple(range(2, depth, 3)) if len(letters) == 1 else ()
         branches.append({"size": letter, "window_size": window, "global_blocks": global_blocks})
+    settings = {"branches": branches, "resolutions": resolutions}
     try:
-        return BackboneConfig.model_validate({"branches": branches, "resolutions": resolutions})
+        return BackboneConfig.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        raise ConfigError(explain(error, BackboneConfig, settings, {}, f"branches '{letters}'")) from None
 
 
 def branch_names(backbone: BackboneConfig) -> list[str]:

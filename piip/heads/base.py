@@ -58,6 +58,12 @@ class Head(nn.Module):
     def restore(self, outputs: Any, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]) -> Any:
         """The results of `detect`, brought from each image's valid (h, w) in the batch to its original (h, w)."""
 
+    def restore_encoded(
+        self, outputs: Any, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
+    ) -> Any:
+        """The results of `restore`, but `rles`, compressed run lengths, in place of masks, whose pixels are many."""
+        return self.restore(outputs, image_sizes, original_sizes)
+
 
 def restore_boxes(boxes: Tensor, image_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
     """Boxes (n, 4) xyxy, in pixels of an image resized to image_size (h, w), in those of its original_size (h, w)."""

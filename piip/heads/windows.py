@@ -8,8 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Probabilities computed at once on the way to original pixels; 150 classes of a large photo would be gigabytes.
+from piip import host
+
+# Probabilities computed at once on the way to original pixels; 150 classes of a large photo would be gigabytes. A
+# device needs more of them at once, or it waits for the host to tell it the next thing.
 MAX_PROBABILITIES = 2**22
+MAX_PROBABILITIES_ON_DEVICE = 2**26
+# Pixels of all windows that a device looks at together: 16 windows of 512 x 512.
+MAX_WINDOW_PIXELS = 2**22
 
 
 def slide(
@@ -22,7 +28,8 @@ def slide(
 ) -> Tensor:
     """Mean logits (B, classes, H, W) of all windows that cover a pixel; zeros outside the valid parts.
 
-    look: images (b, 3, h, w) -> logits (b, classes, h, w); called with one to B windows at a time.
+    look: images (b, 3, h, w) -> logits (b, classes, h, w); called with one to B windows at a time, or with
+    MAX_WINDOW_PIXELS on a device where those are more.
     images: (B, 3, H, W); image_sizes: valid (h, w) of each. window, stride: in pixels. Windows are laid out as
     in mmsegmentation: from the top left in steps of `stride`, the last of a row or column moved back into the image.
     An image smaller than a window is seen with its padding, so that one window over the whole batch is the batch.
@@ -36,8 +43,9 @@ def slide(
     ]
     total: Tensor | None = None
     count = images.new_zeros((len(images), 1, *images.shape[2:]), dtype=torch.float32)
-    for first in range(0, len(places), len(images)):
-        chunk = places[first : first + len(images)]
+    together = len(images) if host.is_host(images.device) else max(len(images), MAX_WINDOW_PIXELS // (height * width))
+    for first in range(0, len(places), together):
+        chunk = places[first : first + together]
         logits = look(torch.stack([images[index, :, y : y + height, x : x + width] for index, y, x in chunk]))
         if total is None:
             total = logits.new_zeros((len(images), logits.shape[1], *images.shape[2:]))
@@ -55,13 +63,15 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def most_likely(
-    logits: Tensor, size: tuple[int, int], *, max_probabilities: int = MAX_PROBABILITIES
+    logits: Tensor, size: tuple[int, int], *, max_probabilities: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Of logits (classes, h, w) resized to `size` (H, W): labels (H, W) int64, and their probabilities (H, W) float32.
 
     Resized bilinearly without aligned corners. It goes over the image in strips of at most `max_probabilities` numbers,
-    or of one row.
+    as many as suit the device if it is not given, or of one row.
     """
+    if max_probabilities is None:
+        max_probabilities = MAX_PROBABILITIES if host.is_host(logits.device) else MAX_PROBABILITIES_ON_DEVICE
     classes = logits.shape[0]
     rows = max(1, max_probabilities // (classes * size[1]))
     # Sampling rows by hand lets a strip be resized by itself; it is what interpolate does, see its align_corners.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,9 +28,11 @@ class AccuracyMetric(Metric[tuple[int, ...]]):
         self._class_names, self._label_of = list(class_names), label_of
 
     def update(self, results: Sequence[dict[str, Tensor]], image_ids: Sequence[ImageId]) -> None:
-        """results: per image labels (k,), the likeliest first."""
-        for result, image_id in zip(results, image_ids, strict=True):
-            labels = tuple(result["labels"][:_TOP].tolist())
+        """results: per image labels (k,), the likeliest first, on any device, for which it waits once."""
+        first = [result["labels"][:_TOP] for result in results]
+        parts = torch.cat(first).cpu().split([len(labels) for labels in first])
+        for part, image_id in zip(parts, image_ids, strict=True):
+            labels = tuple(part.tolist())
             if not all(0 <= label < len(self._class_names) for label in labels):
                 raise PiipError(f"results with label {max(labels)}, but the data have {len(self._class_names)} classes")
             self._found[image_id] = labels

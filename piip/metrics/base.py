@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -36,8 +36,8 @@ class Metric(ABC, Generic[Found]):
             self._found = {image_id: found for part in parts for image_id, found in part.items()}
 
     @abstractmethod
-    def compute(self) -> dict[str, float]:
-        """The figures by name, the main one, which is better the higher it is, first."""
+    def compute(self) -> Mapping[str, float | None]:
+        """The figures by name, the main one, which is better the higher it is, first; None where there is none."""
 
     @abstractmethod
     def table(self) -> list[dict[str, Any]]:

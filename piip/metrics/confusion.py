@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
+from piip.errors import visible
 from piip.files import write_file
 
 # Of more classes a matrix with legible names would not fit a screen.
@@ -31,6 +32,7 @@ def draw_confusion(counts: NDArray[np.int64], class_names: Sequence[str], path: 
 
     Up to 50 classes make a matrix, coloured by the share of each row; of more, the commonest mistakes become bars.
     """
+    class_names = [visible(name) for name in class_names]
     names = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in class_names]
     figure = _matrix(counts, names) if len(names) <= _MATRIX else _pairs(counts, names)
     buffer = io.BytesIO()
@@ -60,8 +62,9 @@ def _matrix(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
             ink = "white" if row == column and shares[row, column] > 0.4 else _INK
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=ink, fontsize=8)
     slant: dict[str, Any] = {"rotation": 45, "va": "top"} if classes <= _FIGURES else {"rotation": 90, "va": "center"}
-    axes.set_xticks(range(classes), names, rotation_mode="anchor", ha="right", **slant)
-    axes.set_yticks(range(classes), [f"{name}  ({n})" for name, n in zip(names, counts.sum(axis=1), strict=True)])
+    axes.set_xticks(range(classes), names, rotation_mode="anchor", ha="right", parse_math=False, **slant)
+    rows = [f"{name}  ({n})" for name, n in zip(names, counts.sum(axis=1), strict=True)]
+    axes.set_yticks(range(classes), rows, parse_math=False)
     axes.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
     axes.grid(which="minor", color=_GRID, linewidth=0.6)
@@ -86,7 +89,7 @@ def _pairs(counts: NDArray[np.int64], names: Sequence[str]) -> Figure:
     for place, (row, column) in enumerate(pairs):
         text = f" {wrong[row, column]} of {totals[row]}"
         axes.text(wrong[row, column], place, text, va="center", color=_INK, fontsize=8)
-    axes.set_yticks(range(len(pairs)), [f"{names[row]} → {names[column]}" for row, column in pairs])
+    axes.set_yticks(range(len(pairs)), [f"{names[row]} → {names[column]}" for row, column in pairs], parse_math=False)
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.set_xlim(0, 1.18 * max(lengths, default=1))
     axes.xaxis.set_visible(False)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from piip.errors import visible
 from piip.files import write_file
 
 # Rows that fit below one another.
@@ -50,7 +51,7 @@ def _draw_column(axes: Axes, rows: Sequence[Mapping[str, Any]], height: int) -> 
     for place, row in enumerate(rows):
         axes.text(1.13, place, f"{row['iou']:.3f}", va="center", ha="right", color=_INK, fontsize=8)
         axes.text(1.29, place, f"{100 * row['pixels']:.2f} %", va="center", ha="right", color=_PALE, fontsize=8)
-    axes.set_yticks(range(len(rows)), [row["class"] for row in rows])
+    axes.set_yticks(range(len(rows)), [visible(row["class"]) for row in rows], parse_math=False)
     axes.set_ylim(max(height, 1) - 0.4, -0.6)
     axes.set_xlim(0, 1.3)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])

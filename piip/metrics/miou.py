@@ -34,13 +34,15 @@ class MIoUMetric(Metric[_Cells]):
         self._class_names, self._label_map_of = list(class_names), label_map_of
 
     def update(self, results: Sequence[dict[str, Tensor]], image_ids: Sequence[ImageId]) -> None:
-        """results: per image labels (H, W) in the image's pixels, on any device.
+        """results: per image labels (H, W) in the image's pixels, on any device, for which it waits once.
 
         Raises PiipError for a result of another size than the true labels, or with a label that is no class.
         """
         classes = len(self._class_names)
-        for result, image_id in zip(results, image_ids, strict=True):
-            truth, found = self._label_map_of(image_id), result["labels"].cpu()
+        maps = [result["labels"] for result in results]
+        pixels = torch.cat([labels.flatten() for labels in maps]).cpu().split([labels.numel() for labels in maps])
+        for labels, part, image_id in zip(maps, pixels, image_ids, strict=True):
+            truth, found = self._label_map_of(image_id), part.view(labels.shape)
             if truth.shape != found.shape:
                 sizes = " and ".join(f"{shape[1]} x {shape[0]}" for shape in (found.shape, truth.shape))
                 raise PiipError(f"image {image_id}: result and label map differ in size, {sizes} pixels")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_LEVELS = 16  # kMaxLevels and kMaxPyramidLevels in csrc
+MAX_SAMPLES = 512  # kMaxSamples in csrc
 MAX_SIDE = 2**31 - 1
 
 
@@ -18,6 +19,8 @@ def host_list(name: str, values: Any, meaning: str) -> list[Any]:
     """The items of a sequence, an array or a tensor on the host; a tensor is read, on a GPU by waiting for it."""
     if isinstance(values, (list, tuple)):
         return list(values)
+    if isinstance(values, Tensor) and values.layout != torch.strided:
+        raise TypeError(f"{name} must be {meaning} or a dense tensor, got layout {values.layout}; pass host integers")
     if isinstance(values, Tensor) and values.is_meta:
         raise ValueError(f"{name} must hold numbers, got a tensor on the meta device; pass host integers")
     items = values.tolist() if hasattr(values, "tolist") else values
@@ -60,16 +63,21 @@ def _integer(name: str, number: Any) -> int:
         raise TypeError(f"{name} must hold integers, got {number!r}") from None
 
 
-def check_shape(
-    name: str, tensor: Tensor, expected: Sequence[int | None], meaning: str, device: torch.device | None = None
-) -> torch.Size:
-    """The shape of a dense float tensor. expected: the size of each dimension, None where anything goes."""
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """That it is a dense float tensor."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}; call to_dense() first")
     if tensor.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}")
+
+
+def check_shape(
+    name: str, tensor: Tensor, expected: Sequence[int | None], meaning: str, device: torch.device | None = None
+) -> None:
+    """That a dense float tensor has a shape. expected: the size of each dimension, None where anything goes."""
+    check_tensor(name, tensor)
     shape = tensor.shape
     fits = len(shape) == len(expected)
     for size, wanted in zip(shape, expected):
@@ -79,4 +87,102 @@ def check_shape(
         raise ValueError(f"{name} must have shape {meaning} = ({sizes}), got {tuple(shape)}")
     if device is not None and tensor.device != device:
         raise ValueError(f"{name} must be on {device} like value, got {tensor.device}")
-    return shape
+
+
+def attention_sizes(
+    value: Tensor,
+    sides: Sequence[int],
+    reference: Tensor | None,
+    points: Tensor,
+    weights: Tensor,
+    grad: Tensor | None = None,
+    *,
+    boxes: bool = False,
+) -> tuple[list[int], bool, bool]:
+    """Sizes (B, S, Q, M, D, P) of an attention's arguments, and whether the reference varies by image and by level.
+
+    sides: H and W of every map. reference: (1 or B, Q, 1 or L, 2), with boxes also 4, beside offsets and logits; None
+    beside locations and weights. Raises ValueError or TypeError, naming the argument of the public functions, where
+    shapes or devices do not fit each other: all that a kernel must know before it is given addresses.
+    """
+    # Every call of an op comes by: few comparisons, of whole shapes. What does not fit is looked at again, by name.
+    shape, samples, device = value.shape, points.shape, value.device
+    cells, whole, levels = 0, True, len(sides) // 2
+    for level in range(levels):
+        h, w = sides[2 * level], sides[2 * level + 1]
+        whole = whole and 0 < h <= MAX_SIDE and 0 < w <= MAX_SIDE
+        cells += h * w
+    if whole and len(shape) == 4 and len(samples) == 6 and len(sides) == 2 * levels and 0 < levels <= MAX_LEVELS:
+        batch, given, heads, width = shape
+        queries, count = samples[1], samples[4]
+        if (
+            given == cells
+            and heads > 0
+            and width > 0
+            and count > 0
+            and samples == (batch, queries, heads, levels, count, 2)
+            and (
+                (reference is not None and weights.shape == (batch, queries, heads, levels * count))
+                or weights.shape == (batch, queries, heads, levels, count)
+            )
+            and points.device == device
+            and weights.device == device
+            and value.dtype in FLOATS
+            and (grad is None or (grad.shape == (batch, queries, heads * width) and grad.device == device))
+            and not (levels * count > MAX_SAMPLES and value.is_cuda)
+        ):
+            if reference is None:
+                return [batch, cells, queries, heads, width, count], False, False
+            if reference.dim() == 4 and reference.device == device:
+                images, points_of, maps, numbers = reference.shape
+                known = (2, 4) if boxes else (2,)
+                if images in (1, batch) and points_of == queries and maps in (1, levels) and numbers in known:
+                    return [batch, cells, queries, heads, width, count], images != 1, maps != 1
+    raise _misfit(value, sides, reference, points, weights, grad, boxes)
+
+
+def _misfit(
+    value: Tensor,
+    sides: Sequence[int],
+    reference: Tensor | None,
+    points: Tensor,
+    weights: Tensor,
+    grad: Tensor | None,
+    boxes: bool,
+) -> ValueError:
+    """The first thing that does not fit; raised here or returned."""
+    raw, device, levels = reference is not None, value.device, len(sides) // 2
+    if levels > MAX_LEVELS:
+        return ValueError(f"spatial_shapes must hold at most {MAX_LEVELS} maps, got {levels}")
+    if not sides or len(sides) % 2 or not all(0 < side <= MAX_SIDE for side in sides):
+        return ValueError(f"spatial_shapes must hold (H, W) pairs, positive and below 2**31, got {list(sides)}")
+    cells = sum(h * w for h, w in zip(sides[::2], sides[1::2]))
+    check_shape("value", value, (None, cells, None, None), "(B, sum of H * W, M, D)")
+    batch, _, heads, width = value.shape
+    if heads < 1 or width < 1:
+        return ValueError(f"value must have at least one head and one channel per head, got shape {tuple(value.shape)}")
+    name = "sampling_offsets" if raw else "sampling_locations"
+    check_shape(name, points, (batch, None, heads, levels, None, 2), "(B, Q, M, L, P, 2)", device)
+    queries, count = points.shape[1], points.shape[4]
+    if count < 1:
+        return ValueError(f"{name} must have at least one point, got shape {tuple(points.shape)}")
+    if reference is not None:
+        meaning = "(1 or B, Q, 1 or L, 2 or 4)"
+        check_shape("reference_points", reference, (None, queries, None, None), meaning, device)
+        shape = reference.shape
+        if shape[0] not in (1, batch) or shape[2] not in (1, levels) or shape[3] not in (2, 4):
+            fitting = f"{meaning} with B = {batch}, L = {levels}"
+            return ValueError(f"reference_points must have shape {fitting}, got {tuple(shape)}")
+        if shape[3] == 4 and not boxes:
+            return ValueError("the op takes reference points (x, y) only; call piip.ops.deform_attn with boxes")
+    if raw and weights.dim() != 5:
+        sizes: tuple[int, ...] = (batch, queries, heads, levels * count)
+        check_shape("attention_logits", weights, sizes, "(B, Q, M, L * P)", device)
+    else:
+        name, sizes = "attention_logits" if raw else "attention_weights", (batch, queries, heads, levels, count)
+        check_shape(name, weights, sizes, "(B, Q, M, L, P)", device)
+    if grad is not None:
+        check_shape("the gradient", grad, (batch, queries, heads * width), "(B, Q, M * D)", device)
+    return ValueError(
+        f"on CUDA a head of a query takes at most {MAX_SAMPLES} samples (levels times points), got {levels * count}"
+    )

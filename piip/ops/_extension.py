@@ -1,9 +1,10 @@
-"""The compiled module piip._C as the ops see it: whether it is there, its dtype tags, and the op library."""
+"""The compiled module piip._C as the ops see it: whether it runs here, its dtype tags, and the op library."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -23,14 +24,40 @@ except ImportError as error:
 DTYPE_TAGS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3, torch.uint8: 4}
 
 library = torch.library.Library("piip", "FRAGMENT")
+_cuda_problems: dict[int, str | None] = {}  # by device index: why its kernels cannot run there
 
 
 def has_kernels(tensor: Tensor) -> bool:
-    """Whether a registered op runs on the tensor's device."""
+    """Whether the kernels run on the tensor's device. A GPU is asked once; the first time that it cannot, a warning."""
     # Every call asks, so without the device's name, which is a new string each time.
-    if tensor.is_meta:
+    if tensor.is_cpu:
+        return _C is not None
+    if not tensor.is_cuda:
+        return tensor.is_meta
+    if _C is None or _C.cuda_version is None:
+        return False
+    # A program that is traced may run elsewhere, and fake tensors lie nowhere: the op asks again when it runs.
+    if is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter):
         return True
-    return _C is not None and (tensor.is_cpu or (tensor.is_cuda and _C.cuda_version is not None))
+    index = tensor.get_device()
+    if index not in _cuda_problems and cuda_problem(index) is not None:
+        words = f"the ops run on their PyTorch definition on GPU {index}, slowly: {cuda_problem(index)}"
+        warnings.warn(words, stacklevel=3)
+    return _cuda_problems[index] is None
+
+
+def cuda_problem(index: int) -> str | None:
+    """Why the compiled kernels cannot run on a GPU, and what helps; None where they can."""
+    if index not in _cuda_problems:
+        assert _C is not None
+        reason = _C.cuda_problem(index)
+        if reason is not None:
+            major, minor = torch.cuda.get_device_capability(index)
+            built = f"piip._C was built by CUDA {_C.cuda_version} for {_C.cuda_architectures}"
+            remedy = f"reinstall piip with TORCH_CUDA_ARCH_LIST={major}.{minor}, or update the driver"
+            reason = f"{reason.removeprefix('piip: ')}. {built}; {remedy}"
+        _cuda_problems[index] = reason
+    return _cuda_problems[index]
 
 
 def runs_definition(tensor: Tensor) -> bool:
@@ -69,6 +96,15 @@ def launch(name: str, tensor: Tensor, *arguments: Any) -> None:
 
 def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def definition_gradients(
+    definition: Callable[..., Any], inputs: Sequence[Tensor], grads: Tensor | Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """What `<op>_backward` returns where there are no kernels: gradients of the inputs through the definition."""
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        return torch.autograd.grad(definition(*leaves), leaves, grads)
 
 
 def refuse_vmap(op: str) -> None:

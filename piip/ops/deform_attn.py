@@ -6,6 +6,9 @@ weights.
 `torch.onnx.export` (PyTorch 2.10 or newer) needs nothing special: while it runs, both functions trace their definition
 in `piip.ops.reference`, plain operators of ONNX with GridSample for the sampling (opset 16 and later). spatial_shapes
 are part of the graph, so pass host integers; batch and queries may be dynamic. `torch.export` keeps the ops themselves.
+
+Given host integers, nothing here waits for the device, forward or backward, so a CUDA graph can capture it. The capture
+keeps all shapes, those of the maps among them.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ import torch
 from torch import Tensor
 
 from piip.ops import reference
-from piip.ops._checks import MAX_LEVELS, check_shape, host_list, host_shapes
+from piip.ops._checks import attention_sizes, check_tensor, host_list, host_shapes
 from piip.ops._extension import (
     DTYPE_TAGS,
     adds_up,
+    definition_gradients,
+    has_kernels,
     launch,
     library,
     pointer,
@@ -55,28 +60,26 @@ def deform_attn(
 
     Cells outside a map read zero. A sample that touches no cell, or whose location is not finite, contributes nothing
     and its gradients are zero; logits that are not finite act as in a softmax. Differentiable once, by backward.
-    Raises ValueError or TypeError naming the argument.
+    On CUDA a head of a query takes at most 512 samples (L * P). Raises ValueError or TypeError naming the argument.
     """
-    shapes, (batch, _, heads, _) = _check_value(value, spatial_shapes)
-    levels, device = len(shapes), value.device
-    queries, points = _check_samples("sampling_offsets", sampling_offsets, batch, heads, levels, device)
-    _check_reference(reference_points, batch, queries, levels, device)
-    name = "attention_logits"
-    if isinstance(attention_logits, Tensor) and attention_logits.dim() == 5:
-        check_shape(name, attention_logits, (batch, queries, heads, levels, points), "(B, Q, M, L, P)")
-        attention_logits = attention_logits.flatten(3)
-    check_shape(name, attention_logits, (batch, queries, heads, levels * points), "(B, Q, M, L * P)", device)
-
-    if runs_definition(value):
-        return reference.deform_attn(value, shapes, reference_points, sampling_offsets, attention_logits)
-    if reference_points.shape[-1] == 4:
+    shapes = host_shapes("spatial_shapes", spatial_shapes)
+    flat = [side for shape in shapes for side in shape]
+    check_tensor("value", value)
+    check_tensor("reference_points", reference_points)
+    check_tensor("sampling_offsets", sampling_offsets)
+    check_tensor("attention_logits", attention_logits)
+    boxes = reference_points.shape[-1:] == (4,)
+    if boxes or runs_definition(value):  # the op itself looks at the shapes
+        attention_sizes(value, flat, reference_points, sampling_offsets, attention_logits, boxes=boxes)
+        if runs_definition(value):
+            return reference.deform_attn(value, shapes, reference_points, sampling_offsets, attention_logits)
+    if boxes:
         # Boxes come with the few queries of a decoder: their offsets are brought into cells here, once.
         dtype = reference.compute_dtype(value.dtype)
-        size = torch.tensor([(w, h) for h, w in shapes], dtype=dtype, device=value.device)
-        cells = reference_points[..., 2:].to(dtype) * size * (0.5 / points)
+        cells = reference_points[..., 2:].to(dtype) * reference.map_sizes(shapes, value)
+        cells = cells * (0.5 / sampling_offsets.shape[4])
         sampling_offsets = reference.scaled_offsets(sampling_offsets.to(dtype), cells)
         reference_points = reference_points[..., :2]
-    flat = [side for shape in shapes for side in shape]
     return _DEFORM_ATTN(value, flat, reference_points, sampling_offsets, attention_logits)
 
 
@@ -93,51 +96,20 @@ def ms_deform_attn(
     level_start_index: where each map starts in S. The maps follow each other, so this adds nothing; host values are
     compared with what follows from spatial_shapes, GPU tensors are not read. None is fine.
     sampling_locations: (B, Q, M, L, P, 2), (x, y) in [0, 1] of the map.
-    attention_weights: (B, Q, M, L, P).
+    attention_weights: (B, Q, M, L, P). One that is not finite, at a sample that touches its map, makes the results of
+    its query and head NaN or infinite, on each device in its own way.
     Returns (B, Q, M * D) in the dtype of value. Raises ValueError or TypeError naming the argument.
     """
-    shapes, (batch, _, heads, _) = _check_value(value, spatial_shapes)
-    _check_starts(level_start_index, shapes)
-    levels, device = len(shapes), value.device
-    queries, points = _check_samples("sampling_locations", sampling_locations, batch, heads, levels, device)
-    sizes = (batch, queries, heads, levels, points)
-    check_shape("attention_weights", attention_weights, sizes, "(B, Q, M, L, P)", device)
-    if runs_definition(value):
-        return reference.ms_deform_attn(value, shapes, sampling_locations, attention_weights)
-    flat = [side for shape in shapes for side in shape]
-    return _MS_DEFORM_ATTN(value, flat, sampling_locations, attention_weights)
-
-
-def _check_value(value: Tensor, spatial_shapes: Shapes | Tensor) -> tuple[list[tuple[int, int]], torch.Size]:
     shapes = host_shapes("spatial_shapes", spatial_shapes)
-    if len(shapes) > MAX_LEVELS:
-        raise ValueError(f"spatial_shapes must hold at most {MAX_LEVELS} maps, got {len(shapes)}")
-    cells = 0
-    for h, w in shapes:
-        cells += h * w
-    shape = check_shape("value", value, (None, cells, None, None), "(B, sum of H * W, M, D)")
-    if shape[2] < 1 or shape[3] < 1:
-        raise ValueError(f"value must have at least one head and one channel per head, got shape {tuple(shape)}")
-    return shapes, shape
-
-
-def _check_samples(
-    name: str, tensor: Tensor, batch: int, heads: int, levels: int, device: torch.device
-) -> tuple[int, int]:
-    """Q and P."""
-    shape = check_shape(name, tensor, (batch, None, heads, levels, None, 2), "(B, Q, M, L, P, 2)", device)
-    if shape[4] < 1:
-        raise ValueError(f"{name} must have at least one point, got shape {tuple(shape)}")
-    return shape[1], shape[4]
-
-
-def _check_reference(points: Tensor, batch: int, queries: int, levels: int, device: torch.device) -> None:
-    meaning = "(1 or B, Q, 1 or L, 2 or 4)"
-    shape = check_shape("reference_points", points, (None, queries, None, None), meaning, device)
-    if shape[0] not in (1, batch) or shape[2] not in (1, levels) or shape[3] not in (2, 4):
-        raise ValueError(
-            f"reference_points must have shape {meaning} with B = {batch}, L = {levels}, got {tuple(shape)}"
-        )
+    flat = [side for shape in shapes for side in shape]
+    _check_starts(level_start_index, shapes)
+    check_tensor("value", value)
+    check_tensor("sampling_locations", sampling_locations)
+    check_tensor("attention_weights", attention_weights)
+    if runs_definition(value):
+        attention_sizes(value, flat, None, sampling_locations, attention_weights)
+        return reference.ms_deform_attn(value, shapes, sampling_locations, attention_weights)
+    return _MS_DEFORM_ATTN(value, flat, sampling_locations, attention_weights)
 
 
 def _check_starts(starts: Sequence[int] | Tensor | None, shapes: Shapes) -> None:
@@ -175,32 +147,47 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    """Where pairs of numbers can be read at once; a view may begin anywhere."""
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
+def _definition(value: Tensor, shapes: list[int], ref: Tensor | None, points: Tensor, weights: Tensor) -> Tensor:
+    pairs = list(zip(shapes[::2], shapes[1::2]))
+    if ref is None:
+        return reference.ms_deform_attn(value, pairs, points, weights)
+    return reference.deform_attn(value, pairs, ref, points, weights)
+
+
 class _Problem:
     """Inputs as the kernels want them: contiguous, points and weights of one dtype, float32 or that of the value."""
 
-    def __init__(self, value: Tensor, shapes: list[int], ref: Tensor | None, points: Tensor, weights: Tensor) -> None:
+    def __init__(
+        self,
+        value: Tensor,
+        shapes: list[int],
+        ref: Tensor | None,
+        points: Tensor,
+        weights: Tensor,
+        grad: Tensor | None = None,
+    ) -> None:
+        self.arguments = value, shapes, ref, points, weights
+        sizes, per_image, per_level = attention_sizes(*self.arguments, grad)
         compute = reference.compute_dtype(value.dtype)
         same = points.dtype == weights.dtype == value.dtype
         point_dtype = value.dtype if same else compute
         self.value = _stored(value, value.dtype)
-        self.reference = None if ref is None else _stored(ref, compute)
-        self.points, self.weights = _stored(points, point_dtype), _stored(weights, point_dtype)
-        batch, cells, heads, width = value.shape
-        per_batch, per_level = (False, False) if ref is None else (ref.shape[0] > 1, ref.shape[2] > 1)
-        self.queries, self.empty = points.shape[1], batch == 0
-        self.settings = (
-            [batch, cells, self.queries, heads, width, points.shape[4]],
-            shapes,
-            ref is not None,
-            per_batch,
-            per_level,
-            DTYPE_TAGS[value.dtype],
-            DTYPE_TAGS[point_dtype],
-        )
+        self.reference = None if ref is None else _aligned(_stored(ref, compute))
+        self.points, self.weights = _aligned(_stored(points, point_dtype)), _stored(weights, point_dtype)
+        tags = DTYPE_TAGS[value.dtype], DTYPE_TAGS[point_dtype]
+        self.queries, self.empty = sizes[2], sizes[0] == 0
+        self.settings = sizes, shapes, ref is not None, per_image, per_level, *tags
         self.inputs = [pointer(t) for t in (self.value, self.reference, self.points, self.weights)]
 
     def forward(self) -> Tensor:
         value = self.value
+        if not has_kernels(value):
+            return _definition(*self.arguments)
         out = value.new_empty(value.shape[0], self.queries, value.shape[2] * value.shape[3])
         if out.numel() and self.points.numel():
             launch("deform_attn_forward", value, [*self.inputs, pointer(out), 0, 0, 0, 0, 0], *self.settings)
@@ -209,6 +196,12 @@ class _Problem:
 
     def backward(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         value, grad = self.value, _stored(grad, self.value.dtype)
+        if not has_kernels(value):
+            given, shapes, ref, points, weights = self.arguments
+            gradients = definition_gradients(
+                lambda v, p, w: _definition(v, shapes, ref, p, w), (given, points, weights), grad
+            )
+            return gradients[0], gradients[1], gradients[2]
         grad_points, grad_weights = torch.empty_like(self.points), torch.empty_like(self.weights)
         if self.empty or self.points.numel() == 0:
             return torch.zeros_like(value), grad_points, grad_weights
@@ -254,7 +247,7 @@ def _forward(value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, log
 def _backward(
     grad: Tensor, value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_value, grad_offsets, grad_logits = _Problem(value, shapes, ref, offsets, logits).backward(grad)
+    grad_value, grad_offsets, grad_logits = _Problem(value, shapes, ref, offsets, logits, grad).backward(grad)
     return grad_value, _stored(grad_offsets, offsets.dtype), _stored(grad_logits, logits.dtype)
 
 
@@ -265,7 +258,7 @@ def _ms_forward(value: Tensor, shapes: list[int], locations: Tensor, weights: Te
 def _ms_backward(
     grad: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_value, grad_locations, grad_weights = _Problem(value, shapes, None, locations, weights).backward(grad)
+    grad_value, grad_locations, grad_weights = _Problem(value, shapes, None, locations, weights, grad).backward(grad)
     return grad_value, _stored(grad_locations, locations.dtype), _stored(grad_weights, weights.dtype)
 
 
@@ -281,11 +274,13 @@ for _device in ("CPU", "CUDA"):
 
 @torch.library.register_fake("piip::deform_attn", lib=library)
 def _fake(value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+    attention_sizes(value, shapes, ref, offsets, logits)
     return value.new_empty(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
 
 
 @torch.library.register_fake("piip::ms_deform_attn", lib=library)
 def _ms_fake(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    attention_sizes(value, shapes, None, locations, weights)
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
@@ -297,6 +292,7 @@ def _empty(tensor: Tensor) -> Tensor:
 def _backward_fake(
     grad: Tensor, value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    attention_sizes(value, shapes, ref, offsets, logits, grad)
     return _empty(value), _empty(offsets), _empty(logits)
 
 
@@ -304,6 +300,7 @@ def _backward_fake(
 def _ms_backward_fake(
     grad: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    attention_sizes(value, shapes, None, locations, weights, grad)
     return _empty(value), _empty(locations), _empty(weights)
 
 
@@ -321,7 +318,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad_value, grad_points, grad_logits = _DEFORM_ATTN_BACKWARD(grad, value, ctx.shapes, ref, points, logits)
     grad_reference = None
     if wants_reference:
-        size = torch.tensor(list(zip(ctx.shapes[1::2], ctx.shapes[::2])), dtype=dtype, device=ref.device)
+        size = reference.map_sizes(list(zip(ctx.shapes[::2], ctx.shapes[1::2])), value)
         summed = grad_points.to(dtype).sum((2, 4)) * size
         grad_reference = summed.sum_to_size(ref.shape).to(ref.dtype)
     return grad_value, None, grad_reference, grad_points.to(offsets.dtype), grad_logits

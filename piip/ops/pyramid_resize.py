@@ -1,6 +1,10 @@
 """All levels of an image pyramid from one read of the images, and the op's registration with PyTorch.
 
 `torch.onnx.export` traces the definition in `piip.ops.reference`: a Resize operator for every level.
+
+Nothing here waits for the device, forward or backward, so a CUDA graph can capture it. The capture keeps all that is
+not a tensor: sizes and factors, mean and std, and `valid_sizes`. So replay it for images of the same valid sizes only,
+or capture what comes after the pyramid.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from piip.ops import reference
 from piip.ops._checks import FLOATS, MAX_LEVELS, MAX_SIDE, host_list, host_shapes
 from piip.ops._extension import (
     DTYPE_TAGS,
+    definition_gradients,
+    has_kernels,
     launch,
     library,
     pointer,
@@ -54,6 +60,7 @@ def pyramid_resize(
     valid_sizes: (h, w) per image; beyond it the normalised image is zero, as if it had been padded after normalisation.
     Returns one (B, C, H_i, W_i) tensor per level. A level of the input's own size is not resampled, and is the input
     tensor itself where nothing needs converting. Differentiable once, by backward, for float images.
+    A pixel that is not finite makes those that the filter takes from it NaN or infinite, and others up to two beyond.
     Raises ValueError or TypeError naming the argument.
     """
     channels_last, (batch, channels, height, width) = _check_images(images)
@@ -66,16 +73,10 @@ def pyramid_resize(
         raise TypeError(f"antialias must be True or False, got {antialias!r}")
     shapes, factors = _levels(height, width, sizes, scale_factors)
     mean, std = _statistics("mean", mean, channels), _statistics("std", std, channels)
-    if (mean is None) != (std is None):
-        raise ValueError("give both of mean and std or none")
-    if std is not None and min(map(abs, std)) < 1e-300:
-        raise ValueError(f"std must not be zero, got {std}")
     if valid_sizes is not None:
         given = host_list("valid_sizes", valid_sizes, "a sequence of (h, w), one per image")
         valid_sizes = host_shapes("valid_sizes", given) if given else []
-        if len(valid_sizes) != batch or any(h > height or w > width for h, w in valid_sizes):
-            raise ValueError(f"valid_sizes must hold {batch} (h, w) within ({height}, {width}), got {valid_sizes}")
-        if all(size == (height, width) for size in valid_sizes):
+        if len(valid_sizes) == batch and all(size == (height, width) for size in valid_sizes):
             valid_sizes = None
 
     # The input serves as its own level; an op may not return its input, so the others only are asked of it.
@@ -88,23 +89,19 @@ def pyramid_resize(
     levels: list[Tensor] = [images] * len(shapes)
     if not rest:
         return levels
-    shapes, factors = [shapes[i] for i in rest], [factors[i] for i in rest]
-    if runs_definition(images):
-        source = images.permute(0, 3, 1, 2) if channels_last else images
-        resized = reference.pyramid_resize(source, shapes, factors, mode, antialias, mean, std, dtype, valid_sizes)
-    else:
-        resized = _PYRAMID_RESIZE(
-            images,
-            channels_last,
-            [side for shape in shapes for side in shape],
-            [side for factor in factors for side in factor or (0.0, 0.0)],
-            mode,
-            antialias,
-            mean,
-            std,
-            dtype,
-            None if valid_sizes is None else [side for size in valid_sizes for side in size],
-        )
+    resize = _definition if runs_definition(images) else _PYRAMID_RESIZE
+    resized = resize(
+        images,
+        channels_last,
+        [side for i in rest for side in shapes[i]],
+        [side for i in rest for side in factors[i] or (0.0, 0.0)],
+        mode,
+        antialias,
+        mean,
+        std,
+        dtype,
+        None if valid_sizes is None else [side for size in valid_sizes for side in size],
+    )
     for i, level in zip(rest, resized):
         levels[i] = level
     return levels
@@ -206,6 +203,86 @@ _PYRAMID_RESIZE = torch.ops.piip.pyramid_resize.default
 _PYRAMID_RESIZE_BACKWARD = torch.ops.piip.pyramid_resize_backward.default
 
 
+def _check_call(
+    shape: Sequence[int],
+    sizes: Sequence[int],
+    factors: Sequence[float],
+    mode: str,
+    antialias: bool,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    dtype: torch.dtype,
+    valid: Sequence[int] | None,
+) -> None:
+    """All that a kernel must know before it is given addresses. shape: (B, C, H, W) of the images."""
+    batch, channels, height, width = shape if len(shape) == 4 else (-1, 0, 0, 0)
+    if not (batch >= 0 and 0 < channels <= MAX_CHANNELS and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        raise ValueError(f"images must have shape (B, C, H, W), pixels and 1 to {MAX_CHANNELS} channels, got {shape}")
+    if len(sizes) != len(factors) or len(sizes) % 2 or not 0 < len(sizes) <= 2 * MAX_LEVELS:
+        raise ValueError(f"sizes and factors must hold two numbers for each of 1 to {MAX_LEVELS} levels")
+    for i, (size, factor) in enumerate(zip(sizes, factors)):
+        if not 0 < size <= MAX_SIDE:
+            raise ValueError(f"sizes must hold positive numbers below 2**31, got {list(sizes)}")
+        if factor != 0 and not (0 < factor < math.inf and size == math.floor(shape[2 + i % 2] * factor)):
+            raise ValueError(f"sizes must be floor(in * factor) where a factor is given, got {size} by {factor}")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype}")
+    if mean is not None or std is not None:
+        if mean is None or std is None or not len(mean) == len(std) == channels:
+            raise ValueError(f"give both of mean and std or none, each {channels} numbers")
+        if min(map(abs, std)) < 1e-300:
+            raise ValueError(f"std must not be zero, got {std}")
+    if valid is not None:
+        pairs = list(zip(valid[::2], valid[1::2]))
+        if len(valid) != 2 * batch or not all(0 < h <= height and 0 < w <= width for h, w in pairs):
+            raise ValueError(f"valid_sizes must hold {batch} (h, w) within ({height}, {width}), got {pairs}")
+
+
+def _check_forward(images: Tensor, channels_last: bool, *settings: Any) -> list[int]:
+    """(B, C, H, W)"""
+    shape = list(images.shape)
+    if channels_last and len(shape) == 4:
+        shape.insert(1, shape.pop())
+    if images.dtype not in FLOATS and images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8 or a float dtype, got {images.dtype}")
+    if channels_last and (images.dtype != torch.uint8 or shape[1:2] != [3]):
+        raise ValueError(
+            f"channels_last is for uint8 images of 3 channels, got {images.dtype} of {tuple(images.shape)}"
+        )
+    _check_call(shape, *settings)
+    return shape
+
+
+def _check_backward(grads: list[Tensor], shape: list[int], *settings: Any) -> None:
+    _check_call(shape, *settings)
+    sizes, first = settings[0], grads[0] if grads else None
+    fits = len(grads) == len(sizes) // 2
+    for grad, h, w in zip(grads, sizes[::2], sizes[1::2]):
+        fits = fits and grad.shape == (shape[0], shape[1], h, w)
+        fits = fits and first is not None and grad.dtype == first.dtype and grad.device == first.device
+    if not fits or first is None or first.dtype not in FLOATS:
+        got = [(tuple(grad.shape), grad.dtype, str(grad.device)) for grad in grads]
+        raise ValueError(f"gradients must have the shapes of the levels, one float dtype and one device, got {got}")
+
+
+def _definition(images: Tensor, channels_last: bool, sizes: list[int], factors: list[float], *settings: Any) -> Any:
+    _check_forward(images, channels_last, sizes, factors, *settings)
+    mode, antialias, mean, std, dtype, valid = settings
+    return reference.pyramid_resize(
+        images.permute(0, 3, 1, 2) if channels_last else images,
+        list(zip(sizes[::2], sizes[1::2])),
+        [(y, x) if y else None for y, x in zip(factors[::2], factors[1::2])],
+        mode,
+        antialias,
+        mean,
+        std,
+        dtype,
+        None if valid is None else list(zip(valid[::2], valid[1::2])),
+    )
+
+
 def _scales(std: list[float] | None) -> list[float]:
     return [] if std is None else [1.0 / x for x in std]
 
@@ -222,10 +299,13 @@ def _forward(
     dtype: torch.dtype,
     valid: list[int] | None,
 ) -> list[Tensor]:
+    settings = sizes, factors, mode, antialias, mean, std, dtype, valid
+    batch, channels, height, width = _check_forward(images, channels_last, *settings)
+    if not has_kernels(images):
+        # An op may not return its input.
+        return [level.clone() for level in _definition(images, channels_last, *settings)]
     if not images.is_contiguous():
         images = images.contiguous()
-    batch = images.shape[0]
-    height, width, channels = images.shape[1:] if channels_last else (*images.shape[2:], images.shape[1])
     levels = [images.new_empty(batch, channels, h, w, dtype=dtype) for h, w in zip(sizes[::2], sizes[1::2])]
     if batch:
         launch(
@@ -260,6 +340,13 @@ def _backward(
     dtype: torch.dtype,
     valid: list[int] | None,
 ) -> Tensor:
+    settings = sizes, factors, mode, antialias, mean, std
+    _check_backward(grads, shape, *settings, dtype, valid)
+    if not has_kernels(grads[0]):
+        zeros = grads[0].new_zeros(shape, dtype=dtype)  # the op is linear but for a constant
+        return definition_gradients(lambda x: _definition(x, False, *settings, grads[0].dtype, valid), [zeros], grads)[
+            0
+        ]
     grads = [grad.contiguous() for grad in grads]
     out = grads[0].new_empty(shape, dtype=dtype)
     if shape[0]:
@@ -293,13 +380,14 @@ for _device in ("CPU", "CUDA"):
 
 @torch.library.register_fake("piip::pyramid_resize", lib=library)
 def _fake(images: Tensor, channels_last: bool, sizes: list[int], *settings: Any) -> list[Tensor]:
+    batch, channels, _, _ = _check_forward(images, channels_last, sizes, *settings)
     dtype = settings[-2]
-    channels = images.shape[3] if channels_last else images.shape[1]
-    return [images.new_empty(images.shape[0], channels, h, w, dtype=dtype) for h, w in zip(sizes[::2], sizes[1::2])]
+    return [images.new_empty(batch, channels, h, w, dtype=dtype) for h, w in zip(sizes[::2], sizes[1::2])]
 
 
 @torch.library.register_fake("piip::pyramid_resize_backward", lib=library)
 def _backward_fake(grads: list[Tensor], shape: list[int], *settings: Any) -> Tensor:
+    _check_backward(grads, shape, *settings)
     return grads[0].new_empty(shape, dtype=settings[-2])
 
 

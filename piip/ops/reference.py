@@ -20,6 +20,17 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def host_numbers(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers in the compute dtype of a tensor, on its device, which is not waited for: torch.tensor would wait."""
+    dtype = compute_dtype(like.dtype)
+    return torch.stack([like.new_full((), number, dtype=dtype) for number in numbers])
+
+
+def map_sizes(spatial_shapes: Shapes, like: Tensor) -> Tensor:
+    """(L, 2), width and height of every map."""
+    return host_numbers([side for h, w in spatial_shapes for side in (w, h)], like).view(-1, 2)
+
+
 def scaled_offsets(offsets: Tensor, scales: Tensor) -> Tensor:
     """offsets (B, Q, M, L, P, 2) times scales (B, Q, L, 2); offsets that are not finite give infinity and no gradient.
 
@@ -43,8 +54,7 @@ def deform_attn(
     if reference.shape[-1] == 4:
         locations = reference[..., :2] + scaled_offsets(offsets, reference_points.to(dtype)[..., 2:] * (0.5 / points))
     else:
-        size = torch.tensor([(w, h) for h, w in spatial_shapes], dtype=dtype, device=value.device)
-        locations = reference + offsets / size[:, None]
+        locations = reference + offsets / map_sizes(spatial_shapes, value)[:, None]
     weights = attention_logits.to(dtype).flatten(3).softmax(-1).unflatten(-1, (levels, points))
     return ms_deform_attn(value, spatial_shapes, locations, weights)
 
@@ -67,7 +77,7 @@ def ms_deform_attn(
     ):
         image = part.permute(0, 2, 3, 1).reshape(batch * heads, width, h, w)
         grid = 2 * locations[:, :, :, level].transpose(1, 2).reshape(batch * heads, queries, points, 2) - 1
-        size = grid.new_tensor([w, h])
+        size = host_numbers([w, h], value)
         inside = (((grid + 1) * size > -1) & ((grid + 1) * size < 2 * size + 1)).all(-1, keepdim=True)
         # grid_sample loses its way on NaN and on numbers beyond the integers: park what is outside beyond the corner.
         grid = torch.where(inside, grid, -3.0)
@@ -97,7 +107,7 @@ def pyramid_resize(
     """
     source = images.to(compute_dtype(images.dtype))
     if mean is not None and std is not None:
-        source = (source - source.new_tensor(mean)[:, None, None]) / source.new_tensor(std)[:, None, None]
+        source = (source - host_numbers(mean, source)[:, None, None]) / host_numbers(std, source)[:, None, None]
     if valid_sizes is not None:
         valid = torch.zeros(images.shape[0], 1, *images.shape[2:], dtype=torch.bool, device=images.device)
         for mask, (h, w) in zip(valid, valid_sizes):
@@ -118,6 +128,10 @@ def pyramid_resize(
 def _interpolate(
     source: Tensor, size: tuple[int, int], factor: tuple[float, float] | None, mode: str, antialias: bool
 ) -> Tensor:
+    if antialias and factor is not None:
+        # The backward of F.interpolate does not know that its forward copies an axis that keeps its size.
+        fy, fx = (1.0 if side == old else f for f, side, old in zip(factor, size, source.shape[2:]))
+        factor = (fy, fx)
     if antialias and size[1] == 1 < size[0]:
         # F.interpolate of torch 2.11 fills such a column with its first pixel. A row comes out right.
         return _interpolate(source.mT, (1, size[0]), factor and (factor[1], factor[0]), mode, antialias).mT

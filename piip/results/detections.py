@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from piip.files import replacing
 from piip.results.base import JPEG_QUALITY, ResultWriter
 from piip.results.drawing import draw_detections
+from piip.run_lengths import Rle, encode
 
 
 class DetectionWriter(ResultWriter):
@@ -47,9 +47,9 @@ class DetectionWriter(ResultWriter):
         image_id = len(document["images"]) + 1
         height, width = image.shape[1:]
         document["images"].append({"id": image_id, "file_name": str(file), "width": width, "height": height})
-        rles = [None] * len(result["scores"])
+        rles: Sequence[Rle | None] = [None] * len(result["scores"])
         if "masks" in result:
-            rles = mask_utils.encode(np.asfortranarray(result["masks"].numpy().transpose(1, 2, 0).astype(np.uint8)))
+            rles = encode(result["masks"])
         for box, score, label, rle in zip(
             result["boxes"].tolist(), result["scores"].tolist(), result["labels"].tolist(), rles
         ):

@@ -76,6 +76,8 @@ def test_version_is_the_package_version():
         (["predict", TSB, "a.jpg", "--weights", "w"], "--output"),
         (["predict", TSB, "a.jpg", "--weights", "w", "--output", "o", "--score-threshold", "2"], "--score-threshold"),
         (["train", TSB, "--no-such-option"], "--no-such-option"),
+        (["train", TSB, "--lr", "0.1"], "no option --lr; settings are given without dashes"),
+        (["eval", TSB, "--weights", "w", "--optim.lr=0.1"], "no option --optim.lr; settings are given without dashes"),
         (["eval", TSB, "--weights", "w", "--backend", "other"], "--backend"),
         (["convert-ckpt", "a"], "OUTPUT"),
         (["flops"], "CONFIG or --branches"),
@@ -291,3 +293,37 @@ def test_doctor_exits_3_when_an_op_is_wrong(monkeypatch, name):
         assert "1 problem found" in done.stderr
         assert re.search(words, done.stdout)
         assert json.loads(run("doctor", "--json").stdout)["ok"] is False
+
+
+# --- data that are not there -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["train", TSB], "data.train.images: there is no data/coco/train2017"),
+        (["eval", TSB, "--weights", "w"], "data.val.images: there is no data/coco/val2017"),
+        (["eval", TSB, "--weights", "w", "data.val.images=docs"], "data.val.annotations: there is no data/coco/ann"),
+        (
+            ["train", "piip_sbl_384_192_128", "data.val.root=/nowhere"],
+            "data.train.root: there is no data/imagenet/train",
+        ),
+        (
+            ["eval", "piip_sbl_384_192_128", "--weights", "w", "data.val.root=/nowhere"],
+            "data.val.root: there is no /nowhere",
+        ),
+    ],
+)
+def test_data_that_are_not_there_are_told_before_torch_is_imported(arguments, missing):
+    end = "import atexit; atexit.register(lambda: print('torch' in sys.modules))"
+    done = piip(*arguments, code=end)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {missing}")
+    relative = "" if "/nowhere" in missing else f" (relative to the current directory {ROOT})"
+    assert done.stderr.endswith(f"{relative}\n")
+    assert done.stdout == "False\n"
+
+
+def test_an_output_folder_that_is_a_file_is_a_usage_error():
+    for command in (["eval", TSB, "--weights", "w"], ["train", TSB], ["predict", TSB, "a.jpg", "--weights", "w"]):
+        assert run(*command, "--output", __file__).exit_code == 2

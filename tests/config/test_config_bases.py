@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from piip.config import (
-    config_dir,
-    load_config,
-)
-from tests.config.cases import MINIMAL, UPERNET, message
+from piip.config import ConvNeXtConfig, DINOConfig, config_dir, load_config, shipped_configs
+from tests.config.cases import CONVNEXT, DINO, MINIMAL, SHAPES, TSB, UPERNET, message
 
 # --- inheritance -----------------------------------------------------------------------------------------------------
 
@@ -42,6 +40,79 @@ def test_a_mapping_of_another_type_replaces_the_inherited_one(write):
     config = load_config(write("base: a.yaml\ndata: {val: {type: coco, images: here, annotations: there.json}}"))
     assert config.data.val.type == "coco"
     assert config.data.train.type == "shapes"
+
+
+@pytest.mark.parametrize(
+    ("part", "read"),
+    [
+        ("model: {head: {type: mask_rcnn, num_classes: 7}}", lambda c: c.model.head.fc_channels),
+        ("model: {neck: {type: fpn, levels: 4}}", lambda c: c.model.neck.out_channels),
+        ("data: {train_transforms: {type: detection, flip: 0.1}}", lambda c: c.data.train_transforms.resize),
+        ("data: {val: {type: shapes, seed: 7}}", lambda c: c.data.val.size),
+    ],
+)
+def test_naming_the_type_that_the_base_means_keeps_its_settings(write, part, read):
+    # The base leaves these types unspoken, but for that of the data, which has no default.
+    assert read(load_config(write(f"base: {SHAPES}\n{part}"))) == read(load_config(SHAPES))
+
+
+def test_a_base_that_leaves_a_type_without_a_default_to_others_keeps_its_settings(write):
+    first, second = (
+        load_config(write(f"base: [{bases}]\nmodel: {{backbone: {{resolutions: [1568, 1120, 672]}}}}\n"
+                          "data: {train_transforms: {resize: [[9, 9]]}, val_transforms: {resize: [[9, 9]]}}"))
+        for bases in ("base/piip_tsb, base/coco_1x, base/dino", "base/piip_tsb, base/dino, base/coco_1x")
+    )  # fmt: skip
+    assert not first.data.train.masks
+    assert first.data.train == second.data.train
+
+
+def test_a_type_on_the_command_line_replaces_what_files_say_and_nothing_else_does():
+    other = load_config(SHAPES, ["model.head.num_classes=7", "model.head.type=dino", "model.neck.type=channel_mapper"])
+    assert other.model.head == DINOConfig(num_classes=7)
+    assert load_config(SHAPES, ["model.head.type=mask_rcnn"]) == load_config(SHAPES)
+    text = message(load_config, UPERNET, ["data.train.type=coco"])
+    assert {line.split(": ")[0] for line in text.splitlines()} == {"command line"}
+
+
+MIX = "[{type: convnext, model: convnext_tiny}, {size: B, drop_path: 0.1}]"
+
+
+@pytest.mark.parametrize("base", sorted(name for name in shipped_configs() if name.startswith("detection/")))
+def test_a_mix_of_convnext_and_vit_takes_any_shipped_detector_as_its_base(write, base):
+    inherited, finest = load_config(base).model.backbone, 1024
+    path = write(f"base: {base}\nmodel: {{backbone: {{branches: {MIX}, resolutions: [{finest}, 512], interactions: 12, "
+                 "outputs: []}}")  # fmt: skip
+    convnext, vit = load_config(path).model.backbone.branches
+    shared = convnext.model_dump(include={"drop_path", "checkpoint_activations"})
+    assert convnext == ConvNeXtConfig(model="convnext_tiny", **shared)
+    assert vit.embed_dim == 768
+    windows = {branch.window_size for branch in inherited.branches if branch.type == "vit"}
+    # What every branch of the base shares, the ViT has from it too.
+    assert base != TSB or {vit.window_size} == windows == {14}
+
+
+@pytest.mark.parametrize("base", [TSB, CONVNEXT, DINO, "detection/mask_rcnn_piip_h6b_1024_512_speedup"])
+def test_such_a_mix_can_be_built(write, base):
+    from piip.model import build_model
+
+    path = write(f"base: {base}\nmodel: {{backbone: {{branches: {MIX}, resolutions: [1024, 512], interactions: 12, "
+                 "outputs: []}}")  # fmt: skip
+    with torch.device("meta"):
+        model = build_model(load_config(path).model)
+    assert [type(branch).__name__ for branch in model.backbone.branches] == ["ConvNeXt", "ViT"]
+
+
+@pytest.mark.parametrize("key", ["window_size: 14", "window_sise: 14"])
+def test_a_setting_of_every_branch_that_the_file_itself_sets_is_never_left_out(write, key):
+    path = write(f"base: {TSB}\nmodel: {{backbone: {{branches: {MIX}, every_branch: {{{key}}}, resolutions: [9, 6]}}}}")
+    name = key.split(":")[0]
+    assert message(load_config, path).startswith(f"{path}: model.backbone.every_branch.{name}: unknown key '{name}'; ")
+    # Nor is a misspelt one of a base, which no type has.
+    child = write(f"base: {path}", "child.yaml")
+    if name == "window_sise":
+        assert "window_sise" in message(load_config, child)
+    else:
+        assert [getattr(branch, name, None) for branch in load_config(child).model.backbone.branches] == [None, 14]
 
 
 def test_a_mistake_in_a_base_is_reported_with_the_file_that_made_it(write):

@@ -27,6 +27,15 @@ def test_every_official_config_is_found_among_the_shipped(stem: str) -> None:
     assert found.unmapped == []
 
 
+def test_dino_is_not_clipped_as_its_files_say_but_deepspeed_never_did() -> None:
+    stem = "dino_4scale_deit_384_sbl_1792_1120_672_fpn_3x_coco_bs32_ms"
+    settings = official_recipes()[stem]
+    assert settings["optimizer_config"]["grad_clip"]["max_norm"] == 0.1
+    assert load_config(stem).optim.clip_grad_norm is None
+    elsewhere = {name: value for name, value in settings.items() if name != "deepspeed_config"}
+    assert explain_settings(elsewhere, Path(f"{stem}.py")).differences == {"optim.clip_grad_norm": (None, 0.1)}
+
+
 def as_python(settings: dict) -> str:
     return "".join(f"{name} = {value!r}\n" for name, value in settings.items())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from piip.config import Config, config_from_dict
-from piip.data.loader import Batch, Loader
+from piip.data import Batch, Loader
 
 SHAPES = {"type": "shapes", "images": 12, "size": 64}
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as mask_utils
 
+from piip.data.class_names import read_class_names
 from piip.data.coco import CocoDataset
 from piip.data.masks import covers
 from piip.errors import DataError
@@ -35,6 +36,22 @@ def test_a_file_that_is_not_json_is_named(coco: Coco) -> None:
     coco.file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"instances\.json is not valid JSON"):
         CocoDataset(images=coco.images, annotations=coco.file, training=True)
+
+
+def test_a_file_of_nested_brackets_or_endless_digits_is_named(coco: Coco) -> None:
+    for text, words in (("[" * 20_000, "brackets in brackets"), ('{"images": ' + "9" * 5000 + "}", "digits")):
+        coco.file.write_text(text)
+        with pytest.raises(DataError, match=rf"instances\.json is not valid JSON: .*{words}"):
+            CocoDataset(images=coco.images, annotations=coco.file, training=True)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_named_and_never_waited_for(coco: Coco, make: Callable[[Path], None]) -> None:
+    make(coco.file)
+    with pytest.raises(DataError, match=r"cannot read annotation file .*: it is a folder, a pipe or a device"):
+        CocoDataset(images=coco.images, annotations=coco.file, training=True)
+    with pytest.raises(DataError, match=r"cannot read the class-name file .*: it is a folder, a pipe or a device"):
+        read_class_names(coco.file)
 
 
 def test_a_file_of_another_kind_is_named(coco: Coco) -> None:
@@ -83,10 +100,28 @@ DAMAGES = [
      r"annotation 3: the run lengths are for a size of \[36, 50\], the image has \[50, 36\]"),
     (put("annotations", 2, "segmentation", {"size": [50, 36], "counts": [7, 9]}),
      "annotation 3: the run lengths do not sum up to the 1800 pixels"),
+    (put("categories", 1, "name", "half \ud83d"), r"category 4: the name 'half \\ud83d' is no UTF-8 text"),
+    # Numbers beyond reason.
+    (put("images", 0, "width", 10**400), "image 7 has a size of an integer of 1329 bits x 40 pixels"),
+    (put("images", 0, "width", 2**30), "image 7 has a size of 1073741824 x 40 pixels"),
+    (put("images", 0, "id", 1.5), r"image number 1 of the list has no integer 'id' \(got 1.5\)"),
+    (put("annotations", 0, "image_id", 10**400), "annotation 1 is for image an integer of 1329 bits, not listed"),
+    (put("annotations", 0, "bbox", [1, 1, 10**400, 5]), "annotation 1: 'bbox' holds a number beyond reason, an int"),
+    (put("annotations", 0, "bbox", [1, 1, 1e300, 5]), "annotation 1: 'bbox' holds a number beyond reason, 1e.300"),
+    (put("annotations", 0, "area", 2**63), "annotation 1: 'area' holds a number beyond reason"),
+    (put("annotations", 0, "area", float("nan")), "annotation 1: 'area' holds a number beyond reason, nan"),
+    *[(put("annotations", 0, "segmentation", [[0, 0, 9, 0, 9, 9], [0, 0, 9, number, 9, 9]]),
+       f"annotation 1: 'segmentation' holds a number beyond reason, {words}")
+      for number, words in [(10**400, "an integer"), (2**31, "2147483648"), (1e300, "1e.300"), (float("nan"), "nan"),
+                            (float("-inf"), "-inf")]],
+    *[(put("annotations", 2, "segmentation", {"size": [50, 36], "counts": counts}),
+       "annotation 3: the run lengths do not sum up to the 1800 pixels")
+      # Added up in 64 bits the last ones give 1800.
+      for counts in [[2**63], [10**400], [2**63 - 1, 2**63 - 1, 1802], [-1, 1801]]],
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=[message for _, message in DAMAGES])
+@pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=range(len(DAMAGES)))
 def test_damaged_entries_are_named_with_file_and_id(
     coco: Coco, damage: Callable[[dict[str, Any]], Any], message: str
 ) -> None:

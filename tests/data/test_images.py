@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piip.data.images import read_image
+from piip.data.images import _FORMATS, IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image
 from piip.errors import DataError
 
 RNG = np.random.default_rng(5)
@@ -200,3 +201,27 @@ def test_float_and_32_bit_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 70_000, dtype=np.int32)).save(tmp_path / "i.tiff")
     with pytest.raises(DataError, match="32-bit integer pixels; convert it"):
         read_image(tmp_path / "i.tiff")
+
+
+@pytest.mark.parametrize("ending", sorted(IMAGE_SUFFIXES))
+def test_what_folders_list_is_read(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a{ending.upper()}"
+    Image.fromarray(np.full((12, 9, 3), 100, dtype=np.uint8)).save(path)
+    read = pixels(path)
+    assert read.shape == (12, 9, 3)
+    assert np.abs(read.astype(int) - 100).max() <= 2
+
+
+def test_no_ending_is_both_read_and_passed_over_and_pillow_knows_no_other_of_the_formats() -> None:
+    assert not IMAGE_SUFFIXES & UNREAD_SUFFIXES
+    known = {ending for ending, name in Image.registered_extensions().items() if name in _FORMATS}
+    assert known - IMAGE_SUFFIXES <= {".avifs", ".pfm"}  # image sequences, floating-point pixels
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(DataError, match=r"cannot decode image .*pipe\.jpg: it is no regular file"):
+        read_image(tmp_path / "pipe.jpg")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    with pytest.raises(DataError, match=r"cannot decode image .*loop\.jpg: .*Too many levels"):
+        read_image(tmp_path / "loop.jpg")

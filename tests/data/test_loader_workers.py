@@ -11,15 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from piip.data.loader import (
-    Batch,
-    Loader,
-    _leave_signals_to_parent,
-    build_dataset,
-    build_loader,
-    explain_worker_death,
-)
+from piip.data import Batch, Loader, build_dataset, build_loader, explain_worker_death
 from piip.data.sampler import TrainSampler
+from piip.data.workers import leave_signals_to_parent
 from piip.errors import PiipError
 from tests.data.loader_cases import epoch, make_config
 from tests.engine.tiny import run_python
@@ -40,7 +34,7 @@ def test_a_dead_worker_is_a_clear_error(root: Path) -> None:
     loader, batches = begin(root, workers=1)
 
     def load_the_rest() -> None:
-        os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
+        os.kill(loader._processes[0].pid, signal.SIGKILL)
         list(batches)
 
     with pytest.raises((PiipError, RuntimeError)) as caught:
@@ -59,11 +53,11 @@ def test_only_worker_deaths_are_explained() -> None:
 
 def test_workers_leave_signals_to_the_parent(root: Path) -> None:
     loader, batches = begin(root, workers=2)
-    for worker in loader._iterator._workers:
+    for worker in loader._processes:
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)
     assert len(list(batches)) == 10
-    assert all(worker.is_alive() for worker in loader._iterator._workers)
+    assert all(worker.is_alive() for worker in loader._processes)
     loader.close()
 
 
@@ -71,7 +65,7 @@ def signal_early(worker: int) -> None:
     """What a signal to the process group does that arrives before a loader process has begun to ignore it."""
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGINT)
-    _leave_signals_to_parent(worker)
+    leave_signals_to_parent(worker)
 
 
 def test_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> None:
@@ -86,7 +80,7 @@ def test_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> Non
 def test_spawned_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> None:
     script = f"""
         import multiprocessing, signal
-        from piip.data.loader import build_dataset, build_loader
+        from piip.data import build_dataset, build_loader
         from tests.data.loader_cases import epoch, make_config
         from tests.data.test_loader_workers import signal_early
         multiprocessing.set_start_method("spawn")
@@ -128,7 +122,7 @@ def test_a_signal_that_arrives_while_workers_start_reaches_the_parent_afterwards
 def test_python_exits_although_workers_ignore_sigterm(root: Path, training: bool) -> None:
     """multiprocessing ends its children with SIGTERM at exit and waits for them: without Loader's care, for ever."""
     script = f"""
-        from piip.data.loader import build_dataset, build_loader
+        from piip.data import build_dataset, build_loader
         from tests.data.loader_cases import make_config
         config = make_config({str(root)!r}, workers=1, batch_size=1, eval_batch_size=1)
         dataset = build_dataset(config.data.train, training={training})

@@ -11,9 +11,8 @@ import pytest
 from pycocotools import mask as mask_utils
 
 from piip.config import ShapesData
-from piip.data import shapes
+from piip.data import build_dataset, shapes
 from piip.data.coco import CocoDataset, self_test
-from piip.data.loader import build_dataset
 from piip.data.shapes import CLASS_NAMES, draw_image, write_shapes
 from piip.data.transforms import generator
 from piip.errors import PiipError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,27 @@ def test_files_folders_and_patterns_are_found_once_and_in_order(photos: Path) ->
         find_images([photos / "missing.jpg"])
     with pytest.raises(DataError, match="no images in"):
         find_images([photos / "*.gif"])
+
+
+def test_what_is_no_image_file_is_passed_over_or_named_and_never_waited_for(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(photos / "pipe.jpg")
+    for name, target in (("one.jpg", "two.jpg"), ("two.jpg", "one.jpg"), ("gone.jpg", "nowhere")):
+        (photos / name).symlink_to(photos / target)
+    for name in ("x.heic", "y.JXL"):
+        (photos / name).write_bytes(b"")
+    expected = ["a.PNG", "b.jpg", "broken.jpg"]
+    assert [path.name for path in find_images([photos])] == expected
+    (record,) = caplog.records
+    irregular = "4 x no regular file, or link to nothing, passed over (gone.jpg, one.jpg, pipe.jpg, ...)"
+    other = "2 x image of a format that is not read, passed over (x.heic, y.JXL)"
+    assert record.getMessage() == f"{photos}: {irregular}; {other}"
+    assert [path.name for path in find_images([photos / "*.jpg"])] == expected[1:]
+    with pytest.raises(DataError, match=r"pipe\.jpg is neither a file nor a folder"):
+        find_images([photos / "pipe.jpg"])
+    with pytest.raises(DataError, match=r"image not found: .*one\.jpg"):
+        find_images([photos / "one.jpg"])
 
 
 def test_overlays_and_results_are_written_and_a_broken_image_is_left_out(

@@ -37,7 +37,7 @@ def train_record(step: int, loss: float = 1.0) -> dict[str, Any]:
 
 
 def eval_record(step: int) -> dict[str, Any]:
-    return {"step": step, "epoch": step / 10, "metrics": {"ap": 0.5, "small": -1.0}, "seconds": 3.0}
+    return {"step": step, "epoch": step / 10, "metrics": {"ap": 0.5, "small": None}, "seconds": 3.0}
 
 
 def read(path: Path) -> list[tuple[str, int]]:

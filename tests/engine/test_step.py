@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from piip.config import OptimConfig
 from piip.data import Batch
-from piip.engine.step import StepResult, optimizer_step
+from piip.engine.step import Step, StepResult, optimizer_step
 from piip.errors import NonFiniteLoss
+from tests.no_waits import Waits
 
 
 class Regression(nn.Module):
@@ -40,17 +42,27 @@ def batches(*image_ids: Iterable[int]) -> Iterator[Batch]:
         yield Batch(images=images, image_sizes=sizes, original_sizes=sizes, image_ids=ids, targets=[])
 
 
-def step(model: nn.Module, data: Iterator[Batch], **settings: Any) -> StepResult:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+def launch(
+    model: nn.Module,
+    data: Iterator[Batch],
+    optimizer: torch.optim.Optimizer | None = None,
+    before_update: Callable[[], None] = lambda: None,
+    **settings: Any,
+) -> Step:
     return optimizer_step(
         model,
-        optimizer,
+        optimizer or torch.optim.SGD(model.parameters(), lr=1.0, fused=True),
         data,
         config=OptimConfig(**settings),
         device=torch.device("cpu"),
         precision="auto",
         signal=0,
+        before_update=before_update,
     )
+
+
+def step(model: nn.Module, data: Iterator[Batch], **settings: Any) -> StepResult:
+    return launch(model, data, **settings).result()
 
 
 def test_accumulated_passes_give_the_step_of_one_large_batch() -> None:
@@ -90,6 +102,71 @@ def test_a_loss_or_gradient_that_is_not_finite_changes_nothing_and_is_explained(
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
 
 
+def adamw(model: nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5, fused=True)
+
+
+def assert_unchanged(model: nn.Module, optimizer: torch.optim.Optimizer, before: dict[str, Any]) -> None:
+    after = {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
+    assert after["optimizer"].keys() == before["optimizer"].keys()
+    for name, value in after["model"].items():
+        assert torch.equal(value, before["model"][name]), name
+    for index, values in after["optimizer"].items():
+        assert all(torch.equal(value, before["optimizer"][index][name]) for name, value in values.items()), index
+
+
+@pytest.mark.parametrize("bad", [13, 17])
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_a_bad_step_leaves_weights_moments_and_step_count_before_anyone_has_read_it(
+    bad: int, clip: float | None
+) -> None:
+    model = Regression()
+    optimizer = adamw(model)
+    launch(model, batches([0, 1]), optimizer, clip_grad_norm=clip).result()
+    torch.nn.init.zeros_(model.bad)  # where its slope is infinite
+    before = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]})
+    launched = launch(model, batches([2, bad]), optimizer, clip_grad_norm=clip)
+    assert_unchanged(model, optimizer, before)
+
+    # It is read by the next step, which is computed by then, but changes nothing.
+    def read() -> None:
+        launched.result()
+
+    with pytest.raises(NonFiniteLoss, match=f"on the images 2, {bad}") as caught:
+        launch(model, batches([5, 6]), optimizer, read, clip_grad_norm=clip)
+    assert ("the gradient of bad is not" in str(caught.value)) == (bad == 17)
+    assert_unchanged(model, optimizer, before)
+
+
+def test_steps_read_one_step_late_are_the_steps_read_at_once() -> None:
+    early, late = Regression(), Regression()
+    optimizers = adamw(early), adamw(late)
+    expected = [launch(early, batches([i, i + 1]), optimizers[0]).result() for i in range(4)]
+    results: list[StepResult] = []
+    steps: list[Step] = []
+    for i in range(4):
+        read = [lambda: results.append(steps[-1].result())] if steps else [lambda: None]
+        steps.append(launch(late, batches([i, i + 1]), optimizers[1], read[0]))
+    results.append(steps[-1].result())
+    assert [(r.losses, r.grad_norm) for r in results] == [(r.losses, r.grad_norm) for r in expected]
+    assert all(torch.equal(a, b) for a, b in zip(early.parameters(), late.parameters(), strict=True))
+
+
+def test_a_step_never_waits_for_the_device_until_it_is_read() -> None:
+    model = Regression()
+    optimizer = adamw(model)
+    launch(model, batches([0]), optimizer, clip_grad_norm=0.1)
+    data = list(batches([1], [2]))
+    with Waits(forbidden=True):
+        launch(model, iter(data), optimizer, clip_grad_norm=0.1, accumulate=2)
+
+
+def test_an_optimizer_that_cannot_skip_on_the_device_is_refused() -> None:
+    model = Regression()
+    with pytest.raises((AssertionError, RuntimeError)):
+        launch(model, batches([0]), torch.optim.SGD(model.parameters(), lr=1.0))
+
+
 def test_bf16_is_used_on_a_cpu_only_when_asked_for() -> None:
     seen: list[torch.dtype] = []
 
@@ -98,7 +175,7 @@ def test_bf16_is_used_on_a_cpu_only_when_asked_for() -> None:
 
     model = Regression()
     model.linear.register_forward_hook(look)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
     for precision in ("auto", "fp32", "bf16"):
         optimizer_step(
             model,

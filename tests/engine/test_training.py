@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import signal
 import subprocess
@@ -301,6 +303,45 @@ def test_a_diverging_run_stops_before_its_weights_are_spoilt(data: Path, tmp_pat
     assert newest is not None
     assert all(value.isfinite().all() for value in load_file(newest / "model.safetensors").values())
     assert "NonFiniteLoss: the loss is not finite" in (tmp_path / "train.log").read_text()
+
+
+def test_a_bad_step_between_two_records_changes_nothing_and_gets_into_no_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 4 is bad, and read while step 5 is computed."""
+    original, states = train_module.optimizer_step, []
+
+    def step(*args: Any, before_update: Any, **kwargs: Any) -> Any:
+        state = before_update.__self__.state
+        with pytest.MonkeyPatch.context() as patched:
+            if len(states) == 3:
+                loss = state.model.loss
+                patched.setattr(
+                    state.model, "loss", lambda batch: {name: math.nan * value for name, value in loss(batch).items()}
+                )
+            found = original(*args, before_update=before_update, **kwargs)
+        everything = (state.model.state_dict(), state.ema.module.state_dict(), state.optimizer.state_dict()["state"])
+        states.append((state, copy.deepcopy(everything)))
+        return found
+
+    monkeypatch.setattr(train_module, "optimizer_step", step)
+    config = tiny_config(
+        data,
+        train={"log_every": 10, "checkpoint_every": 2, "eval_every": 6, "ema": 0.9},
+        schedule={"iterations": 6, "warmup_iterations": 0},
+    )
+    with pytest.raises(NonFiniteLoss, match=r"on the images \d+, \d+"):
+        train(config, output=tmp_path)
+    assert len(states) == 4
+    state, (model, average, moments) = states[3]
+    assert_equal(model, states[2][1][0], "weights")
+    assert_equal(moments, states[2][1][2], "optimizer")
+    for name, value in average.items():  # step 3 was read by then
+        torch.testing.assert_close(value, states[2][1][1][name].lerp(model[name], 0.1), msg=name)
+    assert_equal(state.model.state_dict(), model)
+    assert_equal(state.ema.module.state_dict(), average)
+    assert_equal(state.optimizer.state_dict()["state"], moments)
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["2"]
 
 
 def test_a_directory_with_a_run_is_not_written_to_without_resume(reference: Path, data: Path) -> None:

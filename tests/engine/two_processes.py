@@ -36,13 +36,13 @@ def a_step(model: Regression, data: Iterator[Batch], accumulate: int = 1) -> Non
     wrapped = DistributedDataParallel(model)
     optimizer_step(
         wrapped,
-        torch.optim.SGD(model.parameters(), lr=1.0),
+        torch.optim.SGD(model.parameters(), lr=1.0, fused=True),
         data,
         config=OptimConfig(accumulate=accumulate),
         device=torch.device("cpu"),
         precision="fp32",
         signal=0,
-    )
+    ).result()
 
 
 def check_collectives(folder: Path) -> None:
@@ -96,7 +96,8 @@ def check_steps() -> None:
 
 
 def check_training(folder: Path, data: Path) -> None:
-    config = tiny_config(data)
+    # With steps that are read when the next one is computed.
+    config = tiny_config(data, train__log_every=2)
     metrics = train(config, output=folder / "whole")
     same_on_all(metrics)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from piip.config import config_from_dict, load_config
 from piip.convert import convert_checkpoint
 from piip.convert.keys import KeyTable
-from piip.data.loader import Batch
+from piip.data import Batch
 from piip.engine.checkpoint import load_weights
 from piip.heads.mask_rcnn.roi import pool
 from piip.model import Model, build_model

@@ -1,4 +1,4 @@
-"""Anchors, box coding and suppression, against hand-computed values, torchvision's coder and plain loops."""
+"""Anchors and box coding, against hand-computed values and torchvision's coder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
-from piip.heads.mask_rcnn.boxes import MAX_LOG_RATIO, decode, encode, grouped_nms, make_anchors
+from piip.heads.mask_rcnn.boxes import MAX_LOG_RATIO, clip, decode, encode, make_anchors, pyramid_anchors
 
 CPU = torch.device("cpu")
 ONES = (1.0, 1.0, 1.0, 1.0)
@@ -84,42 +84,16 @@ def test_decoding_takes_one_box_per_class() -> None:
         torch.testing.assert_close(decoded[:, index], decode(boxes, deltas[:, index], stds=ONES))
 
 
-def naive_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> list[int]:
-    kept: list[int] = []
-    for index in sorted(range(len(boxes)), key=lambda i: -scores[i].item()):
-        rivals = [k for k in kept if groups[k] == groups[index]]
-        overlaps = [box_iou(boxes[index : index + 1].double(), boxes[k : k + 1].double()).item() for k in rivals]
-        if not any(overlap > threshold for overlap in overlaps):
-            kept.append(index)
-    return kept
+def test_boxes_are_cut_off_at_the_borders_of_their_own_images() -> None:
+    boxes = torch.stack([random_boxes(20) - 10, random_boxes(20, seed=1) - 10])
+    sizes = [(40, 70), (90, 20)]
+    for image, clipped in enumerate(clip(boxes, sizes)):
+        assert torch.equal(clipped, clip_boxes_to_image(boxes[image], sizes[image]))
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.7])
-def test_suppression_equals_a_plain_loop_over_each_group(threshold: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    boxes, scores = random_boxes(120), torch.rand(120, generator=generator)
-    groups = torch.randint(0, 4, (120,), generator=generator)
-    expected = naive_nms(boxes, scores, groups, threshold)
-    assert len(expected) < 120
-    assert grouped_nms(boxes, scores, groups, threshold=threshold, limit=1000).tolist() == expected
-    assert grouped_nms(boxes, scores, groups, threshold=threshold, limit=7).tolist() == expected[:7]
-
-
-def test_suppression_of_many_boxes_agrees_with_torchvisions() -> None:
-    generator = torch.Generator().manual_seed(0)
-    boxes, scores = random_boxes(3000, size=1000), torch.rand(3000, generator=generator)
-    groups = torch.randint(0, 80, (3000,), generator=generator)
-    kept = grouped_nms(boxes, scores, groups, threshold=0.5, limit=3000)
-    assert torch.equal(kept, batched_nms(boxes, scores, groups, 0.5))
-
-
-def test_equal_scores_keep_their_order_and_other_groups_are_left_alone() -> None:
-    boxes = torch.tensor([[0.0, 0, 10, 10]]).expand(4, 4)
-    kept = grouped_nms(boxes, torch.ones(4), torch.tensor([1, 0, 1, 0]), threshold=0.5, limit=10)
-    assert kept.tolist() == [0, 1]
-
-
-def test_nothing_to_suppress() -> None:
-    kept = grouped_nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), threshold=0.5, limit=10)
-    assert kept.shape == (0,)
-    assert kept.dtype == torch.int64
+def test_anchors_kept_from_an_evaluation_serve_training() -> None:
+    with torch.inference_mode():
+        first, second = pyramid_anchors(((2, 3), (1, 2)), strides=(4, 8), scale=7, ratios=(1.0, 2.0), device=CPU)
+    assert not first.is_inference()
+    assert torch.equal(first, make_anchors((2, 3), stride=4, scale=7, ratios=(1.0, 2.0), device=CPU))
+    assert torch.equal(second, make_anchors((1, 2), stride=8, scale=7, ratios=(1.0, 2.0), device=CPU))

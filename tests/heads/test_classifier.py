@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from piip.branches import Tokens, ViT
 from piip.config import Config, ModelConfig, load_config
 from piip.convert import load_pretrained
-from piip.data.loader import Batch
+from piip.data import Batch
 from piip.engine.state import RunState
 from piip.errors import ConfigError
 from piip.features import FeatureSpec

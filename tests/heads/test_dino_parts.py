@@ -15,7 +15,7 @@ from piip.features import FeatureSpec
 from piip.heads.dino.answers import Answers, inverse_sigmoid
 from piip.heads.dino.decoder import encode_boxes
 from piip.heads.dino.denoising import Noise, disturb, draw_noise, hidden_queries, number_of_groups
-from piip.heads.dino.losses import average_over_processes, losses, match
+from piip.heads.dino.losses import Matching, average_over_processes, losses
 from piip.heads.dino.maps import flatten
 from piip.heads.dino.objects import Objects, gather_objects
 from piip.necks import ChannelMapper
@@ -120,7 +120,7 @@ def cost(said: Answers, stage: int, image: int, query: int, place: int, known: O
 
 def test_the_matching_is_the_cheapest_of_all() -> None:
     said, known = answers(), objects()
-    matched = match(said, known)
+    matched = Matching(said, known).solve()
     assert matched[:, 1, 1].tolist() == [-1, -1]  # the second image has one object
     for stage, image in itertools.product(range(2), range(2)):
         count = known.counts[image]
@@ -132,7 +132,7 @@ def test_the_matching_is_the_cheapest_of_all() -> None:
 
 
 def test_of_more_objects_than_queries_the_rest_stays_without() -> None:
-    matched = match(answers(queries=1), objects())
+    matched = Matching(answers(queries=1), objects()).solve()
     assert sorted(matched[0, 0].tolist()) == [-1, 0]
 
 
@@ -140,7 +140,7 @@ def test_answers_that_are_not_numbers_leave_the_failure_to_the_loss() -> None:
     said, known = answers(), objects()
     said.boxes[0, 0, 1] = math.nan
     said.logits[1, 0] = math.nan
-    matched = match(said, known)
+    matched = Matching(said, known).solve()
     found = losses(said, matched, known, torch.tensor(1.0))
     assert found["loss_cls"][1].isnan()
     assert found["loss_cls"][0].isfinite()
@@ -148,7 +148,7 @@ def test_answers_that_are_not_numbers_leave_the_failure_to_the_loss() -> None:
 
 def test_losses_are_sums_over_queries_and_pairs_divided_by_the_number_of_objects() -> None:
     said, known = answers(), objects()
-    matched = match(said, known)
+    matched = Matching(said, known).solve()
     found = losses(said, matched, known, torch.tensor(3.0))
     for stage in range(2):
         focal = distance = overlap = 0.0

@@ -88,7 +88,7 @@ def test_every_parameter_learns_without_a_single_proposal(features: list[Tensor]
         head.rpn.reg.bias.view(3, 4)[:, 0] = 1e4
     losses = head.loss(features, SIZES, targets(*counts))
     assert_all_learn(head, features, losses)
-    assert all(not len(boxes) for boxes, _ in head.stages(features, SIZES).proposals)
+    assert not head.stages(features, SIZES).proposals.counts.any()
 
 
 def test_crowd_regions_play_no_part(features: list[Tensor]) -> None:
@@ -113,7 +113,7 @@ def test_losses_do_not_depend_on_the_order_of_objects(features: list[Tensor]) ->
 
 def test_inference_has_its_own_number_of_candidates(features: list[Tensor]) -> None:
     stages = build(pre_nms_test=1).stages(features, SIZES)
-    assert all(0 < len(boxes) <= len(SPECS) for boxes, _ in stages.proposals)
+    assert all(0 < count <= len(SPECS) for count in stages.proposals.counts.tolist())
 
 
 def test_proposals_are_no_path_for_gradients(features: list[Tensor]) -> None:

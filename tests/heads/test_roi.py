@@ -12,6 +12,7 @@ from torchvision.ops import box_iou, nms, roi_align
 
 from piip.heads.mask_rcnn.boxes import MAX_LOG_RATIO
 from piip.heads.mask_rcnn.roi import UNUSED, BoxHead, Samples, box_levels, pool
+from piip.heads.mask_rcnn.rpn import Proposals
 
 STRIDES = (4, 8, 16, 32)
 CODER = BoxCoder(weights=(10, 10, 5, 5), bbox_xform_clip=MAX_LOG_RATIO)
@@ -147,7 +148,8 @@ def test_detections_equal_those_found_class_by_class(limit: int) -> None:
     deltas = 3 * torch.randn(60, CLASSES, 4, generator=generator)
     corner = 80 * torch.rand(60, 2, generator=generator)
     proposals = torch.cat([corner, corner + 10 + 40 * torch.rand(60, 2, generator=generator)], 1)
-    found = build(score_threshold=0.2, max_detections=limit).select(logits, deltas, proposals, (90, 100))
+    padded = Proposals(proposals[None], torch.ones(1, 60), torch.tensor([60]))
+    (found,) = build(score_threshold=0.2, max_detections=limit).select(logits, deltas, padded, [(90, 100)])
     expected = naive_detections(logits, deltas, proposals, (90, 100), threshold=0.2)
     assert 20 < len(expected) < 180
     expected = expected[:limit]
@@ -158,7 +160,8 @@ def test_detections_equal_those_found_class_by_class(limit: int) -> None:
 
 def test_background_is_never_detected() -> None:
     logits = torch.tensor([[0.0, 0, 0, 20]]).expand(5, CLASSES + 1)
-    found = build().select(logits, torch.zeros(5, CLASSES, 4), square_boxes(10, 20, 30, 40, 50), (90, 100))
+    proposals = Proposals(square_boxes(10, 20, 30, 40, 50)[None], torch.ones(1, 5), torch.tensor([5]))
+    (found,) = build().select(logits, torch.zeros(5, CLASSES, 4), proposals, [(90, 100)])
     assert {key: tuple(value.shape) for key, value in found.items()} == {
         "boxes": (0, 4),
         "scores": (0,),

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from piip import host
+from piip.heads import windows
 from piip.heads.windows import most_likely, slide
 
 
@@ -53,6 +55,20 @@ def test_every_image_of_a_batch_has_the_windows_of_its_valid_part(look) -> None:
         torch.testing.assert_close(logits[:, :height, :width], expected)
         assert not logits[:, height:].any()
         assert not logits[:, :, width:].any()
+
+
+def test_a_device_looks_at_more_windows_at_once_and_sees_the_same(look, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, seen = torch.randn(1, 3, 40, 33), []
+    expected = slide(look, images, [(40, 33)], window=12, stride=8)
+
+    def counted(part: Tensor) -> Tensor:
+        seen.append(len(part))
+        return look(part)
+
+    monkeypatch.setattr(host, "is_host", lambda device: False)
+    monkeypatch.setattr(windows, "MAX_WINDOW_PIXELS", 7 * 12 * 12 + 5)
+    torch.testing.assert_close(slide(counted, images, [(40, 33)], window=12, stride=8), expected)
+    assert seen == [7, 7, 6]
 
 
 def test_a_window_that_covers_the_batch_gives_the_whole_image(look) -> None:

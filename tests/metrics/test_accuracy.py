@@ -17,6 +17,8 @@ from torch import Tensor
 from piip.errors import PiipError
 from piip.metrics import AccuracyMetric
 from piip.metrics.confusion import draw_confusion
+from piip.metrics.iou_chart import draw_ious
+from tests.no_waits import Waits
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -53,6 +55,15 @@ def test_top1_and_top5_are_timms(classes: int) -> None:
     assert list(figures) == (["top1", "top5"] if classes > 5 else ["top1"])
     if classes > 5:
         assert figures["top5"] == pytest.approx(expected[1])
+
+
+def test_a_batch_is_read_from_the_device_once() -> None:
+    answers = results(torch.eye(3))
+    metric, waits = AccuracyMetric(NAMES[:3], label_of), Waits()
+    with waits:
+        metric.update(answers, ["0/a", "1/b", "0/c"])
+    assert waits.counts == {"to host": 1}
+    assert metric.compute() == {"top1": pytest.approx(2 / 3)}
 
 
 def test_the_table_counts_images_and_names_the_commonest_mistake() -> None:
@@ -123,6 +134,14 @@ def test_a_picture_shows_right_answers_blue_and_mistakes_orange(tmp_path: Path, 
     assert (blue in colours(clean)) == (classes <= 50)
     assert orange not in colours(clean)
     assert orange in colours(mixed)
+
+
+@pytest.mark.parametrize("classes", [3, 60])
+def test_names_that_look_like_formulas_or_commands_are_drawn_as_they_are(tmp_path: Path, classes: int) -> None:
+    names = [f"${number}^{{$ \x1b\n\u202e" for number in range(classes)]
+    draw_confusion(np.arange(classes**2).reshape(classes, classes), names, tmp_path / "confusion.png")
+    rows = [{"class": name, "iou": 0.5, "acc": None, "pixels": 0.1} for name in names]
+    draw_ious(rows, {"miou": 0.5, "aacc": 0.5, "macc": 0.5}, tmp_path / "iou.png")
 
 
 def test_draw_writes_into_the_folder_and_names_the_file(tmp_path: Path) -> None:

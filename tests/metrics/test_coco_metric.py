@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from piip.data.coco import CocoDataset
-from piip.errors import PiipError
+from piip.errors import DataError, PiipError
 
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 CATEGORY_IDS = (3, 17, 90)  # of labels 0, 1, 2
@@ -138,7 +138,7 @@ def test_figures_equal_pycocotools_on_the_raw_file(tmp_path: Path, backend: str,
     assert values == pytest.approx(expected, abs=1e-12)
     assert 0.2 < values["box_ap"] < 0.8  # neither trivially right nor wrong
     assert 0.2 < values["mask_ap"] < 0.8
-    assert -1 not in values.values()
+    assert None not in values.values()
 
 
 def test_both_backends_give_the_same_figures_and_tables(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_average_precision_by_hand(tmp_path: Path, backend: str) -> None:
     assert values["mask_ap"] == pytest.approx(0.7)
     assert values["box_ap50"] == values["box_ap75"] == pytest.approx(1)
     assert values["box_ap_medium"] == pytest.approx(0.7)
-    assert values["box_ap_small"] == values["box_ap_large"] == -1  # no such objects
+    assert values["box_ap_small"] == values["box_ap_large"] is None  # no such objects
     # A surer guess on another image, of nothing: every hit comes second, precision one half.
     metric.update([answer([100, 100, 150, 150], 0.95)], [11])
     assert metric.compute()["box_ap"] == pytest.approx(0.35)
@@ -211,11 +211,42 @@ def test_no_predictions_at_all_give_zero(tmp_path: Path, backend: str) -> None:
         metric.update([empty | {"masks": torch.zeros(0, SIZE, SIZE, dtype=torch.bool)}], [10])
 
 
+@pytest.mark.parametrize("annotations", [[], [square(1) | {"iscrowd": 1}]])
+def test_a_set_without_an_object_is_refused_before_it_is_evaluated(
+    tmp_path: Path, annotations: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(DataError, match=r"instances\.json: its 4 images have no object to evaluate on"):
+        write_set(tmp_path, annotations)
+
+
+# COCO's code keeps ids as floats or in 64 bits, and takes 0 and less for something else.
 @pytest.mark.parametrize("backend", ["faster", "pycocotools"])
-def test_no_ground_truth_gives_minus_one(tmp_path: Path, backend: str) -> None:
-    metric = write_set(tmp_path, []).metric(backend=backend)
-    metric.update([answer([10, 10, 60, 60], 0.9)], [10])
-    assert set(metric.compute().values()) == {-1.0}
+@pytest.mark.parametrize(
+    "ids", [(-7, -1, 0, 5), (2**53, 2**53 + 1, 2**53 + 2, 2**63), (-(2**64), 2**64, 2**64 + 1, 10**30)]
+)
+def test_ids_of_any_size_give_the_figures_of_plain_ones(tmp_path: Path, ids: tuple[int, ...], backend: str) -> None:
+    annotations = crowded_scene()
+    results = guesses(annotations)
+    plain = write_set(tmp_path / "plain", annotations).metric(backend=backend)
+    plain.update(list(results.values()), list(results))
+
+    named = dict(zip(range(10, 14), ids, strict=True))
+    categories = dict(zip(CATEGORY_IDS, sorted(ids[:3]), strict=True))
+    write_set(tmp_path, annotations)
+    data = json.loads((tmp_path / "instances.json").read_text())
+    for image in data["images"]:
+        image["id"] = named[image["id"]]
+    for category in data["categories"]:
+        category["id"] = categories[category["id"]]
+    for entry in data["annotations"]:
+        entry |= {"image_id": named[entry["image_id"]], "category_id": categories[entry["category_id"]]}
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    dataset = CocoDataset(images=tmp_path / "images", annotations=tmp_path / "instances.json", training=False)
+    metric = dataset.metric(backend=backend)
+    metric.update(list(results.values()), [named[image_id] for image_id in results])
+    assert {dataset.image_id(index) for index in range(4)} == set(ids)
+    assert metric.compute() == pytest.approx(plain.compute(), abs=1e-12)
+    assert [row["objects"] for row in metric.table()] == [row["objects"] for row in plain.table()]
 
 
 def test_a_model_without_masks_is_measured_by_its_boxes(tmp_path: Path) -> None:
@@ -233,9 +264,9 @@ def test_the_table_has_a_row_per_class(tmp_path: Path) -> None:
     rows = metric.table()
     assert [row["class"] for row in rows] == ["class 3", "class 17", "class 90"]
     assert [row["objects"] for row in rows] == [1, 1, 0]
-    assert [row["box_ap"] for row in rows] == pytest.approx([0.7, 0, -1])
-    assert [row["mask_ap50"] for row in rows] == pytest.approx([1, 0, -1])
-    json.dumps(rows)
+    assert [row["box_ap"] for row in rows] == pytest.approx([0.7, 0, None])
+    assert [row["mask_ap50"] for row in rows] == pytest.approx([1, 0, None])
+    assert json.loads(json.dumps(rows))[2]["mask_ap"] is None
 
 
 @pytest.mark.parametrize("backend", ["faster", "pycocotools"])
@@ -268,9 +299,12 @@ def test_masks_are_kept_as_run_lengths_of_exactly_their_pixels(tmp_path: Path) -
     masks = torch.from_numpy(np.random.default_rng(0).random((3, 31, 47)) > 0.5)
     result = {"boxes": torch.zeros(3, 4), "scores": torch.ones(3), "labels": torch.zeros(3, dtype=torch.int64)}
     metric.update([result | {"masks": masks}], [10])
-    kept = metric._found[10].masks
-    assert kept is not None
-    assert kept == mask_utils.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))
+    rles = mask_utils.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))
+    assert metric._found[10].masks == rles
+    # As they come from a model in evaluation.
+    metric.update([result | {"rles": rles}, result], [11, 12])
+    assert metric._found[11].masks == rles
+    assert metric._found[12].masks is None
 
 
 # Images by rank: one rank without any, and unequal shares.

@@ -14,6 +14,7 @@ from PIL import Image
 
 from piip.errors import PiipError
 from piip.metrics import MIoUMetric
+from tests.no_waits import Waits
 
 NAMES = ["sky", "tree", "road", "sea"]
 
@@ -41,6 +42,17 @@ def test_figures_by_hand() -> None:
         {"class": "sea", "iou": None, "acc": None, "pixels": 0.0},
     ]
     assert list(metric.compute()) == ["miou", "aacc", "macc"]
+
+
+def test_a_batch_is_read_from_the_device_once() -> None:
+    metric, waits = metric_of([[0, 1]], [[2], [2]]), Waits()
+    answers = [answer([[0, 0]]), answer([[2], [1]])]
+    truth = [metric._label_map_of(index) for index in range(2)]
+    with waits:
+        waits.keep_on_host(*truth)
+        metric.update(answers, [0, 1])
+    assert waits.counts == {"to host": 1}
+    assert metric.compute()["aacc"] == 0.5
 
 
 def scenes(images: int = 6, classes: int = 20) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -45,6 +45,11 @@ def attention_arguments():
             ValueError,
             "spatial_shapes must hold numbers.*pass host integers",
         ),
+        (
+            {"spatial_shapes": torch.ones(2, 2).to_sparse()},
+            TypeError,
+            "spatial_shapes must be .*got layout",
+        ),
         ({"spatial_shapes": [(2**31, 1)]}, ValueError, r"spatial_shapes must hold positive sizes below 2\*\*31"),
         ({"spatial_shapes": [(4.0, 5.0), (2, 3)]}, TypeError, "spatial_shapes must hold integers"),
         ({"spatial_shapes": [(1, 1)] * 17}, ValueError, "spatial_shapes must hold at most 16 maps, got 17"),

@@ -10,6 +10,9 @@ from piip.ops import deform_attn, reference
 
 PYRAMIDS = [name for name in ATTENTION if "<-" in name]
 
+# A forward is the same in both modes.
+PLACES = ["cpu", "emulated-800-fast", "emulated-900-deterministic", "cuda-fast"]
+
 
 @pytest.mark.parametrize("name", PYRAMIDS)
 def test_16_bit_error_on_a_full_grid_stays_within_2e_3(device, name):

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from piip.ops import pyramid_resize, reference
 from tests.ops.cases import relative_error
 
+# These kernels are the same for all architectures and in both modes.
+PLACES = ["cpu", "emulated-800-fast", "emulated-900-deterministic", "cuda-fast", "cuda-deterministic"]
 MEAN, STD = [123.7, 116.3, 103.5], [58.4, 57.1, 57.4]
 SMALL = {torch.float32: 2e-6, torch.float64: 1e-14, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 

@@ -12,11 +12,19 @@ from piip.data.transforms.apply import transform
 from piip.errors import DataError
 
 
-def normalise_and_pad(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float], divisor: int) -> Tensor:
-    """One float32 batch (B, 3, H, W) of uint8 images (3, h, w): normalised, then zero-padded at the bottom and right.
+def pad(images: Sequence[Tensor], divisor: int) -> Tensor:
+    """One batch (B, 3, H, W) of uint8 images (3, h, w), zero-padded at the bottom and right.
 
-    H and W are the largest h and w rounded up to a multiple of `divisor`. mean and std are RGB in 0..255.
+    H and W are the largest h and w rounded up to a multiple of `divisor`.
     """
+    batch = images[0].new_zeros(len(images), 3, *_padded_size(images, divisor))
+    for image, place in zip(images, batch, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    return batch
+
+
+def normalise_and_pad(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float], divisor: int) -> Tensor:
+    """The same in float32, normalised before it is padded. mean and std are RGB in 0..255."""
     device = images[0].device
     batch = torch.zeros(len(images), 3, *_padded_size(images, divisor), device=device)
     offset, gain = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
@@ -34,8 +42,8 @@ def prepare(images: Sequence[Tensor], transforms: TransformConfig) -> tuple[Tens
     """Images as the network takes them in evaluation, but not normalised yet: resized and padded.
 
     images: uint8 RGB (3, H, W), of any sizes.
-    Returns the uint8 batch (B, 3, H', W'), of the size that `normalise_and_pad` gives, and every image's valid (h, w)
-    in it. Raises DataError for other dtypes and shapes.
+    Returns the uint8 batch (B, 3, H', W') as `pad` makes it, and every image's valid (h, w) in it. Raises DataError for
+    other dtypes and shapes.
     """
     if not images:
         raise DataError("no images were given")
@@ -44,8 +52,4 @@ def prepare(images: Sequence[Tensor], transforms: TransformConfig) -> tuple[Tens
             kind = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
             raise DataError(f"images must be non-empty uint8 RGB tensors of shape (3, H, W), got {kind}")
     resized = [transform({"image": image}, transforms, None)["image"] for image in images]
-    sizes = [(image.shape[1], image.shape[2]) for image in resized]
-    batch = resized[0].new_zeros(len(images), 3, *_padded_size(resized, transforms.pad_divisor))
-    for image, place in zip(resized, batch, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
-    return batch, sizes
+    return pad(resized, transforms.pad_divisor), [(image.shape[1], image.shape[2]) for image in resized]

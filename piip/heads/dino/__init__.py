@@ -12,14 +12,15 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 from piip.heads.base import Head, restore_boxes
-from piip.heads.dino.answers import Answers, Proposer, full_precision
+from piip.heads.dino.answers import Answers, Proposer
 from piip.heads.dino.decoder import Decoder, DecoderLayer
 from piip.heads.dino.denoising import Denoising, Noise, disturb, draw_noise, hidden_queries, number_of_groups
 from piip.heads.dino.encoder import Encoder, EncoderLayer
-from piip.heads.dino.losses import average_over_processes, losses, match
+from piip.heads.dino.losses import Matching, average_over_processes, losses
 from piip.heads.dino.maps import flatten
 from piip.heads.dino.objects import Objects, gather_objects
 from piip.ops import MSDeformAttn
+from piip.precision import full_precision
 
 __all__ = ["DINO", "Stages"]
 
@@ -42,14 +43,13 @@ class DINO(Head):
     """Boxes and classes of objects: queries that start from the encoder's best cells and are refined by a decoder.
 
     specs: the pyramid, finest first, one width for all levels. The other settings are those of `DINOConfig`.
-    Under autocast the layers of encoder and decoder, a sixth of a released network's work, run in lower precision;
-    positions, boxes, scores, matching and losses stay float32.
+    Under autocast the layers of encoder and decoder, a sixth of a released network's work, run in lower precision, but
+    with `mixed_precision` false, as released; positions, boxes, scores, matching and losses stay float32.
     Raises ConfigError if the levels differ in width, or the width does not suit the heads.
     """
 
     task = "detection"
     needs = frozenset({"boxes", "labels"})
-    mixed_precision = True
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class DINO(Head):
         label_noise: float = 0.5,
         box_noise: float = 1.0,
         max_detections: int = 300,
+        mixed_precision: bool = True,
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
@@ -77,6 +78,7 @@ class DINO(Head):
                 f"head.num_heads ({num_heads}); got {got} channels"
             )
         self.stride = specs[0].stride
+        self.mixed_precision = mixed_precision
         self.num_classes, self.max_detections = num_classes, max_detections
         self.denoising_queries, self.label_noise, self.box_noise = denoising_queries, label_noise, box_noise
         layer = {"dim": dim, "levels": len(specs), "num_heads": num_heads, "points": points, "ffn_dim": ffn_dim}
@@ -129,12 +131,14 @@ class DINO(Head):
             torch.cat([logits[:, :, count:], stages.proposals.logits[None]]),
             torch.cat([boxes[:, :, count:], stages.proposals.boxes[None]]),
         )
+        matching = Matching(answers, objects)
         copies = objects.repeat(denoising.groups)
         matched = sum(min(image, logits.shape[2] - count) for image in objects.counts)
         normalisers = average_over_processes([matched, sum(copies.counts)], logits.device)
-        found = losses(answers, match(answers, objects), objects, normalisers[0])
+        # These need no matching: a device is busy with them while the host solves it.
         positives = denoising.positives.expand(1, len(objects.held), -1)
         known = losses(Answers(logits[:, :, :count], boxes[:, :, :count]), positives, copies, normalisers[1])
+        found = losses(answers, matching.solve(), objects, normalisers[0])
         named = {f"interm_{name}": values[-1] for name, values in found.items()}
         last = len(logits) - 1
         for layer in (last, *range(last)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -28,12 +27,6 @@ class Answers(NamedTuple):
     boxes: Tensor
 
 
-def full_precision(like: Tensor) -> AbstractContextManager[object]:
-    """The context in which float32 stays float32, also within a forward pass in lower precision."""
-    kind = like.device.type
-    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
-
-
 def inverse_sigmoid(x: Tensor) -> Tensor:
     """Logits of numbers in [0, 1]; both the number and what is missing to 1 count as at least EPSILON."""
     x = x.clamp(0, 1)
@@ -42,6 +35,8 @@ def inverse_sigmoid(x: Tensor) -> Tensor:
 
 class Predictor(nn.Module):
     """The class logits of a query, and how its box is to be moved, in logits of its coordinates."""
+
+    mixed_precision = False  # not even where the layers around it are
 
     def __init__(self, *, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -59,6 +54,8 @@ class Predictor(nn.Module):
 
 class Proposer(nn.Module):
     """Chooses the cells of the encoder that most likely hold an object, of any class ("two-stage query selection")."""
+
+    mixed_precision = False  # not even where the layers around it are
 
     def __init__(self, *, dim: int, num_classes: int) -> None:
         super().__init__()

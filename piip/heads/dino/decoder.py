@@ -8,10 +8,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from piip.heads.dino.answers import Answers, Predictor, full_precision, inverse_sigmoid
+from piip.heads.dino.answers import Answers, Predictor, inverse_sigmoid
 from piip.heads.dino.encoder import FeedForward
 from piip.heads.dino.maps import Maps, sine_encoding
 from piip.ops import MSDeformAttn
+from piip.precision import full_precision
 
 # Of the encoding of the boxes that the decoder looks at.
 TEMPERATURE = 10000
@@ -82,4 +83,5 @@ class Decoder(nn.Module):
 
 def encode_boxes(boxes: Tensor, channels: int) -> Tensor:
     """Sine encoding (B, Q, 4 * channels) of boxes (B, Q, 4) xywh in [0, 1], in the order y, x, w, h."""
-    return sine_encoding(boxes[..., [1, 0, 2, 3]], channels, TEMPERATURE).flatten(-2)
+    x, y, w, h = boxes.unbind(-1)
+    return sine_encoding(torch.stack([y, x, w, h], dim=-1), channels, TEMPERATURE).flatten(-2)

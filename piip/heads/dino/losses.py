@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from piip.heads.dino.answers import Answers
 from piip.heads.dino.objects import Objects
+from piip.heads.overlap import generalized_iou_loss, pairwise_generalized_iou
+from piip.host import HostCopy
 
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss
 CLS_COST, BOX_COST, IOU_COST = 2.0, 5.0, 2.0
@@ -17,43 +19,41 @@ CLS_WEIGHT, BOX_WEIGHT, IOU_WEIGHT = 1.0, 5.0, 2.0
 NO_COST = 1e8
 
 
-@torch.no_grad()
-def match(answers: Answers, objects: Objects) -> Tensor:
-    """The query that each object goes to at the least total cost: (K, B, N) int64, -1 where there is none.
+class Matching:
+    """The query that each object goes to at the least total cost, while the device goes on.
 
-    answers: of K stages.
-    All costs go to the host together, which is the one time that a training step waits for them.
+    answers: of K stages. The costs of all stages and images travel to the host together.
     """
-    # Imported here: only training needs it, and it is a fifth of a second.
-    from scipy.optimize import linear_sum_assignment
 
-    costs = [
-        _costs(answers.logits[:, image], answers.boxes[:, image], objects, image) for image in range(len(objects.held))
-    ]
-    stages = len(answers.logits)
-    matched = torch.full((stages, *objects.held.shape), -1)
-    per_image = torch.cat(costs, dim=2).cpu().split(objects.counts, dim=2)
-    for image, matrices in enumerate(per_image):
-        for stage, matrix in enumerate(matrices):
-            queries, found = linear_sum_assignment(matrix.numpy())
-            matched[stage, image, found] = torch.from_numpy(queries)
-    return matched.to(answers.logits.device, non_blocking=True)
+    def __init__(self, answers: Answers, objects: Objects) -> None:
+        self._counts, self._device = objects.counts, answers.logits.device
+        self._costs = HostCopy(_costs(answers, objects))
+
+    def solve(self) -> Tensor:
+        """(K, B, N) int64 queries, -1 where there is none; waits until the costs have arrived."""
+        # Imported here: only training needs it, and it is a fifth of a second.
+        from scipy.optimize import linear_sum_assignment
+
+        costs = self._costs.wait().numpy()
+        matched = np.full((*costs.shape[:2], costs.shape[3]), -1)
+        for stage, image in np.ndindex(*costs.shape[:2]):
+            queries, found = linear_sum_assignment(costs[stage, image, :, : self._counts[image]])
+            matched[stage, image, found] = queries
+        return torch.from_numpy(matched).to(self._device, non_blocking=True)
 
 
-def _costs(logits: Tensor, boxes: Tensor, objects: Objects, image: int) -> Tensor:
-    """(K, Q, n) for the n objects of one image, from its logits (K, Q, classes) and boxes (K, Q, 4)."""
-    count = objects.counts[image]
-    labels, wanted = objects.labels[image, :count], objects.boxes[image, :count]
-    p = logits.sigmoid()
+@torch.no_grad()
+def _costs(answers: Answers, objects: Objects) -> Tensor:
+    """(K, B, Q, N), what each query would cost each object; meaningless where a place holds no object."""
+    p = answers.logits.sigmoid()
     # Not F.logsigmoid: scores that round to 1 must cost what they cost in the released matcher.
     background = -(1 - p + 1e-12).log() * (1 - ALPHA) * p**GAMMA
     object_ = -(p + 1e-12).log() * ALPHA * (1 - p) ** GAMMA
-    cls_cost = (object_ - background)[:, :, labels]
-    box_cost = torch.cdist(boxes, wanted.expand(len(boxes), -1, -1), p=1)
-    corners, wanted_corners = (
-        box_convert(x, "cxcywh", "xyxy") * objects.pixels[image] for x in (boxes.flatten(0, 1), wanted)
-    )
-    iou_cost = -generalized_box_iou(corners, wanted_corners).view_as(cls_cost)
+    cls_cost = (object_ - background).gather(3, objects.labels[:, None].expand(*p.shape[:3], -1))
+    wanted = objects.boxes.expand(len(p), -1, -1, -1)
+    box_cost = torch.cdist(answers.boxes, wanted, p=1)
+    corners, wanted_corners = (box_convert(x, "cxcywh", "xyxy") * objects.pixels for x in (answers.boxes, wanted))
+    iou_cost = -pairwise_generalized_iou(corners, wanted_corners)
     cost = CLS_COST * cls_cost + BOX_COST * box_cost + IOU_COST * iou_cost
     return cost.nan_to_num(nan=NO_COST, posinf=NO_COST, neginf=-NO_COST)
 
@@ -70,7 +70,8 @@ def losses(answers: Answers, matched: Tensor, objects: Objects, normaliser: Tens
     # What is no object is written to a query that is one too many.
     labels = torch.full((*answers.logits.shape[:2], queries + 1), num_classes, device=matched.device)
     labels = labels.scatter(2, torch.where(held, matched, queries), objects.labels.expand_as(matched))
-    wanted = F.one_hot(labels[:, :, :queries], num_classes + 1)[..., :num_classes].to(answers.logits)
+    classes = torch.arange(num_classes, device=labels.device)
+    wanted = (labels[:, :, :queries, None] == classes).to(answers.logits)
     cls = sigmoid_focal_loss(answers.logits, wanted, alpha=ALPHA, gamma=GAMMA).sum((1, 2, 3))
 
     found = answers.boxes.gather(2, matched.clamp(min=0)[..., None].expand(-1, -1, -1, 4))
@@ -78,7 +79,7 @@ def losses(answers: Answers, matched: Tensor, objects: Objects, normaliser: Tens
     corners, wanted_corners = (
         box_convert(x, "cxcywh", "xyxy") * objects.pixels for x in (found, objects.boxes.expand_as(found))
     )
-    giou = torch.where(held, generalized_box_iou_loss(corners, wanted_corners), 0).sum((1, 2))
+    giou = torch.where(held, generalized_iou_loss(corners, wanted_corners), 0).sum((1, 2))
     weighted = {"loss_cls": CLS_WEIGHT * cls, "loss_bbox": BOX_WEIGHT * distance, "loss_iou": IOU_WEIGHT * giou}
     return {name: loss / normaliser for name, loss in weighted.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ from piip.errors import ConfigError
 from piip.features import FeatureSpec
 from piip.heads.base import Head, restore_boxes
 from piip.heads.mask_rcnn import masks, roi
+from piip.heads.mask_rcnn.mask_runs import encode_pasted
 from piip.heads.mask_rcnn.masks import MaskHead, mask_targets, paste_masks
 from piip.heads.mask_rcnn.roi import BoxHead, pool
-from piip.heads.mask_rcnn.rpn import RPN, RPNOutputs
+from piip.heads.mask_rcnn.rpn import RPN, Proposals, RPNOutputs
 
 __all__ = ["MaskRCNN", "Stages"]
 
@@ -25,13 +26,13 @@ POOLED_LEVELS = 4
 class Stages(NamedTuple):
     """Everything on the way from features to detections, for B images with R proposals and D detections altogether.
 
-    proposals: per image boxes (n, 4) and scores (n,).
+    R: B times as many as the image with the most has.
     pooled: (R, C, 7, 7); logits: (R, classes + 1), background last; deltas: (R, classes, 4).
     detections: per image boxes (n, 4), scores (n,), labels (n,); mask_logits: (D, classes, 28, 28).
     """
 
     rpn: RPNOutputs
-    proposals: list[tuple[Tensor, Tensor]]
+    proposals: Proposals
     pooled: Tensor
     logits: Tensor
     deltas: Tensor
@@ -125,15 +126,10 @@ class MaskRCNN(Head):
     def stages(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> Stages:
         """Runs inference and returns every intermediate result."""
         outputs = self.rpn(features)
-        proposals = self.rpn.propose(outputs, image_sizes, pre_nms=self.pre_nms_test)
-        boxes = [image_boxes for image_boxes, _ in proposals]
-        pooled = self._pool(features, boxes, roi.POOLED)
+        proposals = self.rpn.propose_padded(outputs, image_sizes, pre_nms=self.pre_nms_test)
+        pooled = self._pool(features, proposals.boxes.unbind(), roi.POOLED)
         logits, deltas = self.box(pooled)
-        counts = [len(image_boxes) for image_boxes in boxes]
-        detections = [
-            self.box.select(*image)
-            for image in zip(logits.split(counts), deltas.split(counts), boxes, image_sizes, strict=True)
-        ]
+        detections = self.box.select(logits, deltas, proposals, image_sizes)
         mask_logits = self.mask(self._pool(features, [image["boxes"] for image in detections], masks.POOLED))
         return Stages(outputs, proposals, pooled, logits, deltas, detections, mask_logits)
 
@@ -167,12 +163,36 @@ class MaskRCNN(Head):
         image_sizes, original_sizes: (h, w) of each image in the batch and as it was read.
         Returns per image boxes (n, 4), scores (n,), labels (n,) and masks (n, h, w) bool at its original size.
         """
-        results = []
-        for image, size, original in zip(outputs, image_sizes, original_sizes, strict=True):
-            boxes = restore_boxes(image["boxes"], size, original)
-            pasted = paste_masks(image["mask_probabilities"], boxes, original)
-            results.append({"boxes": boxes, "scores": image["scores"], "labels": image["labels"], "masks": pasted})
+        results = _restore_boxes(outputs, image_sizes, original_sizes)
+        for image, result, size in zip(outputs, results, original_sizes, strict=True):
+            result["masks"] = paste_masks(image["mask_probabilities"], result["boxes"], size)
         return results
 
-    def _pool(self, features: list[Tensor], boxes: list[Tensor], size: int) -> Tensor:
+    def restore_encoded(
+        self,
+        outputs: list[dict[str, Tensor]],
+        image_sizes: list[tuple[int, int]],
+        original_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Any]]:
+        """What `restore` returns, but masks as n compressed run lengths, `rles`."""
+        results: list[dict[str, Any]] = [*_restore_boxes(outputs, image_sizes, original_sizes)]
+        for image, result, size in zip(outputs, results, original_sizes, strict=True):
+            result["rles"] = encode_pasted(image["mask_probabilities"], result["boxes"], size)
+        return results
+
+    def _pool(self, features: list[Tensor], boxes: Sequence[Tensor], size: int) -> Tensor:
         return pool(features[: len(self.strides)], self.strides, boxes, size)
+
+
+def _restore_boxes(
+    outputs: list[dict[str, Tensor]], image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
+) -> list[dict[str, Tensor]]:
+    """Per image boxes (n, 4) in its original pixels, scores (n,) and labels (n,)."""
+    return [
+        {
+            "boxes": restore_boxes(image["boxes"], size, original),
+            "scores": image["scores"],
+            "labels": image["labels"],
+        }
+        for image, size, original in zip(outputs, image_sizes, original_sizes, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""Box arithmetic: anchors, the coding of boxes as deltas, and non-maximum suppression.
+"""Box arithmetic: anchors and the coding of boxes as deltas.
 
 Boxes are float32 absolute xyxy in pixels, with continuous coordinates: a box covers x2 - x1 pixels.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, nms
+from torchvision.ops import box_convert
 
 # No decoded box is more than 62.5 times wider or higher, or narrower or lower, than the box it starts from.
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
@@ -35,6 +36,23 @@ def make_anchors(
     return (corners[:, :, None] + base).reshape(-1, 4)
 
 
+@lru_cache(maxsize=8)
+def pyramid_anchors(
+    grids: tuple[tuple[int, int], ...],
+    *,
+    strides: tuple[int, ...],
+    scale: float,
+    ratios: tuple[float, ...],
+    device: torch.device,
+) -> tuple[Tensor, ...]:
+    """`make_anchors` of every pyramid level, finest first. The last few are kept: most steps ask for the same."""
+    with torch.inference_mode(False):  # those of an evaluation serve the training behind it
+        return tuple(
+            make_anchors(grid, stride=stride, scale=scale, ratios=ratios, device=device)
+            for grid, stride in zip(grids, strides, strict=True)
+        )
+
+
 def encode(boxes: Tensor, targets: Tensor, *, stds: Sequence[float]) -> Tensor:
     """Deltas (..., 4) that lead from boxes (..., 4) to targets (..., 4) (Girshick et al., 2014, appendix C).
 
@@ -54,15 +72,7 @@ def decode(boxes: Tensor, deltas: Tensor, *, stds: Sequence[float]) -> Tensor:
     return box_convert(torch.stack([x + w * dx, y + h * dy, w * dw.exp(), h * dh.exp()], dim=-1), "cxcywh", "xyxy")
 
 
-def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, *, threshold: float, limit: int) -> Tensor:
-    """Indices of the at most `limit` best of boxes (n, 4) that no better box of the same group overlaps too much.
-
-    scores (n,); groups (n,) int64; threshold: largest IoU two kept boxes of a group may have.
-    Returns int64 indices by descending score; equal scores keep their order.
-    """
-    if not len(boxes):
-        return torch.zeros(0, dtype=torch.int64, device=boxes.device)
-    # One call on groups shifted apart. torchvision.ops.batched_nms leaves the shift out when there are many boxes;
-    # float32 rounds shifted boxes differently, and released checkpoints were evaluated with the shift.
-    shift = groups.to(boxes) * (boxes.max() + 1)
-    return nms(boxes + shift[:, None], scores, threshold)[:limit]
+def clip(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Boxes (B, N, 4) cut off at the borders of their images, whose valid (h, w) are given."""
+    limits = torch.tensor([[(w, h, w, h)] for h, w in image_sizes], dtype=boxes.dtype)
+    return boxes.clamp(min=0).minimum(limits.to(boxes.device, non_blocking=True))

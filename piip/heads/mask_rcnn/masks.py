@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from piip import host
+
 POOLED = 14
 SIDE = 2 * POOLED  # of a predicted mask, in cells
 THRESHOLD = 0.5
@@ -70,7 +72,7 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
     Returns (n, h, w) bool for size (h, w).
     """
     # A CPU saves the pixels outside of the box; a GPU would have to wait for the boxes to reach the host.
-    paste = paste_one_by_one if boxes.device.type == "cpu" else paste_in_chunks
+    paste = paste_one_by_one if host.is_host(boxes.device) else paste_in_chunks
     with torch.autocast(boxes.device.type, enabled=False):
         return paste(probabilities.float(), boxes.float(), size)
 
@@ -79,9 +81,7 @@ def paste_one_by_one(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]
     """`paste_masks`, each mask only where its box is: beyond it, interpolation with zero stays below the threshold."""
     rows, columns = _bilinear_weights(boxes, size)
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=boxes.device)
-    limits = torch.tensor([size[1], size[0]] * 2, device=boxes.device)
-    corners = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1).clamp(min=0).minimum(limits)
-    for index, (left, top, right, bottom) in enumerate(corners.int().tolist()):
+    for index, (left, top, right, bottom) in enumerate(pixel_bounds(boxes, size).tolist()):
         resampled = rows[index, top:bottom] @ probabilities[index] @ columns[index, left:right].T
         torch.ge(resampled, THRESHOLD, out=masks[index, top:bottom, left:right])
     return masks
@@ -98,16 +98,25 @@ def paste_in_chunks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int])
     return masks
 
 
+def pixel_bounds(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The pixels of an image of size (h, w) that boxes (n, 4) touch: first column and row, one past the last ones."""
+    limits = torch.tensor([size[1], size[0]] * 2, device=boxes.device)
+    return torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1).clamp(min=0).minimum(limits).int()
+
+
 def _bilinear_weights(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Share of each mask cell in each row of pixels (n, h, 28) and in each column (n, w, 28).
 
     Bilinear resampling is separable: a pasted mask is rows @ mask @ columns.T.
     """
-    cells = torch.arange(SIDE, dtype=torch.float32, device=boxes.device)
-    weights = []
-    for pixels, low, high in zip(size, (boxes[:, 1], boxes[:, 0]), (boxes[:, 3], boxes[:, 2]), strict=True):
-        centres = torch.arange(pixels, dtype=torch.float32, device=boxes.device) + 0.5
-        extent = (high - low).clamp(min=torch.finfo(torch.float32).tiny)  # 0 / 0 would be NaN
-        position = (centres - low[:, None]) / extent[:, None] * SIDE - 0.5
-        weights.append((1 - (position[..., None] - cells).abs()).clamp(min=0))
-    return weights[0], weights[1]
+    rows, columns = (torch.arange(side, dtype=torch.float32, device=boxes.device) + 0.5 for side in size)
+    left, top, right, bottom = boxes.T[..., None]
+    return cell_weights(rows, top, bottom), cell_weights(columns, left, right)
+
+
+def cell_weights(centres: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Share (..., 28) of each mask cell, along one axis, in pixels with these centres, in boxes from low to high."""
+    cells = torch.arange(SIDE, dtype=torch.float32, device=centres.device)
+    extent = (high - low).clamp(min=torch.finfo(torch.float32).tiny)  # 0 / 0 would be NaN
+    position = (centres - low) / extent * SIDE - 0.5
+    return (1 - (position[..., None] - cells).abs()).clamp(min=0)

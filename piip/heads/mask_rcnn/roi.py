@@ -8,10 +8,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image, roi_align
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import roi_align
 
-from piip.heads.mask_rcnn.boxes import decode, encode, grouped_nms
-from piip.heads.mask_rcnn.sampling import assign, sample
+from piip import host
+from piip.heads.mask_rcnn.boxes import clip, decode, encode
+from piip.heads.mask_rcnn.rpn import Proposals
+from piip.heads.mask_rcnn.sampling import IGNORED, assign, drawn_first, sample
+from piip.heads.mask_rcnn.suppression import best, suppress
 
 POOLED = 7
 FINEST_CELLS = 14  # boxes up to twice this many cells across (root of their area) are pooled from the finest level
@@ -19,9 +23,11 @@ MATCH_IOU = 0.5
 POSITIVE_FRACTION = 0.25
 STDS = (0.1, 0.1, 0.2, 0.2)
 UNUSED = -1  # label of a row that takes no part in the losses
+# Pairs of a box and a class, the likeliest of an image, among which it is looked for detections at first.
+CANDIDATES = 2048
 
 
-def pool(features: Sequence[Tensor], strides: Sequence[int], boxes: list[Tensor], size: int) -> Tensor:
+def pool(features: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], size: int) -> Tensor:
     """RoIAlign (He et al., 2017), each box from the pyramid level that suits its size (Lin et al., 2017, equation 1).
 
     features: maps (B, C, H, W), finest first, with their strides; boxes: (n, 4) per image, in pixels.
@@ -29,13 +35,22 @@ def pool(features: Sequence[Tensor], strides: Sequence[int], boxes: list[Tensor]
     """
     rois = torch.cat([F.pad(image_boxes, (1, 0), value=image) for image, image_boxes in enumerate(boxes)])
     levels = box_levels(rois[:, 1:], strides)
-    order = levels.argsort(stable=True)
-    counts = torch.stack([(levels == level).sum() for level in range(len(features))]).tolist()
-    pooled = [
-        roi_align(x.float(), level_rois, size, spatial_scale=1 / stride, sampling_ratio=0, aligned=True)
-        for x, stride, level_rois in zip(features, strides, rois[order].split(counts), strict=True)
-    ]
-    return torch.cat(pooled)[order.argsort()]
+
+    def align(level: int, rois: Tensor) -> Tensor:
+        x, scale = features[level].float(), 1 / strides[level]
+        return roi_align(x, rois, size, spatial_scale=scale, sampling_ratio=0, aligned=True)
+
+    if host.is_host(rois.device):
+        order = levels.argsort(stable=True)
+        counts = torch.stack([(levels == level).sum() for level in range(len(features))]).tolist()
+        pooled = [align(level, own) for level, own in enumerate(rois[order].split(counts))]
+        return torch.cat(pooled)[order.argsort()]
+    # A device would have to wait for the counts: there every level pools all boxes, those of other levels shrunk to
+    # nothing, which takes no sample and gives 0.
+    total = align(0, torch.where((levels == 0)[:, None], rois, 0))
+    for level in range(1, len(features)):
+        total += align(level, torch.where((levels == level)[:, None], rois, 0))
+    return total
 
 
 def box_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
@@ -96,21 +111,38 @@ class BoxHead(nn.Module):
 
     @torch.no_grad()
     def sample(self, proposals: list[Tensor], objects: list[Tensor], labels: list[Tensor]) -> list[Samples]:
-        """Draws what to learn from, per image, among proposals (n, 4) and the objects (g, 4) with their labels (g,)."""
-        drawn = [self._draw(*image) for image in zip(proposals, objects, labels, strict=True)]
-        counts = torch.stack([positives for *_, positives in drawn]).tolist()
-        return [Samples(*image[:3], held) for image, held in zip(drawn, counts, strict=True)]
+        """Draws what to learn from, per image, among proposals (n, 4) and the objects (g, 4) with their labels (g,).
 
-    def _draw(self, proposals: Tensor, objects: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        assigned = assign(proposals, objects, positive_iou=MATCH_IOU, negative_iou=MATCH_IOU, min_iou=MATCH_IOU)
-        assigned = torch.cat([torch.arange(len(objects), device=assigned.device), assigned])
-        boxes = torch.cat([objects, proposals])
-        positive, negative = sample(assigned, count=self.batch, positive_fraction=POSITIVE_FRACTION)
-        chosen = (positive * 2 + negative * 1).argsort(descending=True, stable=True)[: self.batch]
-        # The label padded at the end is the one that BACKGROUND, -1, picks.
-        labels = F.pad(labels, (0, 1), value=self.num_classes)[assigned]
-        labels = torch.where(positive | negative, labels, UNUSED)
-        return boxes[chosen], labels[chosen], assigned[chosen], positive.sum()
+        It waits for the device once.
+        """
+        assigned = assign(
+            pad_sequence(proposals, batch_first=True),
+            pad_sequence(objects, batch_first=True),
+            positive_iou=MATCH_IOU,
+            negative_iou=MATCH_IOU,
+            min_iou=MATCH_IOU,
+        )
+        # Of every image first the objects, which belong to themselves, then the proposals, then what only fills up.
+        boxes = [torch.cat(image) for image in zip(objects, proposals, strict=True)]
+        lengths = [len(image_boxes) for image_boxes in boxes]
+        itself = torch.arange(max(map(len, objects)), device=assigned.device)
+        owners = [
+            torch.cat([itself[: len(o)], a[: len(p)]]) for o, a, p in zip(objects, assigned, proposals, strict=True)
+        ]
+        assigned = pad_sequence(owners, batch_first=True, padding_value=IGNORED)
+        positive, negative = sample(assigned, count=self.batch, positive_fraction=POSITIVE_FRACTION, lengths=lengths)
+        chosen = drawn_first(positive, negative, self.batch)
+        assigned = assigned.gather(1, chosen)
+        # The label padded at the end is the one of the background.
+        padded = F.pad(pad_sequence(labels, batch_first=True), (0, 1), value=self.num_classes)
+        named = padded.gather(1, torch.where(assigned < 0, padded.shape[1] - 1, assigned))
+        named = torch.where((positive | negative).gather(1, chosen), named, UNUSED)
+        corners = pad_sequence(boxes, batch_first=True).gather(1, chosen[..., None].expand(-1, -1, 4))
+        used = [min(self.batch, length) for length in lengths]
+        held = positive.sum(dim=1).tolist()
+        return [
+            Samples(*(x[image, :n] for x in (corners, named, assigned)), held[image]) for image, n in enumerate(used)
+        ]
 
     def loss(self, logits: Tensor, deltas: Tensor, samples: list[Samples], objects: list[Tensor]) -> dict[str, Tensor]:
         """Cross-entropy and L1 losses, both a mean over all rows in use.
@@ -120,23 +152,57 @@ class BoxHead(nn.Module):
         labels = torch.cat([image.labels for image in samples])
         used = (labels != UNUSED).sum().clamp(min=1)
         entropy = F.cross_entropy(logits, labels, ignore_index=UNUSED, reduction="sum")
-        distance = logits.new_zeros(())
-        for rows, image, boxes in zip(deltas.split([len(s.boxes) for s in samples]), samples, objects, strict=True):
-            held = slice(image.held)
-            predicted = rows[torch.arange(image.held, device=rows.device), image.labels[held]]
-            wanted = encode(image.boxes[held], boxes[image.objects[held]], stds=STDS)
-            distance = distance + (predicted - wanted).abs().sum()
+        boxes = torch.cat([image.boxes for image in samples])
+        matched = [
+            F.pad(o, (0, 0, 0, 1))[image.objects.clamp(min=0)] for image, o in zip(samples, objects, strict=True)
+        ]
+        held = ((labels >= 0) & (labels < self.num_classes))[:, None]
+        predicted = deltas.gather(1, labels.clamp(0, self.num_classes - 1)[:, None, None].expand(-1, 1, 4))[:, 0]
+        wanted = encode(boxes, torch.where(held, torch.cat(matched), boxes), stds=STDS)
+        distance = torch.where(held, (predicted - wanted).abs(), 0).sum()
         return {"loss_cls": entropy / used, "loss_bbox": distance / used}
 
     @torch.no_grad()
-    def select(self, logits: Tensor, deltas: Tensor, proposals: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Detections of one image: boxes (n, 4) within its valid (h, w), scores (n,) descending, labels (n,).
+    def select(
+        self, logits: Tensor, deltas: Tensor, proposals: Proposals, image_sizes: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Detections per image: boxes (n, 4) within its valid (h, w), scores (n,) descending, labels (n,).
 
-        logits (R, classes + 1), deltas (R, classes, 4) of its proposals (R, 4).
+        logits (B * P, classes + 1), deltas (B * P, classes, 4) of the proposals. It waits for the device twice.
         """
-        scores = logits.softmax(dim=1)[:, : self.num_classes]
-        rows, labels = (scores > self.score_threshold).nonzero(as_tuple=True)
-        scores = scores[rows, labels]
-        boxes = clip_boxes_to_image(decode(proposals[rows], deltas[rows, labels], stds=STDS), size)
-        keep = grouped_nms(boxes, scores, labels, threshold=self.nms, limit=self.max_detections)
-        return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+        batch, rows = proposals.scores.shape
+        real = torch.arange(rows, device=logits.device) < proposals.counts[:, None]
+        scores = logits.softmax(dim=1)[:, : self.num_classes].unflatten(0, (batch, rows))
+        scores = torch.where(real[..., None], scores, 0).flatten(1)
+        deltas = deltas.view(batch, -1, 4)
+        candidates = 0
+        while True:
+            candidates = min(4 * candidates or CANDIDATES, scores.shape[1])
+            likeliest, pairs = best(scores, candidates)
+            usable = likeliest > self.score_threshold
+            labels = pairs % self.num_classes
+            starts, moves = (
+                x.gather(1, index[..., None].expand(-1, -1, 4))
+                for x, index in ((proposals.boxes, pairs // self.num_classes), (deltas, pairs))
+            )
+            boxes = clip(decode(starts, moves, stds=STDS), image_sizes)
+            keep, counts = suppress(
+                boxes,
+                likeliest,
+                labels,
+                usable,
+                num_groups=self.num_classes,
+                threshold=self.nms,
+                limit=self.max_detections,
+            )
+            # The last candidate passes the threshold too: there may be more of them than were looked at.
+            more = usable[:, -1].any() if candidates < scores.shape[1] else usable.new_zeros(())
+            *numbers, again = torch.cat([counts, more[None]]).tolist()
+            if not again:
+                break
+        boxes = boxes.gather(1, keep[..., None].expand(-1, -1, 4))
+        scores, labels = likeliest.gather(1, keep), labels.gather(1, keep)
+        return [
+            {"boxes": boxes[image, :n], "scores": scores[image, :n], "labels": labels[image, :n]}
+            for image, n in enumerate(numbers)
+        ]

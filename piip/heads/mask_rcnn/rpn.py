@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image
+from torch.nn.utils.rnn import pad_sequence
 
 from piip.features import FeatureSpec
-from piip.heads.mask_rcnn.boxes import decode, encode, grouped_nms, make_anchors
-from piip.heads.mask_rcnn.sampling import assign, sample
+from piip.heads.mask_rcnn.boxes import clip, decode, encode, pyramid_anchors
+from piip.heads.mask_rcnn.sampling import assign, drawn_first, sample
+from piip.heads.mask_rcnn.suppression import best, suppress
 
 POSITIVE_IOU, NEGATIVE_IOU, MIN_IOU = 0.7, 0.3, 0.3
 POSITIVE_FRACTION = 0.5
@@ -25,6 +26,17 @@ class RPNOutputs(NamedTuple):
     logits: list[Tensor]
     deltas: list[Tensor]
     anchors: list[Tensor]
+
+
+class Proposals(NamedTuple):
+    """Of every image the boxes (B, P, 4) most likely to hold an object and their scores (B, P), best first.
+
+    counts: (B,), how many there are; behind them, boxes and scores are 0.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    counts: Tensor
 
 
 class RPN(nn.Module):
@@ -47,8 +59,8 @@ class RPN(nn.Module):
     ) -> None:
         super().__init__()
         channels, num_anchors = specs[0].channels, len(anchor_ratios)
-        self.strides = [spec.stride for spec in specs]
-        self.anchor_scale, self.anchor_ratios = anchor_scale, anchor_ratios
+        self.strides = tuple(spec.stride for spec in specs)
+        self.anchor_scale, self.anchor_ratios = anchor_scale, tuple(anchor_ratios)
         self.batch, self.proposals, self.nms = batch, proposals, nms
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.cls = nn.Conv2d(channels, num_anchors, 1)
@@ -58,66 +70,88 @@ class RPN(nn.Module):
 
     def forward(self, features: list[Tensor]) -> RPNOutputs:
         """Pyramid maps (B, C, H, W), finest first -> logits, deltas and anchors of every level."""
-        outputs = RPNOutputs([], [], [])
-        for x, stride in zip(features, self.strides, strict=True):
+        logits, deltas = [], []
+        for x in features:
             hidden = F.relu(self.conv(x))
-            outputs.logits.append(self.cls(hidden).permute(0, 2, 3, 1).flatten(1).float())
-            outputs.deltas.append(self.reg(hidden).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
-            height, width = x.shape[2:]
-            anchors = make_anchors(
-                (height, width), stride=stride, scale=self.anchor_scale, ratios=self.anchor_ratios, device=x.device
-            )
-            outputs.anchors.append(anchors)
-        return outputs
+            logits.append(self.cls(hidden).permute(0, 2, 3, 1).flatten(1).float())
+            deltas.append(self.reg(hidden).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
+        anchors = pyramid_anchors(
+            tuple((x.shape[2], x.shape[3]) for x in features),
+            strides=self.strides,
+            scale=self.anchor_scale,
+            ratios=self.anchor_ratios,
+            device=features[0].device,
+        )
+        return RPNOutputs(logits, deltas, list(anchors))
 
     def loss(self, outputs: RPNOutputs, objects: list[Tensor]) -> dict[str, Tensor]:
         """Cross-entropy and L1 loss against the objects (n, 4) of every image, each a mean over the sampled anchors."""
         anchors = torch.cat(outputs.anchors)
-        total = anchors.new_zeros(())
-        loss_cls, loss_bbox = [], []
-        for logits, deltas, boxes in zip(
-            torch.cat(outputs.logits, dim=1), torch.cat(outputs.deltas, dim=1), objects, strict=True
-        ):
-            assigned = assign(anchors, boxes, positive_iou=POSITIVE_IOU, negative_iou=NEGATIVE_IOU, min_iou=MIN_IOU)
-            positive, negative = sample(assigned, count=self.batch, positive_fraction=POSITIVE_FRACTION)
-            # Masks over all anchors instead of lists of the sampled ones: their lengths would have to reach the host.
-            entropy = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
-            loss_cls.append(torch.where(positive | negative, entropy, 0).sum())
-            # The row padded at the end stands for "no object", so that an image without objects needs no other path.
-            matched = torch.where(positive[:, None], F.pad(boxes, (0, 0, 0, 1))[assigned], anchors)
-            distance = (deltas - encode(anchors, matched, stds=STDS)).abs()
-            loss_bbox.append(torch.where(positive[:, None], distance, 0).sum())
-            # As released: an image without positives (or negatives) counts as if it had one.
-            total += positive.sum().clamp(min=1) + negative.sum().clamp(min=1)
-        return {"loss_rpn_cls": sum(loss_cls) / total, "loss_rpn_bbox": sum(loss_bbox) / total}
+        # A row more than the most objects stands for "no object", so that images without objects need no other path.
+        padded = F.pad(pad_sequence(objects, batch_first=True), (0, 0, 0, 1))
+        assigned = assign(
+            anchors.expand(len(padded), -1, -1),
+            padded,
+            positive_iou=POSITIVE_IOU,
+            negative_iou=NEGATIVE_IOU,
+            min_iou=MIN_IOU,
+        )
+        masks = sample(assigned, count=self.batch, positive_fraction=POSITIVE_FRACTION)
+        # As many anchors an image, whatever was drawn: a number that had to reach the host would be waited for.
+        drawn = drawn_first(*masks, self.batch)
+        positive, negative = (mask.gather(1, drawn) for mask in masks)
+        logits, deltas = (torch.cat(levels, dim=1) for levels in (outputs.logits, outputs.deltas))
+        entropy = F.binary_cross_entropy_with_logits(logits.gather(1, drawn), positive.float(), reduction="none")
+        matched = _rows(padded, assigned.gather(1, drawn).clamp(min=0))
+        matched = torch.where(positive[..., None], matched, anchors[drawn])
+        distance = (_rows(deltas, drawn) - encode(anchors[drawn], matched, stds=STDS)).abs()
+        # As released: an image without positives (or negatives) counts as if it had one.
+        total = torch.stack(masks).sum(dim=2).clamp(min=1).sum()
+        return {
+            "loss_rpn_cls": torch.where(positive | negative, entropy, 0).sum() / total,
+            "loss_rpn_bbox": torch.where(positive[..., None], distance, 0).sum() / total,
+        }
 
-    @torch.no_grad()
     def propose(
         self, outputs: RPNOutputs, image_sizes: list[tuple[int, int]], *, pre_nms: int
     ) -> list[tuple[Tensor, Tensor]]:
-        """Per image the boxes (n, 4) most likely to hold an object, and their scores (n,), best first.
+        """Per image the boxes (n, 4) of `propose_padded` and their scores (n,); waits for their numbers once more."""
+        padded = self.propose_padded(outputs, image_sizes, pre_nms=pre_nms)
+        counts = padded.counts.tolist()
+        return [(boxes[:n], scores[:n]) for boxes, scores, n in zip(padded.boxes, padded.scores, counts, strict=True)]
+
+    @torch.no_grad()
+    def propose_padded(self, outputs: RPNOutputs, image_sizes: list[tuple[int, int]], *, pre_nms: int) -> Proposals:
+        """What to look at more closely. It waits for the device once for every four images.
 
         image_sizes: valid (h, w) of each image; boxes are clipped to it.
         pre_nms: how many of a level's anchors take part, by score.
         """
         scores, boxes, levels = [], [], []
         for level, (logits, deltas, anchors) in enumerate(zip(*outputs, strict=True)):
-            # Not topk: saturated scores are equal, and the first of them must win, as in the released code.
-            level_scores, index = logits.sigmoid().sort(dim=1, descending=True, stable=True)
-            level_scores, index = level_scores[:, :pre_nms], index[:, :pre_nms]
-            deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
+            # By probability, for saturated ones are equal, and the first of them must win, as in the released code.
+            level_scores, index = best(logits.sigmoid(), min(pre_nms, logits.shape[1]))
             scores.append(level_scores)
-            boxes.append(decode(anchors[index], deltas, stds=STDS))
+            boxes.append(decode(anchors[index], _rows(deltas, index), stds=STDS))
             levels.append(torch.full_like(index[0], level))
-        return [
-            self._select(clip_boxes_to_image(image_boxes, size), image_scores, torch.cat(levels))
-            for image_boxes, image_scores, size in zip(
-                torch.cat(boxes, dim=1), torch.cat(scores, dim=1), image_sizes, strict=True
-            )
-        ]
+        candidates, by_score = clip(torch.cat(boxes, dim=1), image_sizes), torch.cat(scores, dim=1)
+        index, counts = suppress(
+            candidates,
+            by_score,
+            torch.cat(levels),
+            (candidates[..., 2:] > candidates[..., :2]).all(dim=-1),
+            num_groups=len(levels),
+            threshold=self.nms,
+            limit=self.proposals,
+        )
+        real = torch.arange(index.shape[1], device=index.device) < counts[:, None]
+        return Proposals(
+            torch.where(real[..., None], _rows(candidates, index), 0),
+            torch.where(real, by_score.gather(1, index), 0),
+            counts,
+        )
 
-    def _select(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        nonempty = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
-        boxes, scores, levels = boxes[nonempty], scores[nonempty], levels[nonempty]
-        keep = grouped_nms(boxes, scores, levels, threshold=self.nms, limit=self.proposals)
-        return boxes[keep], scores[keep]
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """The rows index (B, n) of x (B, N, C), in each image its own: (B, n, C)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

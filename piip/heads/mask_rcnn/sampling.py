@@ -2,49 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
+
+from piip.heads.overlap import pairwise_iou
 
 # What `assign` says of a box that belongs to no object.
 BACKGROUND = -1
 IGNORED = -2
 
+# Pairs of a box and an object that are looked at together: 256 MiB of float32.
+MAX_PAIRS = 2**26
+
 
 def assign(boxes: Tensor, objects: Tensor, *, positive_iou: float, negative_iou: float, min_iou: float) -> Tensor:
-    """The object each of boxes (n, 4) belongs to, of objects (g, 4).
+    """The object each of boxes (B, N, 4) belongs to, of the objects (B, G, 4) in its image.
 
     A box belongs to the object it overlaps most if their IoU is at least positive_iou, and to the background below
     negative_iou. Then every object also takes the boxes that overlap it most, several if equal, from an IoU of min_iou
     on; a later object takes them from an earlier one (Ren et al., 2015, section 3.1.2).
-    Returns (n,) int64: index of the object, BACKGROUND or IGNORED.
+    Objects of no size, such as pad the images that have fewer, get no box.
+    Returns (B, N) int64: index of the object, BACKGROUND or IGNORED.
     """
-    if not len(boxes) or not len(objects):
-        return torch.full((len(boxes),), BACKGROUND, dtype=torch.int64, device=boxes.device)
-    iou = box_iou(objects, boxes)
-    best_iou, best = iou.max(dim=0)
-    assigned = torch.where(best_iou < negative_iou, BACKGROUND, IGNORED)
-    assigned = torch.where(best_iou >= positive_iou, best, assigned)
+    pairs = boxes.shape[1] * objects.shape[1]
+    if not pairs:
+        return torch.full(boxes.shape[:2], BACKGROUND, dtype=torch.int64, device=boxes.device)
+    images = max(1, MAX_PAIRS // pairs)
+    parts = []
+    for some, wanted in zip(boxes.split(images), objects.split(images), strict=True):
+        iou = pairwise_iou(wanted, some)
+        best_iou, best = iou.max(dim=1)
+        assigned = torch.where(best_iou < negative_iou, BACKGROUND, IGNORED)
+        assigned = torch.where(best_iou >= positive_iou, best, assigned)
 
-    highest = iou.max(dim=1, keepdim=True).values
-    takes = (iou == highest) & (highest >= min_iou)
-    number = torch.arange(1, len(objects) + 1, dtype=torch.int32, device=boxes.device)
-    last = (takes * number[:, None]).amax(dim=0).long() - 1
-    return torch.where(last >= 0, last, assigned)
+        highest = iou.amax(dim=2, keepdim=True)
+        takes = (iou == highest) & (highest >= min_iou)
+        number = torch.arange(1, objects.shape[1] + 1, dtype=torch.int32, device=boxes.device)
+        last = (takes * number[:, None]).amax(dim=1).long() - 1
+        parts.append(torch.where(last >= 0, last, assigned))
+    return torch.cat(parts)
 
 
-def sample(assigned: Tensor, *, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Draws boxes to learn from: positives up to their fraction of count, negatives for the rest.
+def sample(
+    assigned: Tensor, *, count: int, positive_fraction: float, lengths: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draws boxes to learn from, in every image: positives up to their fraction of count, negatives for the rest.
 
-    assigned: (n,) as from `assign`.
-    Returns two disjoint masks (n,): positives and negatives drawn.
+    assigned: (B, N) as from `assign`; lengths: how many of the N boxes each image has, if not all, others are IGNORED.
+    Returns two disjoint masks (B, N): positives and negatives drawn.
     """
-    order = torch.randperm(len(assigned), device=assigned.device)
-    shuffled = assigned[order]
+    places = assigned.shape[1]
+    # One permutation after the other: the random numbers of an image do not depend on the batch around it.
+    order = torch.stack([_shuffled(n, places, assigned.device) for n in lengths or [places] * len(assigned)])
+    shuffled = assigned.gather(1, order)
     positive = shuffled >= 0
-    positive &= positive.cumsum(0) <= int(count * positive_fraction)
+    positive &= positive.cumsum(dim=1) <= int(count * positive_fraction)
     negative = shuffled == BACKGROUND
-    negative &= negative.cumsum(0) <= count - positive.sum()
-    drawn = torch.zeros(2, len(assigned), dtype=torch.bool, device=assigned.device)
-    drawn[:, order] = torch.stack([positive, negative])
-    return drawn[0], drawn[1]
+    negative &= negative.cumsum(dim=1) <= count - positive.sum(dim=1, keepdim=True)
+    return torch.zeros_like(positive).scatter(1, order, positive), torch.zeros_like(negative).scatter(
+        1, order, negative
+    )
+
+
+def _shuffled(count: int, places: int, device: torch.device) -> Tensor:
+    """Indices (places,): the first `count` shuffled, the others behind them."""
+    order = torch.randperm(count, device=device)
+    return order if count == places else torch.cat([order, torch.arange(count, places, device=device)])
+
+
+def drawn_first(positive: Tensor, negative: Tensor, count: int) -> Tensor:
+    """Indices (B, min(count, N)) of the positives of masks (B, N), then of the negatives, then of the rest.
+
+    Each of the three in its order; it is what a stable sort of the masks gives, without sorting.
+    """
+    places = torch.arange(positive.shape[1], device=positive.device)
+    count = min(count, len(places))
+    positives, negatives = positive.cumsum(dim=1), negative.cumsum(dim=1)
+    # An index's rank: how many of its own kind lie before it, behind all of the kinds that come first.
+    all_positives = positives[:, -1:]
+    rank = torch.where(
+        negative, all_positives + negatives - 1, places - positives + (all_positives + negatives[:, -1:] - negatives)
+    )
+    rank = torch.where(positive, positives - 1, rank)
+    # What does not fit is written to a place that is one too many.
+    first = torch.zeros(len(positive), count + 1, dtype=torch.int64, device=positive.device)
+    return first.scatter(1, rank.clamp(max=count), places.expand_as(rank))[:, :count]

@@ -1,39 +1,107 @@
-"""The CUDA kernels on the CPU: plain C++ on the headers here, which execute blocks, warps and barriers."""
+"""The CUDA kernels on the CPU: plain C++ on the headers here, which execute blocks, warps and barriers.
+
+They are built for two architectures, as what they do depends on it: 800 stands for all before 9.0.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import hashlib
+import importlib
 import importlib.util
 import os
 import subprocess
+import sys
 import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pybind11
 
+from piip.ops import _extension
+
+deform_attn = importlib.import_module("piip.ops.deform_attn")  # the package has a function of this name
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
-SOURCES = [HERE / "kernels.cpp", CSRC / "pyramid_resize_cuda.cu", CSRC / "bindings.cpp"]
-FLAGS = ["-x", "c++", "-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-DPIIP_WITH_CUDA"]
+ARCHITECTURES = (800, 900)
+FLAGS = ["-x", "c++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-extern-tls-init", "-DPIIP_WITH_CUDA"]
+INCLUDES = [f"-I{path}" for path in (HERE, CSRC, pybind11.get_include(), sysconfig.get_path("include"))]
+KERNELS = [HERE / "kernels.cpp", CSRC / "pyramid_resize_cuda.cu"]
 # Misaligned vectors, which a GPU does not read, and other undefined behaviour end the run.
-FLAGS += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
+KERNEL_FLAGS = ["-O1", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
+OTHERS = {CSRC / "bindings.cpp": "-O0", HERE / "emulator.cpp": "-O2", HERE / "counters.cpp": "-O1"}
 DEFINITIONS = ['-DPIIP_CUDA_VERSION="emulated"', '-DPIIP_CUDA_ARCHITECTURES=""']
 
 
-def build(folder: Path) -> ModuleType:
-    """A module like piip._C whose functions `..._cuda` run emulated on the CPU."""
-    includes = [HERE, CSRC, pybind11.get_include(), sysconfig.get_path("include")]
-    target = folder / "_C.so"
-    command = [*os.environ.get("CXX", "g++").split(), *FLAGS, *DEFINITIONS]
-    command += [*(f"-I{path}" for path in includes), *map(str, SOURCES)]
-    subprocess.run([*command, "-o", str(target)], check=True)
-    spec = importlib.util.spec_from_file_location("emulated._C", target)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def build() -> dict[int, Emulated]:
+    """What takes the place of piip._C, for each architecture: compiled once per state of the sources, into build/."""
+    compiler = os.environ.get("CXX", "g++").split()
+    digest = hashlib.sha256(repr((compiler, FLAGS, KERNEL_FLAGS, OTHERS, sys.version)).encode())
+    for path in sorted([*CSRC.iterdir(), *HERE.iterdir()]):
+        if path.suffix in (".h", ".cu", ".cpp"):
+            digest.update(path.name.encode() + path.read_bytes())
+    target = CSRC.parent / "build" / f"emulated-{digest.hexdigest()[:16]}"
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            finished = Path(folder) / "finished"
+            finished.mkdir()
+            _compile(compiler, Path(folder), finished)
+            with contextlib.suppress(OSError):  # another process was faster
+                finished.rename(target)
+    return {arch: Emulated(target / f"_C_{arch}.so", arch) for arch in ARCHITECTURES}
+
+
+def _compile(compiler: list[str], folder: Path, finished: Path) -> None:
+    commands = [
+        [*DEFINITIONS, level, "-c", str(source), "-o", f"{folder}/{source.stem}.o"] for source, level in OTHERS.items()
+    ]
+    for arch in ARCHITECTURES:
+        flags = [*KERNEL_FLAGS, f"-DEMULATED_ARCHITECTURE={arch}"]
+        commands += [[*flags, "-c", str(source), "-o", f"{folder}/{source.stem}_{arch}.o"] for source in KERNELS]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for run in [pool.submit(subprocess.run, [*compiler, *FLAGS, *INCLUDES, *c], check=True) for c in commands]:
+            run.result()
+    for arch in ARCHITECTURES:
+        files = [f"{folder}/{source.stem}.o" for source in OTHERS]
+        files += [f"{folder}/{source.stem}_{arch}.o" for source in KERNELS]
+        subprocess.run([*compiler, "-shared", *files, "-o", str(finished / f"_C_{arch}.so"), "-ldl"], check=True)
+
+
+class Site(NamedTuple):
+    """Where a kernel accesses memory."""
+
+    kind: str  # a hook of csrc/cuda_common.h: read_global, add_shared ...
+    line: int
+    bytes: int  # of one lane
+
+
+class Count(NamedTuple):
+    """What the accesses of a site add up to; the rules are in emulator.h."""
+
+    instructions: int  # of a warp
+    lanes: int
+    wavefronts: int
+    ideal_wavefronts: int
+    worst: int  # wavefronts of the part of a warp that takes most: 1 is free of bank conflicts
+    sectors: int  # of global memory; of reductions operations on them
+    ideal_sectors: int
+
+
+class Launch(NamedTuple):
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    parameters: bytes
+
+
+KINDS = ("read_global", "write_global", "read_shared", "write_shared", "add_global", "add_shared")
 
 
 class Emulated:
@@ -41,10 +109,78 @@ class Emulated:
 
     cuda_version = None
 
-    def __init__(self, module: ModuleType) -> None:
-        self.module = module
+    def __init__(self, path: Path, architecture: int) -> None:
+        self.path, self.architecture = path, architecture
+        self.module, self.library = _load(f"emulated_{architecture}._C", path), ctypes.CDLL(str(path))
+        for name in ("emulated_counts", "emulated_launches"):
+            getattr(self.library, name).restype = ctypes.c_char_p
+        self._names: dict[int, str] = {}
 
     def __getattr__(self, name: str) -> Any:
         kernel = getattr(self.module, f"{name}_cuda")
         device, stream = 0, 0
         return lambda *arguments: kernel(*arguments[:-1], device, stream)  # the last one is the number of threads
+
+    def reverse(self, reversed: bool) -> None:
+        """Runs blocks, and the threads of each, in the opposite order: sums that depend on it differ."""
+        self.library.emulated_reverse(ctypes.c_bool(reversed))
+
+    def reset_counts(self) -> None:
+        """Begins to count accesses to memory."""
+        self.library.emulated_reset_counts()
+
+    def counts(self) -> dict[str, dict[Site, Count]]:
+        """Ends counting: the accesses since `reset_counts` by kernel, such as "forward<float, 4>", and site."""
+        found: dict[str, dict[Site, Count]] = {}
+        for row in self.library.emulated_counts().decode().splitlines():
+            address, kind, line, size, *numbers = map(int, row.split())
+            found.setdefault(self._name(address), {})[Site(KINDS[kind], line, size)] = Count(*numbers)
+        return found
+
+    def launches_of(self, call: Callable[[], Any]) -> list[Launch]:
+        """What a call would launch; nothing is executed."""
+        self.library.emulated_record_launches(ctypes.c_bool(True))
+        try:
+            call()
+            rows = self.library.emulated_launches().decode().splitlines()
+        finally:
+            self.library.emulated_record_launches(ctypes.c_bool(False))
+        found = []
+        for row in rows:
+            *numbers, parameters = row.split()
+            address, x, y, z, bx, by, bz, shared = map(int, numbers)
+            found.append(Launch(self._name(address), (x, y, z), (bx, by, bz), shared, bytes.fromhex(parameters)))
+        return found
+
+    def _name(self, address: int) -> str:
+        if not self._names:
+            listing = subprocess.run(["nm", "-C", str(self.path)], capture_output=True, text=True, check=True).stdout
+            rows = (line.split(" ", 2) for line in listing.splitlines() if line[:1].isalnum())
+            self._names = {int(row[0], 16): row[2] for row in rows if row[1] in "tTwW"}
+        return short_name(self._names[address])
+
+
+@contextlib.contextmanager
+def installed(emulation: Emulated) -> Iterator[None]:
+    """The ops on CPU tensors run the emulated kernels."""
+    kernels, adds_up = _extension._C, deform_attn.adds_up
+    _extension._C, deform_attn.adds_up = emulation, lambda tensor: True
+    try:
+        yield
+    finally:
+        _extension._C, deform_attn.adds_up = kernels, adds_up
+
+
+def short_name(demangled: str) -> str:
+    """A kernel's name without namespaces and parameters, such as "forward<Bfloat, 4>"."""
+    name = demangled.replace("(anonymous namespace)::", "").replace("piip::", "").replace("cuda::", "")
+    return name.removeprefix("void ").partition("(")[0]
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -4,14 +4,15 @@
 namespace piip {
 namespace cuda {
 namespace {
-alignas(16) unsigned char shared[emulated::kSharedBytes];
-const bool named = (emulated::shared_memory = shared, true);
+alignas(128) thread_local unsigned char shared[emulated::kSharedBytes];
+const bool named = (emulated::shared_memory = [] { return shared; }, true);
 }  // namespace
 }  // namespace cuda
 }  // namespace piip
 
 #include "deform_attn_cuda.cu"
 #include "dispatch.h"
+#include "probes.h"
 
 namespace piip {
 const CpuKernels& cpu_kernels() {

@@ -1,0 +1,197 @@
+// Deformable attention on CUDA: how the work is laid out, and how samples are prepared.
+//
+// A work item is one head of one query. A block takes some tens of items that follow each other and prepares all their
+// samples first, one lane a sample: softmax by shuffles, location, corners. A whole group of lanes needs each of them.
+#pragma once
+
+#include "bilinear.h"
+#include "cuda_common.h"
+#include "deform_attn.h"
+
+namespace piip {
+namespace cuda {
+
+constexpr uint32_t kNowhere = 0xffffffffu;
+
+// Division of integers below 2^31 by one that the host knows: Granlund and Montgomery, 1994, figure 4.1.
+struct Divisor {
+  uint32_t divisor, factor, shift;
+
+  Divisor() = default;
+  explicit Divisor(int64_t by) : divisor(uint32_t(by)), shift(0) {
+    while ((uint64_t(1) << shift) < uint64_t(by)) ++shift;
+    factor = uint32_t((((uint64_t(1) << shift) - uint64_t(by)) << 32) / uint64_t(by) + 1);
+  }
+  __device__ __forceinline__ uint32_t of(uint32_t n) const { return (__umulhi(n, factor) + n) >> shift; }
+};
+
+// How items are laid over a block, and the samples of an item over the lanes of a warp.
+struct Plan {
+  uint32_t total;     // items of an image
+  int first_image;    // of this launch
+  int items;          // of a block
+  int samples;        // of an item
+  int padded;         // the same, up to a multiple of four; what is beyond lies nowhere
+  int stride;         // from sample to sample in shared memory, in items
+  int log_preparing;  // of the lanes that prepare an item: as many as it has samples, 4 to 32
+  int lanes;          // that gather an item; in the backward a power of two
+  int log_lanes;      // in the backward
+  bool lowered;       // points and weights have the dtype of the values; else that of the arithmetic
+  bool vectors;       // the value gradient is added by vectors where the GPU can
+  Divisor by_heads, by_lanes, by_points, by_width;
+};
+
+// The items of a block: `count` of an image that follow each other.
+struct Block {
+  int64_t image;
+  uint32_t first;
+  int count;
+
+  __device__ __forceinline__ explicit Block(const Plan& plan)
+      : image(plan.first_image + int(blockIdx.y)), first(blockIdx.x * uint32_t(plan.items)) {
+    const uint32_t rest = plan.total - first;
+    count = rest < uint32_t(plan.items) ? int(rest) : plan.items;
+  }
+  // The first item among those of all images.
+  __device__ __forceinline__ int64_t begin(const Plan& plan) const { return image * plan.total + first; }
+};
+
+// Consecutive elements of points or weights.
+template <class S, int V>
+__device__ __forceinline__ void read_points(const void* base, uint32_t i, bool lowered,
+                                            typename Compute<S>::type (&x)[V]) {
+  using T = typename Compute<S>::type;
+  if (sizeof(S) == sizeof(T) || lowered) {
+    const auto packed = read_global(static_cast<const Pack<S, V>*>(base) + i);
+#pragma unroll
+    for (int k = 0; k < V; ++k) x[k] = widen(packed.items[k]);
+  } else {
+    const auto packed = read_global(static_cast<const Pack<T, V>*>(base) + i);
+#pragma unroll
+    for (int k = 0; k < V; ++k) x[k] = packed.items[k];
+  }
+}
+
+template <class S, int V>
+__device__ __forceinline__ void write_points(void* base, uint32_t i, bool lowered,
+                                             const typename Compute<S>::type (&x)[V]) {
+  using T = typename Compute<S>::type;
+  if (sizeof(S) == sizeof(T) || lowered) {
+    Pack<S, V> packed;
+#pragma unroll
+    for (int k = 0; k < V; ++k) packed.items[k] = narrow<S>(x[k]);
+    write_global(static_cast<Pack<S, V>*>(base) + i, packed);
+  } else {
+    Pack<T, V> packed;
+#pragma unroll
+    for (int k = 0; k < V; ++k) packed.items[k] = x[k];
+    write_global(static_cast<Pack<T, V>*>(base) + i, packed);
+  }
+}
+
+// Where points or weights of a block begin: `elements` of them belong to an item.
+template <class S>
+__device__ __forceinline__ void* points_of(const void* base, const Plan& plan, const Block& block, int elements) {
+  const int64_t size = plan.lowered ? sizeof(S) : sizeof(typename Compute<S>::type);
+  return const_cast<char*>(static_cast<const char*>(base)) + block.begin(plan) * elements * size;
+}
+
+template <class T>
+__device__ __forceinline__ T share(T fx, T fy, int corner) {
+  return (corner & 1 ? fx : T(1) - fx) * (corner & 2 ? fy : T(1) - fy);
+}
+
+// A sample: where it lies, on a map of which size, and where the head's first row of that map is among the elements of
+// the image.
+template <class T>
+struct Found {
+  Sample<T> at;
+  int width, height;
+  uint32_t first;
+};
+
+// Keeps the compiler from working out an address in global memory anew wherever it is used.
+template <class T>
+__device__ __forceinline__ T* worked_out(T* p) {
+#ifndef PIIP_EMULATED
+  asm volatile("" : "+l"(p));
+  __builtin_assume(__isGlobal(p));
+#endif
+  return p;
+}
+
+// Combines a value over groups of 2^log lanes, 4 to 32.
+template <class T, class Op>
+__device__ __forceinline__ T over_lanes(T x, int log, Op op) {
+#pragma unroll
+  for (int k = 4; k >= 0; --k)
+    if (k < 2 || k < log) x = op(x, __shfl_xor_sync(0xffffffffu, x, 1 << k));
+  return x;
+}
+
+__device__ __forceinline__ float exponential(float x) { return __expf(x); }
+__device__ __forceinline__ double exponential(double x) { return exp(x); }
+__device__ __forceinline__ float quotient(float x, float y) { return __fdividef(x, y); }
+__device__ __forceinline__ double quotient(double x, double y) { return x / y; }
+
+// Calls put(slot, s, found, weight) for all samples of a block's items, spread over the threads, and for those that pad
+// them. Neighbouring lanes hold the samples of an item; the lanes of a warp stay together.
+// N: 4 where an item has four samples of one map, as in a pyramid; 0 where the plan says how many.
+template <class S, int N, class Put>
+__device__ __forceinline__ void prepare(const DeformAttn& a, const Plan& plan, const Block& block, Put put) {
+  using T = typename Compute<S>::type;
+  const int samples = N ? N : plan.samples, padded = N ? N : plan.padded, log_preparing = N ? 2 : plan.log_preparing;
+  const void* points = points_of<S>(a.points, plan, block, 2 * samples);
+  const void* weights = points_of<S>(a.weights, plan, block, samples);
+  const auto* reference = static_cast<const Pack<T, 2>*>(a.reference);
+  const uint32_t rows = !N && a.reference_per_level ? uint32_t(a.levels) : 1;  // of a query
+  if (a.reference_per_batch) reference += block.image * a.queries * rows;
+  const int preparing = 1 << log_preparing, lane = int(threadIdx.x) & (preparing - 1);
+  const int together = 32 >> log_preparing;  // items of a warp
+  for (int slot = int(threadIdx.x) >> log_preparing; (slot & -together) < block.count;
+       slot += int(blockDim.x) >> log_preparing) {
+    const bool any = slot < block.count;
+    const uint32_t at = uint32_t((any ? slot : 0) * samples);
+    const auto given = [&](int s) {
+      T x[1];
+      read_points<S, 1>(weights, at + s, plan.lowered, x);
+      return x[0];
+    };
+    T mine = N || lane < samples ? given(lane) : T(-INFINITY), largest = mine, sum = 1;
+    if (a.raw) {
+      for (int s = lane + preparing; !N && s < samples; s += preparing) {
+        const T logit = given(s);
+        largest = logit > largest ? logit : largest;
+      }
+      largest = over_lanes(largest, log_preparing, [](T x, T y) { return y > x ? y : x; });
+      sum = mine = N || lane < samples ? exponential(mine - largest) : T(0);
+      for (int s = lane + preparing; !N && s < samples; s += preparing) sum += exponential(given(s) - largest);
+      sum = over_lanes(sum, log_preparing, [](T x, T y) { return x + y; });
+      mine = quotient(mine, sum);
+    }
+    if (!any) continue;
+    const uint32_t item = block.first + uint32_t(slot), query = plan.by_heads.of(item);
+    const uint32_t head = item - query * plan.by_heads.divisor;
+    for (int s = lane; s < padded; s += preparing) {
+      Found<T> f{};
+      T weight = 0;
+      if (N || s < samples) {
+        weight = N || s < preparing ? mine : a.raw ? quotient(exponential(given(s) - largest), sum) : given(s);
+        const int level = N ? 0 : int(plan.by_points.of(uint32_t(s)));
+        f.width = a.width_of[level], f.height = a.height_of[level];
+        f.first = (uint32_t(a.start_of[level]) * uint32_t(a.heads) + head) * uint32_t(a.width);
+        T point[2];
+        read_points<S, 2>(points, at + s, plan.lowered, point);
+        Pack<T, 2> from{};
+        if (a.raw) from = read_global(reference + query * rows + (rows > 1 ? level : 0));
+        f.at = locate(cell_coordinate(a.raw, from.items[0], point[0], T(f.width)),
+                      cell_coordinate(a.raw, from.items[1], point[1], T(f.height)), f.width, f.height);
+      }
+      put(slot, s, f, weight);
+      if (N) break;
+    }
+  }
+}
+
+}  // namespace cuda
+}  // namespace piip

@@ -1,0 +1,162 @@
+"""A config that is being put together from files and the command line."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from piip.config.base import Strict, default_type, models_in, of_type
+from piip.config.reading import read_value
+from piip.config.training import Config
+from piip.errors import ConfigError
+
+COMMAND_LINE = "command line"
+
+# Names and published figures belong to one experiment and are not inherited.
+_OWN_KEYS = ("name", "official", "published", "alternative")
+
+
+class Draft:
+    """What has been merged (data), and for every dotted key the file that set it last, or the command line (origin)."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.data: dict[str, Any] = {}
+        self.origin: dict[str, str] = {}
+
+    def inherit(self, base: Draft) -> None:
+        """Merges another config, but for what belongs to it alone."""
+        data = {key: value for key, value in base.data.items() if key not in _OWN_KEYS}
+        self._merge(self.data, data, "", [Config], lambda key: base.origin.get(key, base.file))
+
+    def add(self, data: dict[str, Any]) -> None:
+        """Merges what the file itself says."""
+        self._merge(self.data, data, "", [Config], lambda _: self.file)
+
+    def _merge(
+        self,
+        target: dict[str, Any],
+        update: dict[str, Any],
+        prefix: str,
+        models: Sequence[type[Strict]],
+        writer: Callable[[str], str],
+    ) -> None:
+        """Mappings merge key by key and all else replaces, as does a mapping of another type: its keys differ.
+
+        models: what may stand at the prefix. They say which type is meant where none is named.
+        """
+        for key, value in update.items():
+            dotted, old = f"{prefix}{key}", target.get(key)
+            field = next((model.model_fields[key] for model in models if key in model.model_fields), None)
+            default = default_type(field) if field is not None else None
+            held = old.get("type", default) if isinstance(old, dict) else None
+            merges = isinstance(value, dict) and isinstance(old, dict) and held in (None, value.get("type", held))
+            if isinstance(old, dict) and not merges:
+                self._forget(dotted)
+            self.origin[dotted] = writer(dotted)
+            if isinstance(value, dict):
+                target[key] = old if merges else {}
+                members = of_type(models_in(field.annotation), value.get("type", held or default)) if field else []
+                self._merge(target[key], value, f"{dotted}.", members, writer)
+            else:
+                # Lists are changed in place by overrides, and may stand in several places by an alias.
+                target[key] = copy.deepcopy(value)
+
+    def override(self, text: str) -> None:
+        """Applies `key.sub=value` from the command line. Raises ConfigError."""
+        key, separator, value_text = text.partition("=")
+        key = key.strip()
+        if not separator or not key:
+            raise ConfigError(f"override '{text}' is not of the form key.sub=value, without spaces around '='")
+        value = read_value(text, value_text)
+        *parents, last = key.split(".")
+        node: Any = self.data
+        for depth, part in enumerate(parents, 1):
+            place = ".".join(parents[:depth])
+            if isinstance(node, dict) and part not in node:
+                self.origin[place] = COMMAND_LINE
+            node = _child(node, part, f"override '{text}': '{place}'")
+        if isinstance(node, list):
+            _child(node, last, f"override '{text}': '{key}'")
+            node[int(last)] = value
+        elif isinstance(node, dict):
+            if last == "type":
+                self._retype(node, ".".join(parents), value)
+            node[last] = value
+        else:
+            raise ConfigError(f"override '{text}': '{'.'.join(parents)}' holds a single value, not keys")
+        self._forget(key)
+        self.origin[key] = COMMAND_LINE
+
+    def _retype(self, node: dict[str, Any], place: str, name: Any) -> None:
+        """Drops what files say of a part that is to have another type, as merging does."""
+        field = _field([Config], place.split("."))
+        held = node.get("type", default_type(field)) if field is not None else None
+        if held in (None, name):
+            return
+        for key in [key for key in node if self.origin.get(f"{place}.{key}") != COMMAND_LINE]:
+            del node[key]
+            self._forget(f"{place}.{key}")
+            self.origin.pop(f"{place}.{key}", None)
+        self.origin[place] = COMMAND_LINE
+
+    def fit_branches(self) -> None:
+        """Leaves inherited settings of every branch out where the type of a branch does not have them.
+
+        What the file itself or the command line says is never left out, so that mistakes show.
+        """
+        key = "model.backbone.every_branch"
+        backbone = _get(_get(self.data, "model"), "backbone")
+        shared, branches = _get(backbone, "every_branch"), _get(backbone, "branches")
+        field = _field([Config], ["model", "backbone", "branches"])
+        if field is None or not isinstance(shared, dict) or not isinstance(branches, list):
+            return
+        family, default = models_in(field.annotation), default_type(field)
+        for name in list(shared):
+            if self.origin.get(f"{key}.{name}", self.origin.get(key)) in (self.file, COMMAND_LINE):
+                continue
+            known = [model for model in family if name in model.model_fields]
+            types = [
+                of_type(family, branch.get("type", default)) if isinstance(branch, dict) else known
+                for branch in branches
+            ]
+            having = [any(model in known for model in models) for models in types]
+            if not known or all(having):
+                continue
+            value, writer = shared.pop(name), self.origin.pop(f"{key}.{name}", self.file)
+            for index, (branch, has) in enumerate(zip(branches, having, strict=True)):
+                if isinstance(branch, dict) and has and name not in branch:
+                    branch[name] = copy.deepcopy(value)
+                    self.origin[f"model.backbone.branches.{index}.{name}"] = writer
+
+    def _forget(self, key: str) -> None:
+        """What a replaced mapping held was written nowhere."""
+        for below in [other for other in self.origin if other.startswith(f"{key}.")]:
+            del self.origin[below]
+
+
+def _get(node: Any, key: str) -> Any:
+    return node.get(key) if isinstance(node, dict) else None
+
+
+def _child(node: Any, part: str, where: str) -> Any:
+    if isinstance(node, dict):
+        return node.setdefault(part, {})
+    if isinstance(node, list):
+        if not part.isdecimal() or int(part) >= len(node):
+            raise ConfigError(f"{where} does not exist; the list has items 0 to {len(node) - 1}")
+        return node[int(part)]
+    raise ConfigError(f"{where} does not exist")
+
+
+def _field(models: Sequence[type[Strict]], keys: Sequence[str]) -> FieldInfo | None:
+    """The field that keys lead to, through lists and whatever types there are; None where they lead nowhere."""
+    field = None
+    for key in keys:
+        if not key.isdecimal():
+            field = next((model.model_fields[key] for model in models if key in model.model_fields), None)
+            models = models_in(field.annotation) if field is not None else []
+    return field

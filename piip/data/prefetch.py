@@ -1,0 +1,39 @@
+"""Batches on the device of the network, copied while it works on those before them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from piip.data.batch import Batch
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on a device.
+
+    A GPU gets the next batch, which should be in page-locked memory, by a stream of its own while it works on this one;
+    so one batch more than has been yielded has been taken from `batches`, also when an error comes out of them.
+    """
+    if device.type != "cuda":
+        for batch in batches:
+            yield batch.to(device)
+        return
+    copies, source = torch.cuda.Stream(device), iter(batches)
+    coming = _copy(source, device, copies)
+    while coming is not None:
+        batch, current = coming, torch.cuda.current_stream(device)
+        current.wait_stream(copies)
+        # Its memory belongs to the stream of the copies, which would reuse it as soon as Python lets go of it.
+        batch.record_stream(current)
+        coming = _copy(source, device, copies)
+        yield batch
+
+
+def _copy(source: Iterator[Batch], device: torch.device, copies: torch.cuda.Stream) -> Batch | None:
+    """Begins to copy the next batch, if there is one."""
+    batch = next(source, None)
+    if batch is None:
+        return None
+    with torch.cuda.stream(copies):
+        return batch.to(device, non_blocking=True)
