@@ -105,37 +105,43 @@ def training_step(model: Model, config: Config, batch: Batch, device: torch.devi
     return step
 
 
-def measure(name: str, device: torch.device, batches: list[int], repeats: int) -> list[dict[str, Any]]:
+def measure(name: str, device: torch.device, counts: list[int], repeats: int) -> list[dict[str, Any]]:
     config = load_config(name, ["train.seed=0"])
     side = config.model.backbone.resolutions[0]
     model = build_model(config.model).to(device)
-    dtype = compute_dtype(device, config.train.precision)
+    ready = prepared_copy(model, compute_dtype(device, config.train.precision))
     macs = actual_count(config.model, (side, side)).total.macs
-    row = {"config": config.name, "side": side, "gmacs": macs / 1e9}
-    ready = prepared_copy(model, dtype)
     rows = []
-    for count in batches:
+    for count in counts:
         batch = random_batch(count, side, config.model.head.num_classes, device)
-        images, sizes = batch.images, batch.image_sizes
-
-        def backbone(images: Tensor = images) -> list[Tensor]:
-            return ready.features(images)
-
-        with torch.inference_mode():
-            found = {
-                "infer_ms": milliseconds(lambda: ready.infer(images, sizes), device, repeats),
-                "features_ms": milliseconds(backbone, device, repeats),
-            }
-            if device.type == "cuda":
-                found["features_graph_ms"] = milliseconds(captured(backbone), device, repeats)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        found["step_ms"] = milliseconds(training_step(model.train(), config, batch, device), device, repeats)
-        if device.type == "cuda":
-            found["step_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        rows.append(row | {"batch": count} | found)
-        print(rows[-1])
+        row = {"config": config.name, "side": side, "gmacs": macs / 1e9, "batch": count}
+        row |= inference(ready, batch, device, repeats) | training(model, config, batch, device, repeats)
+        rows.append(row)
+        print(row, flush=True)
     return rows
+
+
+@torch.inference_mode()
+def inference(model: Model, batch: Batch, device: torch.device, repeats: int) -> dict[str, float]:
+    def features() -> list[Tensor]:
+        return model.features(batch.images)
+
+    found = {
+        "infer_ms": milliseconds(lambda: model.infer(batch.images, batch.image_sizes), device, repeats),
+        "features_ms": milliseconds(features, device, repeats),
+    }
+    if device.type == "cuda":
+        found["features_graph_ms"] = milliseconds(captured(features), device, repeats)
+    return found
+
+
+def training(model: Model, config: Config, batch: Batch, device: torch.device, repeats: int) -> dict[str, float]:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    found = {"step_ms": milliseconds(training_step(model.train(), config, batch, device), device, repeats)}
+    if device.type == "cuda":
+        found["step_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return found
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
