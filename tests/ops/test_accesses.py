@@ -13,6 +13,7 @@ from tests.ops import emulated
 from tests.ops.cases import Case, make_case
 from tests.ops.emulated import Count, Emulated, Site
 
+SHARED = ("read_shared", "write_shared", "add_shared")
 HEADS = 16
 # Head width and levels of the shapes of benchmarks/ops.py.
 PROBLEMS = [(6, 1), (12, 1), (24, 1), (32, 1), (40, 1), (100, 1), (32, 4)]
@@ -85,6 +86,12 @@ def counted(request, emulation, mode) -> Counted:
 
 def test_threads_meet_before_they_share(counted):
     assert not counted.races
+
+
+def test_no_access_to_shared_memory_meets_more_than_a_twofold_bank_conflict(counted):
+    for sites in (counted.forward, counted.backward):
+        worst = {site: count.worst for site, count in sites.items() if site.kind in SHARED and count.worst > 2}
+        assert not worst
 
 
 def test_a_corner_takes_hardly_more_reductions_than_it_has_sectors(counted):

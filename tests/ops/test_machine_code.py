@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -136,3 +137,38 @@ def test_every_shape_takes_fewer_instructions_than_the_official_design(rows, dir
     for shape in machine_code.SHAPES:
         ours, classic = rows[shape, direction, "piip"], rows[shape, direction, "classic"]
         assert ours["lane_instructions"] < classic["lane_instructions"], shape
+
+
+# Lane instructions a sample, bfloat16.
+FORWARD_LIMITS = {
+    "T<-S 98x98 from 70x70, D 6": 320,
+    "S<-T 70x70 from 98x98, D 12": 400,
+    "S<-B 70x70 from 42x42, D 12": 400,
+    "B<-S 42x42 from 70x70, D 24": 540,
+    "L<-B 28x28 from 42x42, D 32": 540,
+    "H<-L 32x32 from 64x64, D 40": 1080,
+    "6B<-H 32x32 from 64x64, D 100": 3100,
+    "DINO encoder at 1792 pixels, D 32": 530,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", FORWARD_LIMITS)
+def test_the_forward_keeps_to_its_instructions_a_sample(rows, shape):
+    assert rows[shape, "forward", "piip"]["lane_instructions"] <= FORWARD_LIMITS[shape]
+
+
+@pytest.mark.slow
+def test_the_forward_fills_sixty_percent_of_a_multiprocessor(rows):
+    found = {shape: rows[shape, "forward", "piip"]["occupancy"] for shape in machine_code.SHAPES}
+    assert min(found.values()) >= 0.6, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", FORWARD_LIMITS)
+def test_the_backward_keeps_to_150_instructions_a_warp_and_sample(rows, shape):
+    # With four channels a lane so many lanes serve a sample, a power of two. What prepares samples, before the first
+    # barrier, and what writes gradients of points and weights, behind the last, come extra.
+    _, *between, _ = rows[shape, "backward", "piip"]["parts"]
+    lanes = 2 ** math.ceil(math.log2(machine_code.SHAPES[shape][3] / 4))
+    assert sum(between) <= 150 * min(max(lanes, 4), 32)
