@@ -1,5 +1,21 @@
-"""`python -m piip`, and `torchrun -m piip` for several processes."""
+"""The `piip` command, `python -m piip`, and `torchrun -m piip` for several processes."""
 
-from piip.cli.main import app
+import signal
 
-app(prog_name="piip")
+from piip.signals import handle_signals
+
+
+def main() -> None:
+    """Runs the command line; SIGTERM and Ctrl-C are handled before anything slow is imported."""
+    handle_signals()
+    from piip.cli.main import app
+
+    try:
+        app(prog_name="piip")
+    finally:
+        # What is left is Python's own end, in which an interrupt would only show a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    main()

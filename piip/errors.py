@@ -31,6 +31,12 @@ class CheckpointError(PiipError):
     """A checkpoint is missing, damaged, or belongs to another network."""
 
 
+class MissingFile(CheckpointError):
+    """Weights, a checkpoint or a run that the user named are not there."""
+
+    exit_code = 2
+
+
 class CheckError(PiipError):
     """A check ran and found problems."""
 
@@ -38,7 +44,7 @@ class CheckError(PiipError):
 
 
 class Stopped(PiipError):
-    """Training was stopped by SIGTERM after saving a checkpoint."""
+    """SIGTERM stopped training, after saving a checkpoint if a step had been taken, or other long work."""
 
     exit_code = 75
 

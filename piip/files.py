@@ -1,43 +1,109 @@
 """Files that are either whole or not there.
 
 A file is written under a temporary name in its own directory, flushed to the disk and renamed. A kill or a full disk
-leaves the previous file untouched.
+leaves the previous file untouched. The temporary file is new, cannot be guessed and is locked by its writer: one whose
+lock is free was left by a killed process, and the next process that writes into the directory removes it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from piip.errors import DataError
+
+_SUFFIX = ".piip-tmp"
+# Of a long name only the beginning is taken over, so that the temporary one is not too long.
+_KEPT = 40
+
+_swept: set[Path] = set()
 
 _UNSEEN = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` to write to; it takes the place of `path` if the block ends well.
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yields a new file, open for writing; it takes the place of `path` if the block ends well.
 
-    The temporary file is removed if it does not. Raises OSError when the disk is full or not writable.
+    It is removed if the block does not. Raises OSError when the disk is full or not writable.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    file, temporary = _create(path)
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
 
 
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """Yields a new folder to fill; it becomes `folder` if the block ends well, and is removed if not.
+
+    Where another process was faster, its folder stays. Raises OSError.
+    """
+    file, reserved = _create(folder)
+    temporary = _folder_of(reserved)
+    try:
+        with file:
+            temporary.mkdir()
+            yield temporary
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reserved.unlink(missing_ok=True)
+    sync(folder.parent)
+
+
 def write_file(path: Path, data: bytes | str) -> None:
     """Replaces `path` by `data` (text as UTF-8) in one step. Raises OSError and leaves no temporary file behind."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    with replacing(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raises DataError if a file that will be written is one of those that are read, under whatever name or link."""
+    read = {_identity(path): path for path in inputs if path.exists()}
+    for path in outputs:
+        if path.exists() and (given := read.get(_identity(path))) is not None:
+            raise DataError(f"{path} would be overwritten, but {given} is read; choose another output")
+
+
+def lock(descriptor: int) -> bool | None:
+    """Takes the lock of an open file without waiting; it is free again when the file is closed or the process ends.
+
+    Returns False if another process holds it, and None on file systems without such locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def free_space(path: Path) -> str:
+    """' (N MiB free)' of the disk that a path, or what of it exists, lies on; for messages."""
+    while not path.exists():
+        path = path.parent
+    return f" ({shutil.disk_usage(path).free / 2**20:.0f} MiB free)"
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -56,6 +122,47 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _create(path: Path) -> tuple[BinaryIO, Path]:
+    """A new file beside `path`, locked for as long as it is open; its mode follows the umask."""
+    _remove_leftovers(path.parent.resolve())
+    while True:
+        temporary = path.with_name(f".{path.name[:_KEPT]}.{secrets.token_hex(8)}{_SUFFIX}")
+        # Refuses what is there, a link too.
+        file = temporary.open("xb")
+        # Between its creation and its lock another process may have taken it for a leftover.
+        if lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
+            return file, temporary
+        file.close()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what killed writers left in a folder; once per process, for a folder may hold many files."""
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    for path in folder.glob(f".*{_SUFFIX}"):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            if lock(descriptor):
+                shutil.rmtree(_folder_of(path), ignore_errors=True)
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def _folder_of(reserved: Path) -> Path:
+    """The temporary folder that belongs to a temporary file and its lock."""
+    return reserved.with_name(f"{reserved.name}.d")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _finite(value: Any) -> Any:

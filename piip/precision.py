@@ -44,8 +44,9 @@ def prepare(model: M, dtype: torch.dtype) -> M:
     gone. Modules with a method `fold` compute what follows from their weights alone; the state dict may change.
     """
     for module in model.modules():
-        if hasattr(module, "fold"):
-            module.fold()
+        fold = getattr(module, "fold", None)
+        if fold is not None:
+            fold()
     if dtype != torch.float32:
         _lower(model, dtype, mixed=False)
     return model.eval()

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "piip"
 # Every part of the package, and the other parts it may import; a part may always import itself.
 ALLOWED = {
     "errors": set(),
+    "signals": {"errors"},
     "files": {"errors"},
     "features": set(),
     "host": set(),
@@ -30,13 +31,26 @@ ALLOWED = {
     "heads": {"errors", "features", "host", "ops", "precision", "run_lengths"},
     "metrics": {"errors", "data", "files", "run_lengths"},
     "results": {"errors", "files", "run_lengths"},
-    "data": {"errors", "files", "config", "metrics", "ops", "rng"},
+    "data": {"errors", "files", "signals", "config", "metrics", "ops", "rng"},
     "convert": {"errors", "files", "config", "model", "branches", "engine"},
     "model": {
         *("errors", "config", "features", "ops", "branches", "backbone", "necks", "heads", "data", "convert", "engine")
     },
     "engine": {
-        *("__version__", "errors", "files", "host", "rng", "config", "model", "data", "metrics", "results", "convert"),
+        *(
+            "__version__",
+            "errors",
+            "files",
+            "host",
+            "signals",
+            "rng",
+            "config",
+            "model",
+            "data",
+            "metrics",
+            "results",
+            "convert",
+        ),
         "precision",
     },
     "flops": {"errors", "files", "config", "model", "heads", "ops"},
@@ -44,6 +58,7 @@ ALLOWED = {
     "cli": {
         "errors",
         "files",
+        "signals",
         "config",
         "engine",
         "convert",
@@ -52,7 +67,7 @@ ALLOWED = {
         "__version__",
     },
     "__init__": {"model", "ops"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "signals"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

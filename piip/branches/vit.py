@@ -68,8 +68,10 @@ class Attention(nn.Module):
 
     def fold(self) -> None:
         """Gives qkv the bias that it is called with, as a constant; for inference."""
-        self.qkv.bias = nn.Parameter(bias) if (bias := self._qkv_bias()) is not None else self.qkv.bias
-        self.q_bias = self.v_bias = None
+        bias = self._qkv_bias()
+        if bias is not None:
+            self.qkv.bias = nn.Parameter(bias.detach(), requires_grad=False)
+            self.q_bias = self.v_bias = None
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
@@ -119,8 +121,8 @@ def expand_offsets(table: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     then a sum in a fixed order, where that of an index would be sorted first.
     """
     offsets = 2 * size - 1
-    pairs = table.to(dtype).T.reshape(-1, offsets, offsets).unfold(1, size, 1).unfold(2, size, 1)  # (M, y, x, v, u)
-    return pairs.flip(3, 4).reshape(-1, size * size, size * size)
+    pairs = table.T.reshape(-1, offsets, offsets).unfold(1, size, 1).unfold(2, size, 1)  # (M, y, x, v, u)
+    return pairs.flip(3, 4).reshape(-1, size * size, size * size).to(dtype)
 
 
 def split_windows(x: Tensor, size: int, *, dtype: torch.dtype) -> Tensor:

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from piip.cli.options import require
+
 _SHOWN = 10
 
 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="An official checkpoint, .pth.")],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The .safetensors file to write.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The file to write, .safetensors.")],
     config: Annotated[str, typer.Option("--config", metavar="CONFIG", help="The network the weights are for.")],
     strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Fail where a weight does not match.")] = True,
     ema: Annotated[bool, typer.Option("--ema", help="Take the file's averaged weights.")] = False,
@@ -23,14 +25,18 @@ def convert(
     """Convert an official checkpoint; its file is read without executing anything in it."""
     from piip.cli.console import facts, out
     from piip.config import load_config
-    from piip.convert import convert_back, convert_checkpoint
     from piip.errors import first_few
 
     settings = load_config(config)
+    require(source)
     if to_official:
+        from piip.convert import convert_back
+
         convert_back(source, output, config=settings)
         out().print(facts([("written", str(output)), ("network", settings.name)]))
         return
+    from piip.convert import convert_checkpoint
+
     report = convert_checkpoint(source, output, config=settings, strict=strict, ema=ema)
     other = f"  (the checkpoint does not have the form of {settings.name})" if report.config != settings.name else ""
     rows = [("written", str(output)), ("network", f"{report.config}{other}"), ("loaded", len(report.loaded))]

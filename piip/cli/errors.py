@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from piip.errors import PiipError, visible
-
-INTERRUPTED = 130
+from piip.signals import INTERRUPTED, begin
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 
@@ -28,6 +27,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(function)
     def run(context: typer.Context, *, debug: bool, **arguments: Any) -> None:
+        begin()
         try:
             function(**arguments)
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):

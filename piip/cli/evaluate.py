@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from piip.cli.options import ConfigName, Device, Json, Overrides, Weights
+from piip.cli.options import ConfigName, Device, Json, Overrides, Weights, require
 
 
 def evaluate(
@@ -36,6 +36,7 @@ def evaluate(
 
     settings = load_config(config, overrides or ())
     # Before torch is imported, which takes seconds.
+    require(weights)
     settings.data.val.check_files("data.val")
     from piip.engine.evaluate import run_evaluation
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from piip.errors import MissingFile
+
 
 class OverridesCommand(TyperCommand):
     """A command that takes KEY=VALUE, and says so to those who give settings as options."""
@@ -39,3 +41,9 @@ Device = Annotated[
     typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+def require(weights: Path) -> None:
+    """Raises MissingFile before anything slow is imported if the weights that the user named are not there."""
+    if not weights.exists() and not weights.is_symlink():
+        raise MissingFile(f"weights not found: {weights}")

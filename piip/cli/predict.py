@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from piip.cli.options import ConfigName, Device, Weights
+from piip.cli.options import ConfigName, Device, Weights, require
 
 _SHOWN = 20
 
@@ -31,6 +31,7 @@ def predict(
     from piip.config import load_config
 
     settings = load_config(config)
+    require(weights)
     from piip.cli.console import out, table
     from piip.engine.predict import run_prediction
     from piip.errors import DataError

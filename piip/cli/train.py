@@ -57,12 +57,13 @@ def train(
     from piip.config import load_config
 
     settings = load_config(config, overrides or ())
+    output = output or Path("runs") / settings.name
+    _keep_source(config, output / "config.yaml")
     # Before torch is imported, which takes seconds.
     settings.data.train.check_files("data.train")
     settings.data.val.check_files("data.val")
     from piip.engine.train import train as run_training
 
-    output = output or Path("runs") / settings.name
     metrics = run_training(settings, output=output, device=device, resume=resume)
 
     from piip.cli.console import facts, is_main_process, out
@@ -74,3 +75,16 @@ def train(
         console = out()
         console.print(metric_table(metrics))
         console.print(facts(places))
+
+
+def _keep_source(config: str, written: Path) -> None:
+    """Raises DataError if the resolved config would take the place of the file, written by hand, that it comes from."""
+    from piip.config import dump_config, find_config, load_config
+    from piip.files import check_outputs
+
+    source = find_config(config)
+    # Beside checkpoints it is what a run has written, perhaps one of an older version.
+    if not written.exists() or (written.parent / "checkpoints").is_dir():
+        return
+    if source.read_text(encoding="utf-8") != dump_config(load_config(source)):
+        check_outputs([written], [source])

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from piip.branches.vit import WindowPositionBias
+from piip.branches.vit import expand_offsets
 from piip.config import BackboneConfig, Config, ConvNeXtConfig, load_config
 from piip.convert.keys import KeyTable, family, key_table
 from piip.convert.resample import resample_pos_embed
 from piip.convert.sources import read_state_dict
-from piip.engine.weights import read_weights, write_weights
-from piip.errors import CheckError, first_few
-from piip.files import replacing
+from piip.engine.weights import read_weights, warn_of_non_finite, write_weights
+from piip.errors import CheckError, ConfigError, PiipError, first_few
+from piip.files import check_outputs, free_space, replacing
 from piip.model import build_model
 
 
@@ -42,13 +43,15 @@ def convert_checkpoint(
     """Converts an official checkpoint to a safetensors file that `--weights` takes, in the source's precision.
 
     source: a file of the official training (plain or DeepSpeed module state, with or without prefixes).
-    output: written atomically, with the resolved config and the class names in its metadata.
+    output: a .safetensors file, written atomically, with the resolved config and the class names in its metadata.
     config: the network. Where the checkpoint does not fit it but fits the form that `config.alternative` names, that
     one is converted for instead, as the report says.
     strict: refuse to write when a learned tensor is missing, unknown, or of another shape.
     ema: take the averaged weights of the file.
-    Raises CheckpointError for an unreadable source, CheckError when strict and something does not match.
+    Raises CheckpointError for an unreadable source, CheckError when strict and something does not match, ConfigError
+    for another ending, DataError for the source itself as output.
     """
+    _check_output(source, output, ".safetensors")
     tensors, beside = read_state_dict(source, ema=ema)
     state, report = _convert_for(tensors, config)
     if config.alternative and (report.missing or report.unknown):
@@ -60,10 +63,11 @@ def convert_checkpoint(
         raise CheckError(_explain(report, source))
     meta = beside.get("meta")
     names = meta.get("CLASSES") if isinstance(meta, dict) else None
-    with replacing(output) as temporary:
-        # mmsegmentation's list for ADE20K has a name with a space behind it.
-        class_names = [str(name).strip() for name in names] if names else None
-        write_weights(temporary, state, config=config.model_dump(mode="json"), class_names=class_names)
+    # mmsegmentation's list for ADE20K has a name with a space behind it.
+    class_names = [str(name).strip() for name in names] if isinstance(names, (list, tuple)) else None
+    warn_of_non_finite(source, state)
+    with _writing(output):
+        write_weights(output, state, config=config.model_dump(mode="json"), class_names=class_names)
     return report
 
 
@@ -99,7 +103,7 @@ def convert_state_dict(
         tensor = _without_unused_rows(ours.rpartition(".")[2], tensor)
         if tensor.shape == shape:
             report.loaded.append(ours)
-        elif ours.endswith("pos_embed") and tensor.shape[-1] == shape[-1]:
+        elif ours.endswith("pos_embed") and tensor.numel() and tensor.dim() == 3 and tensor.shape[::2] == shape[::2]:
             tensor = resample_pos_embed(tensor, shape[1])
             report.resized.append(ours)
         else:
@@ -114,8 +118,8 @@ def _without_unused_rows(name: str, tensor: Tensor) -> Tensor:
     """Cuts the official embeddings down to what is used: no slot of a class token, and a video's first frame only."""
     if name == "frame_embed" and tensor.dim() == 2:
         return tensor[None, :1]
-    if name == "pos_embed":
-        tensor = tensor.view(1, *tensor.shape[-2:])
+    if name == "pos_embed" and tensor.dim() >= 2 and 0 < tensor.numel() == tensor.shape[-2] * tensor.shape[-1]:
+        tensor = tensor.reshape(1, *tensor.shape[-2:])
         length = tensor.shape[1]
         if int((length - 1) ** 0.5) ** 2 == length - 1:
             return tensor[:, 1:]
@@ -127,11 +131,13 @@ def convert_back(source: Path, output: Path, *, config: Config) -> None:
 
     The classification code calls the first `model`.
 
-    source: any file that `--weights` takes, of the network of `config`.
+    source: any file that `--weights` takes, of the network of `config`. output: a .pth file.
     What the official network holds beyond ours (slots of class tokens, index tables, norms that are never run) is
     filled in as the official code makes it.
-    Raises CheckpointError for an unreadable source, CheckError for weights of another network.
+    Raises CheckpointError for an unreadable source, CheckError for weights of another network, and the errors of
+    `convert_checkpoint` for the output.
     """
+    _check_output(source, output, ".pth")
     state, loaded = read_weights(source)
     table = key_table(config.model.backbone)
     with torch.device("meta"):
@@ -145,9 +151,28 @@ def convert_back(source: Path, output: Path, *, config: Config) -> None:
     padded = _pad_embeddings(state, config.model.backbone)
     named = {str(official[key]): tensor for key, tensor in padded.items()}
     meta = {"CLASSES": tuple(loaded.class_names)} if loaded.class_names else {}
-    with replacing(output) as temporary:
-        weights = named | _computed(config.model.backbone, named)
-        torch.save({"meta": meta, "state_dict" if config.model.backbone.merge else "model": weights}, temporary)
+    weights = named | _computed(config.model.backbone, named)
+    warn_of_non_finite(source, state)
+    with _writing(output), replacing(output) as file:
+        torch.save({"meta": meta, "state_dict" if config.model.backbone.merge else "model": weights}, file)
+
+
+def _check_output(source: Path, output: Path, suffix: str) -> None:
+    """Raises ConfigError if the name does not say what is written, DataError if it is that of the source."""
+    if output.suffix != suffix:
+        raise ConfigError(f"OUTPUT {output} must end in {suffix}, for that is what is written")
+    check_outputs([output], [source])
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    # torch.save's own writer turns a full disk into a RuntimeError.
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) else str(error)
+        raise PiipError(f"cannot write {output}: {reason}{free_space(output)}") from error
 
 
 def _pad_embeddings(state: Mapping[str, Tensor], backbone: BackboneConfig) -> dict[str, Tensor]:
@@ -175,7 +200,8 @@ def _computed(backbone: BackboneConfig, named: Mapping[str, Tensor]) -> dict[str
             norm = f"{prefix}convnext_model.layernorm."
             made |= {f"{norm}weight": torch.ones_like(last), f"{norm}bias": torch.zeros_like(last)}
         elif family(branch) == "beit":
-            index = WindowPositionBias(size=branch.window_size, num_heads=1).index
+            rows = torch.arange((2 * branch.window_size - 1) ** 2)
+            (index,) = expand_offsets(rows[:, None], branch.window_size, rows.dtype)
             made |= {f"{prefix}blocks.{block}.attn.relative_position_index": index for block in range(branch.depth)}
     return made
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from piip.convert.keys import branch_key
 from piip.convert.resample import resample_patches, resample_pos_embed, resample_position_bias
 from piip.convert.sources import read_state_dict
-from piip.errors import CheckpointError
+from piip.engine.weights import warn_of_non_finite
+from piip.errors import CheckpointError, MissingFile
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,11 @@ def load_pretrained(branch: nn.Module, source: str, *, head: Mapping[str, nn.Mod
     for key, tensor in _unshared(tensors, expected).items():
         name = key if key in expected else branch_key(key)
         if name in expected:
-            state[name] = _fit(name, tensor, expected[name])
+            try:
+                state[name] = _fit(name, tensor, expected[name])
+            except (RuntimeError, IndexError, ValueError):
+                # No shape that could be resampled.
+                state[name] = tensor
         elif not _UNUSED.match(key):
             state[key] = tensor
     missing = [key for key in expected if key not in state and not re.search(r"\.ls\d\.", key)]
@@ -69,6 +74,7 @@ def load_pretrained(branch: nn.Module, source: str, *, head: Mapping[str, nn.Mod
             if keys
         )
         raise CheckpointError(f"pretrained weights '{source}' do not fit the branch: {found}")
+    warn_of_non_finite(source, state)
     branch.load_state_dict(state, strict=False)
     for part, module in (head or {}).items():
         _load_head(part, module, tensors, source)
@@ -117,7 +123,7 @@ def _unshared(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         origin = next((url for name, url in _PUBLISHED.items() if path.name.startswith(name)), "its publisher")
-        raise CheckpointError(f"checkpoint not found: {path}; fetch {path.name} from {origin} and put it there")
+        raise MissingFile(f"checkpoint not found: {path}; fetch {path.name} from {origin} and put it there")
     tensors = read_state_dict(path)[0]
     return _from_jax(tensors) if path.suffix == ".npz" else tensors
 
@@ -163,6 +169,8 @@ def _from_jax(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
                     state[f"{renamed}.{last}"] = array.T if array.dim() == 2 else array
     except KeyError as error:
         raise CheckpointError(f"the file holds no vision transformer of AugReg: {error} is missing") from None
+    except (RuntimeError, IndexError) as error:
+        raise CheckpointError(f"the file holds no vision transformer of AugReg: {error}") from None
     return state
 
 

@@ -14,6 +14,9 @@ from piip.data.transforms import Sample, normalise_and_pad, pad
 from piip.errors import PiipError
 from piip.metrics import ImageId
 
+# Bytes, of the beginning of a tensor in the memory of its batch.
+_ALIGNMENT = 64
+
 # Spread a byte over the eight bytes of an int64: a product that holds bit 7 - k of the byte as the highest bit of byte
 # k, counted from the lowest address, and where it is then shifted to.
 _SPREAD = 0x8040201008040201 - 2**64
@@ -34,6 +37,7 @@ class Batch:
     classification label () int64 or probabilities (classes,) float32.
     A loader's batches have `mask_bits` (n, h, ceil(w / 8)) uint8 in place of masks; `to` unpacks them.
     replaced: a message for each damaged image that gave its place to another one.
+    memory: what holds all tensors, if they lie one behind the other in one piece of memory (bytes,) uint8.
     """
 
     images: Tensor
@@ -42,22 +46,29 @@ class Batch:
     image_ids: list[ImageId]
     targets: list[dict[str, Tensor]]
     replaced: list[str] = field(default_factory=list)
+    memory: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """A copy on a device, its masks unpacked there."""
-        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """A copy on a device, by one copy if it lies in one piece, its masks unpacked there."""
+        if self.memory is None:
+            moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        else:
+            moved = replace(self._parts_of(self.memory.to(device, non_blocking=non_blocking)), memory=None)
         for target, (_, width) in zip(moved.targets, moved.image_sizes):
             if "mask_bits" in target:
                 target["masks"] = unpack_masks(target.pop("mask_bits"), width)
         return moved
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory; called by the loader."""
-        return self._map(Tensor.pin_memory)
+        """A copy in one piece of page-locked memory; called by the loader."""
+        return self._copy_into(torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=True))
 
     def share_memory(self) -> Batch:
-        """The batch in memory that other processes can map. Raises RuntimeError when there is not enough."""
-        return self._map(Tensor.share_memory_)
+        """A copy in one piece of memory that other processes can map: each piece takes one of a process's few files.
+
+        Raises RuntimeError when there is not enough.
+        """
+        return self._copy_into(torch.empty(self.nbytes, dtype=torch.uint8).share_memory_())
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keeps the memory, allocated on another stream, from being reused before this one has come by here."""
@@ -66,15 +77,39 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self._tensors())
+        """Bytes of one piece of memory for all tensors."""
+        return sum(map(_room, self._tensors()))
+
+    def _copy_into(self, memory: Tensor) -> Batch:
+        copied = self._parts_of(memory)
+        for part, tensor in zip(copied._tensors(), self._tensors(), strict=True):
+            part.copy_(tensor)
+        return copied
+
+    def _parts_of(self, memory: Tensor) -> Batch:
+        """The batch as it would lie in some memory (nbytes,)."""
+        end = 0
+
+        def take(tensor: Tensor) -> Tensor:
+            nonlocal end
+            start, end = end, end + _room(tensor)
+            return memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+
+        return replace(self._map(take), memory=memory)
 
     def _tensors(self) -> list[Tensor]:
         return [self.images, *(value for target in self.targets for value in target.values())]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """function: called with the tensors in the order of `_tensors`."""
+        images = function(self.images)
         targets = [{name: function(value) for name, value in target.items()} for target in self.targets]
-        return replace(self, images=function(self.images), targets=targets)
+        return replace(self, images=images, targets=targets, memory=None)
+
+
+def _room(tensor: Tensor) -> int:
+    """Bytes that a tensor takes, with those behind it up to where the next may begin."""
+    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def pack_masks(masks: Tensor) -> Tensor:

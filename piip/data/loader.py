@@ -109,7 +109,8 @@ class Loader:
                 "data.workers, make more room in /dev/shm, or set data.workers=0 to load in the main process"
             ) from None
         finally:
-            self._processes += [child for child in multiprocessing.active_children() if child not in running]
+            children = multiprocessing.active_children()
+            self._processes = [child for child in children if child in self._processes or child not in running]
 
     def _next(self) -> Batch | None:
         """The next batch, None after the last one."""

@@ -7,33 +7,31 @@ A run keeps them below `checkpoints/`, each in a directory named after its step:
     meta.json           step, config, class names, versions, and size and SHA-256 of every file
     evaluation.json     metrics, once they have been computed
 
-A checkpoint is written into a temporary directory beside, every file is flushed to the disk, and the directory is
-renamed. A kill or a full disk leaves the earlier ones untouched. `last` and `best` are links (small files where the
-file system has no links) and are replaced in one step, after the checkpoint they point at is whole.
+All of them are covered by checksums (see `piip.engine.integrity`). A checkpoint is written into a temporary directory
+beside, every file is flushed to the disk, and the directory is renamed. A kill or a full disk leaves the earlier ones
+untouched. `last` and `best` are links (small files where the file system has no links) and are replaced in one step,
+after the checkpoint they point at is whole.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import piip
+from piip.engine.integrity import describe_files, read_document, read_meta, write_document
+from piip.engine.unpickle import load_pickle
 from piip.engine.weights import LoadedWeights, load_file, write_weights
-from piip.errors import CheckpointError
-from piip.files import sync, to_json, write_file
+from piip.errors import CheckpointError, MissingFile
+from piip.files import free_space, sync, write_file
 
 POINTERS = ("last", "best")
-_WEIGHTS = ("ema.safetensors", "model.safetensors")
 
 _log = logging.getLogger(__name__)
 
@@ -58,22 +56,19 @@ def save_checkpoint(
         for name, state in weights.items():
             write_weights(temporary / f"{name}.safetensors", state, config=config, class_names=class_names, step=step)
         torch.save(trainer, temporary / "trainer.pt")
-        files = {}
-        for file in sorted(temporary.iterdir()):
-            sync(file)
-            files[file.name] = {"bytes": file.stat().st_size, "sha256": _digest(file)}
-        meta = {"step": step, "piip": piip.__version__, "torch": torch.__version__, "files": files}
-        write_file(temporary / "meta.json", to_json(meta | {"class_names": class_names, "config": config}, indent=1))
+        sync(temporary / "trainer.pt")
+        meta = {"step": step, "piip": piip.__version__, "torch": torch.__version__, "files": describe_files(temporary)}
+        write_document(temporary / "meta.json", meta | {"class_names": class_names, "config": config})
         if target.exists():
             # A damaged one of the same step: a whole one would have been resumed from.
             shutil.rmtree(target)
         temporary.rename(target)
         sync(root)
         point(root, "last", step)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise CheckpointError(f"cannot save checkpoint {target}: {reason}{_free_space(root)}") from error
+        raise CheckpointError(f"cannot save checkpoint {target}: {reason}{_remedy(root)}") from error
     return target
 
 
@@ -96,7 +91,7 @@ def follow(root: Path, name: str) -> Path | None:
     if pointer.is_symlink():
         target = root / os.readlink(pointer)
     elif pointer.is_file():
-        target = root / pointer.read_text(encoding="utf-8").strip()
+        target = root / pointer.read_text(encoding="utf-8", errors="replace").strip()
     else:
         return None
     return target if target.is_dir() else None
@@ -135,30 +130,6 @@ def remove_leftovers(root: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_meta(path: Path, only: Collection[str] | None = None) -> dict[str, Any]:
-    """meta.json of a checkpoint, after its files (or `only` those) have been held against their sizes and checksums.
-
-    Raises CheckpointError when the checkpoint is missing or damaged.
-    """
-    try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in meta["files"].items()}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is not a whole checkpoint: it has no meta.json") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"checkpoint {path} is damaged: meta.json is not readable") from None
-    for name, (size, digest) in files.items():
-        if only is not None and name not in only:
-            continue
-        file = path / name
-        found = file.stat().st_size if file.is_file() else 0
-        if found != size:
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} has {found} of {size} bytes")
-        if _digest(file) != digest:
-            raise CheckpointError(f"checkpoint {path} is damaged: the checksum of {name} is wrong")
-    return dict(meta)
-
-
 def find_weights(path: Path) -> Path:
     """The weight file behind a file, a checkpoint directory or a run directory.
 
@@ -170,7 +141,7 @@ def find_weights(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise CheckpointError(f"weights not found: {path}")
+        raise MissingFile(f"weights not found: {path}")
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if not (root / "meta.json").exists():
         checkpoint = follow(root, "best") or follow(root, "last") or newest_checkpoint(root)
@@ -179,10 +150,13 @@ def find_weights(path: Path) -> Path:
                 f"{path} holds no checkpoint; expected a run directory, a checkpoint or a weight file"
             )
         root = checkpoint
-    meta = read_meta(root, only=_WEIGHTS)
+    meta = read_meta(root, only=())
+    settings = meta["config"].get("train")
     # What was evaluated during training; checkpoints from before there was a choice hold no word of it.
-    averaged = meta["config"].get("train", {}).get("evaluate_ema", True) and "ema.safetensors" in meta["files"]
-    return root / ("ema.safetensors" if averaged else "model.safetensors")
+    evaluated = settings.get("evaluate_ema", True) if isinstance(settings, dict) else True
+    name = "ema.safetensors" if evaluated and "ema.safetensors" in meta["files"] else "model.safetensors"
+    read_meta(root, only=(name,))
+    return root / name
 
 
 def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
@@ -196,27 +170,31 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
 
 def load_trainer_state(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given as `trainer`, on the CPU. Raises CheckpointError when it cannot be read."""
-    try:
-        state = torch.load(path / "trainer.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(f"cannot read {path / 'trainer.pt'}: {error}") from None
-    return dict(state)
+    state = load_pickle(path / "trainer.pt")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path / 'trainer.pt'} does not hold the state of a training run")
+    return state
 
 
 def write_evaluation(path: Path, record: dict[str, Any]) -> None:
     """Stores the metrics of a checkpoint beside it. Raises CheckpointError when the disk is full or not writable."""
     try:
-        write_file(path / "evaluation.json", to_json(record, indent=1))
+        write_document(path / "evaluation.json", record)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write {path / 'evaluation.json'}: {error.strerror}{_free_space(path)}"
-        ) from error
+        raise CheckpointError(f"cannot write {path / 'evaluation.json'}: {error.strerror}{_remedy(path)}") from error
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:
-    """What `write_evaluation` stored, or None when this checkpoint has not been evaluated."""
+    """What `write_evaluation` stored, or None when this checkpoint has not been evaluated, as far as can be read."""
     file = path / "evaluation.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    try:
+        record = read_document(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _log.warning("%s is damaged (%s); this checkpoint counts as not evaluated", file, error)
+        return None
+    return record
 
 
 def _is_whole(path: Path) -> bool:
@@ -228,15 +206,5 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _free_space(path: Path) -> str:
-    while not path.exists():
-        path = path.parent
-    return f" ({shutil.disk_usage(path).free / 2**20:.0f} MiB free); free some space and continue with --resume"
+def _remedy(path: Path) -> str:
+    return f"{free_space(path)}; free some space and continue with --resume"

@@ -62,15 +62,13 @@ def tf32(wanted: bool | None) -> Iterator[None]:
     if wanted is None:
         yield
         return
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
+    cuda = torch.backends.cuda.matmul
+    before = cuda.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
-        for backend in backends:
-            backend.allow_tf32 = wanted
+        cuda.allow_tf32 = torch.backends.cudnn.allow_tf32 = wanted
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        cuda.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -18,6 +18,7 @@ from torch import nn
 
 from piip.engine.device import choose_device
 from piip.errors import PiipError
+from piip.signals import check_stop, default_signals
 
 T = TypeVar("T")
 
@@ -49,12 +50,31 @@ def session(device: str | None = None) -> Iterator[torch.device]:
     owner = launched and not dist.is_initialized()
     if owner:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        # It waits for the others outside Python, where only the default actions end it.
+        with default_signals():
+            dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield chosen
+    except RuntimeError as error:
+        lost = explain_lost_process(error)
+        if lost is None:
+            raise
+        raise lost from error
     finally:
         if owner:
             dist.destroy_process_group()
+
+
+def explain_lost_process(error: BaseException) -> PiipError | None:
+    """What to do when a collective failed because another process of the run has ended; None for other errors."""
+    # Gloo raises plain RuntimeErrors, which name its source file or the state of the connection.
+    told = isinstance(error, dist.DistError) or any(words in str(error) for words in ("/gloo/", "Connection closed by"))
+    if world_size() == 1 or not (isinstance(error, RuntimeError) and told):
+        return None
+    return PiipError(
+        f"rank {rank()} lost its connection: another process of this run died; see what that one said, and start "
+        "again (training goes on with --resume)"
+    )
 
 
 def gather(value: T) -> list[T]:
@@ -147,6 +167,7 @@ def main_process_first() -> Iterator[None]:
     A failure of the main process is a PiipError on the others.
     """
     if not is_main() and any(gather(False)):
+        check_stop()
         raise PiipError("the main process failed")
     failed = True
     try:

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from piip.config import Config
+from piip.config import Config, DatasetConfig
 from piip.data import ImageDataset, build_dataset, build_loader, check_classes, on_device
+from piip.data.files import list_folder
+from piip.data.images import IMAGE_SUFFIXES
 from piip.engine import distributed
 from piip.engine.checkpoint import load_weights
 from piip.engine.device import compute_dtype, tf32
 from piip.engine.log import Bar, logging_to
 from piip.engine.weights import LoadedWeights
-from piip.errors import ConfigError, PiipError
-from piip.files import to_json, write_file
+from piip.errors import ConfigError, DataError, PiipError
+from piip.files import check_outputs, to_json, write_file
 from piip.metrics import Metric
 from piip.precision import prepare
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Backend = Literal["faster", "pycocotools"]
+_REPORT = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def run_evaluation(
         check_trained_classes(loaded, dataset)
         _log.info("evaluating %s on %d images on %s", loaded.file, len(dataset), target)
         if output is not None:
-            distributed.on_main(lambda: _make_folder(output))
+            distributed.on_main(lambda: _make_folder(output, [loaded.file, *_paths(config.data.val)]))
         loader = build_loader(config, dataset, training=False, pin_memory=target.type == "cuda")
         prepare(model.to(target), compute_dtype(target, config.train.precision))
         with tf32(config.train.tf32):
@@ -108,7 +111,7 @@ def run_evaluation(
         if output is not None:
             report = {"config": config.name, "weights": str(loaded.file), "images": len(dataset)}
             report |= {"backend": backend, "metrics": found.metrics, "classes": found.rows}
-            distributed.on_main(lambda: _write_report(output / "metrics.json", report))
+            distributed.on_main(lambda: _write_report(output / _REPORT, report))
         return found
 
 
@@ -131,7 +134,17 @@ def _draw(metric: Metric, folder: Path | None) -> list[Path]:
         raise PiipError(f"cannot write to {folder}: {error.strerror}") from None
 
 
-def _make_folder(output: Path) -> None:
+def _paths(data: DatasetConfig) -> list[Path]:
+    """The files and folders that a data set is read from."""
+    return [value for _, value in data if isinstance(value, Path)]
+
+
+def _make_folder(output: Path, inputs: list[Path]) -> None:
+    """Makes the folder of the results, which must not take the place of anything that is read."""
+    check_outputs([output / _REPORT], inputs)
+    for folder in inputs:
+        if output.is_dir() and folder.is_dir() and output.samefile(folder) and list_folder(folder, IMAGE_SUFFIXES)[1]:
+            raise DataError(f"{output} holds the images of the data set; choose another --output")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -6,8 +6,9 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,8 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from piip.engine import distributed
 from piip.engine.curves import draw_curves
-from piip.errors import visible
-from piip.files import sync, to_json, write_file
+from piip.errors import PiipError, visible
+from piip.files import free_space, sync, to_json, write_file
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def logging_to(file: Path | None = None) -> Iterator[Console]:
     hidden = ("on_bar", "at_end") if console.is_terminal else ("at_end",)
     handlers[0].addFilter(lambda record: not any(hasattr(record, name) for name in hidden))
     if distributed.is_main() and file is not None:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(_LogFile(file))
         handlers[1].setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     for handler in handlers:
         root.addHandler(handler)
@@ -69,6 +70,27 @@ class _OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = visible(record.message)
         return super().formatMessage(record)
+
+
+class _LogFile(logging.StreamHandler):
+    """Appends to a file, though not through a link, which may lead anywhere.
+
+    On a full disk lines are lost: that the disk is full is said by the checkpoint that cannot be saved.
+    """
+
+    def __init__(self, file: Path) -> None:
+        def opener(path: str, flags: int) -> int:
+            return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+        super().__init__(open(file, "a", encoding="utf-8", opener=opener))  # noqa: SIM115 - closed below
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Logging's own would print a traceback."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.stream.close()
+        super().close()
 
 
 class Bar:
@@ -123,7 +145,7 @@ class JsonLines:
         """keep: which of the records already in the file stay; a torn last line never does."""
         self.records = [record for record in _read_lines(path) if keep(record)] if path.exists() else []
         write_file(path, "".join(to_json(record) + "\n" for record in self.records))
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends one record; NaN and infinities are written as null."""
@@ -157,12 +179,15 @@ class RunLog:
             last = resumed_step if evaluated or record["event"] == "train" else resumed_step - 1
             return bool(record["step"] <= last)
 
-        self._lines = JsonLines(output / "metrics.jsonl", keep)
-        self._stack.callback(self._lines.close)
-        # Hides what an earlier attempt wrote from there on.
-        purge = 0 if resumed_step is None else resumed_step + 1
-        self._board = SummaryWriter(str(output / "tensorboard"), purge_step=purge)
-        self._stack.callback(self._board.close)
+        with self._writing(), ExitStack() as stack:
+            stack.enter_context(_quiet_threads())
+            self._lines = JsonLines(output / "metrics.jsonl", keep)
+            stack.callback(self._lines.close)
+            # Hides what an earlier attempt wrote from there on.
+            purge = 0 if resumed_step is None else resumed_step + 1
+            self._board = SummaryWriter(str(output / "tensorboard"), purge_step=purge)
+            stack.callback(self._board.close)
+            self._stack = stack.pop_all()
 
     def train(self, record: dict[str, Any]) -> None:
         """record: step, epoch, lr, loss, losses by name, grad_norm, time and data_time in s a step, memory_mib."""
@@ -185,26 +210,60 @@ class RunLog:
     def draw(self) -> None:
         """Redraws curves.png."""
         if self._lines is not None:
-            draw_curves(self._lines.records, self._output / "curves.png")
+            with self._writing():
+                draw_curves(self._lines.records, self._output / "curves.png")
 
     def flush(self) -> None:
         """Puts the records so far on the disk, so that no checkpoint outlives its history."""
         if self._lines is not None:
-            sync(self._output / "metrics.jsonl")
-            self._board.flush()
+            with self._writing():
+                sync(self._output / "metrics.jsonl")
+                self._board.flush()
 
     def close(self) -> None:
-        self._stack.close()
+        """Closes the files. A full disk is no error any more: what belongs to a checkpoint was flushed with it."""
+        try:
+            self._stack.close()
+        except OSError as error:
+            _log.warning("the last records could not be written: %s", error.strerror)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise PiipError(
+                f"cannot write to the run directory {self._output}: {error.strerror}{free_space(self._output)}; free "
+                "some space and continue with --resume"
+            ) from error
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._lines is None:
             return
-        self._lines.write(record)
+        with self._writing():
+            self._lines.write(record)
         scalars = {key: value for key, value in record.items() if isinstance(value, (int, float)) and key != "step"}
         for group in ("losses", "metrics"):
             scalars |= {f"{group}/{name}": value for name, value in record.get(group, {}).items() if value is not None}
-        for name, value in scalars.items():
-            self._board.add_scalar(name if "/" in name else f"{record['event']}/{name}", value, record["step"])
+        with self._writing():
+            for name, value in scalars.items():
+                self._board.add_scalar(name if "/" in name else f"{record['event']}/{name}", value, record["step"])
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Keeps TensorBoard's writer thread from showing its traceback: what it failed with is raised at the next call."""
+    shown = threading.excepthook
+
+    def show(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            shown(args)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = shown
 
 
 def _known(value: float | None) -> bool:

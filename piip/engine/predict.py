@@ -20,10 +20,13 @@ from piip.engine.checkpoint import load_weights
 from piip.engine.device import choose_device, compute_dtype, tf32
 from piip.engine.log import Bar, logging_to
 from piip.errors import DataError, PiipError, first_few
-from piip.files import to_json, write_file
+from piip.files import check_outputs, to_json, write_file
 from piip.model import build_model
 from piip.precision import prepare
 from piip.results import build_writer
+from piip.signals import StopSignals
+
+_RESULTS = "predictions.json"
 
 _log = logging.getLogger(__name__)
 
@@ -55,12 +58,14 @@ def run_prediction(
 
     images: files, folders, and patterns with wildcards. weights: a run, a checkpoint or a weight file.
     What predictions.json holds is said by the writers in `piip.results`.
-    An image that cannot be read is reported and left out. Raises DataError if none can, or if an image would be
-    overwritten, and the kinds of PiipError.
+    An image that cannot be read is reported and left out. After a signal or on a full disk the results so far are
+    written before the error. Raises DataError if no image can be read, or if one would be overwritten; Stopped after
+    SIGTERM and KeyboardInterrupt after Ctrl-C; and the kinds of PiipError.
     """
     files = find_images(images)
     overlays = _overlay_paths(files, output)
-    _check_inputs_stay(files, overlays)
+    labels = [overlay.with_name(f"{overlay.stem}.png") for overlay in overlays]
+    check_outputs([output / _RESULTS, *overlays, *labels], [*files, weights])
     with logging_to() as console:
         target = choose_device(device)
         model = build_model(config.model)
@@ -73,10 +78,14 @@ def run_prediction(
         limit = getattr(config.data.val, "max_image_pixels", MAX_IMAGE_PIXELS)
         writer = build_writer(model.head.task, names, score_threshold=score_threshold)
         predictions: list[Prediction] = []
+        failure: OSError | None = None
+        stop = StopSignals()
         try:
             output.mkdir(parents=True, exist_ok=True)
-            with tf32(config.train.tf32), Bar(console, "predicting", total=len(files)) as bar:
+            with stop, tf32(config.train.tf32), Bar(console, "predicting", total=len(files)) as bar:
                 for file, overlay in zip(files, overlays):
+                    if stop.requested:
+                        break
                     image = _read(file, limit)
                     if isinstance(image, DataError):
                         predictions.append(Prediction(file, error=str(image)))
@@ -86,9 +95,19 @@ def run_prediction(
                     found = writer.add(file, image, result, stem)
                     predictions.append(Prediction(file, overlay, found, writer.describe(found)))
                     bar.advance()
-            write_file(output / "predictions.json", to_json(writer.document))
         except OSError as error:
-            raise PiipError(f"cannot write to {output}: {error.strerror or error}") from None
+            failure = error
+        progress = f"stopped after {len(predictions)} of {len(files)} images"
+        try:
+            write_file(output / _RESULTS, to_json(writer.document))
+            progress += f"; results are in {output}"
+        except OSError as error:
+            failure = failure or error
+            progress += f"; {_RESULTS} could not be written"
+        if failure is not None:
+            raise PiipError(f"cannot write to {output}: {failure.strerror or failure}; {progress}") from None
+        if stop.requested and len(predictions) < len(files):
+            raise stop.error(stop.requested, progress)
     if all(prediction.error for prediction in predictions):
         raise DataError(f"none of the {len(files)} images can be read; the first: {predictions[0].error}")
     return predictions
@@ -139,21 +158,19 @@ def _read(file: Path, limit: int) -> Tensor | DataError:
 
 
 def _overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
-    """A name for each overlay; images of the same name from different folders get numbers."""
+    """A name for each overlay; where images of different folders share one, all but the first get numbers."""
+    # A name that an image brings along is never given to another.
+    taken = {file.stem.casefold() for file in files}
     seen: Counter[str] = Counter()
     paths = []
     for file in files:
-        seen[file.stem] += 1
-        number = f"_{seen[file.stem]}" if seen[file.stem] > 1 else ""
-        paths.append(output / f"{file.stem}{number}.jpg")
+        key, stem = file.stem.casefold(), file.stem
+        seen[key] += 1
+        while seen[key] > 1:
+            stem = f"{file.stem}_{seen[key]}"
+            if stem.casefold() not in taken:
+                break
+            seen[key] += 1
+        taken.add(stem.casefold())
+        paths.append(output / f"{stem}.jpg")
     return paths
-
-
-def _check_inputs_stay(files: Sequence[Path], overlays: Sequence[Path]) -> None:
-    """Raises DataError if an overlay, or a PNG that a writer puts beside it, would take the place of an image."""
-    given = {file.resolve() for file in files}
-    for overlay in overlays:
-        for suffix in (".jpg", ".png"):
-            path = overlay.with_name(f"{overlay.stem}{suffix}")
-            if path.resolve() in given:
-                raise DataError(f"the prediction would overwrite the image {path}; choose another --output")

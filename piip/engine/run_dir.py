@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from piip.config import Config, dump_config
-from piip.engine.checkpoint import POINTERS, checkpoints, follow, newest_checkpoint, read_meta, remove_leftovers
-from piip.errors import CheckpointError, ConfigError, PiipError
-from piip.files import write_file
+from piip.engine import distributed
+from piip.engine.checkpoint import POINTERS, checkpoints, follow, newest_checkpoint, remove_leftovers
+from piip.engine.integrity import read_meta
+from piip.errors import CheckpointError, ConfigError, MissingFile, PiipError
+from piip.files import lock, write_file
+
+_log = logging.getLogger(__name__)
+
+_LOCK = ".lock"
+# What is opened for appending, and so would be written through a link; other files are replaced.
+_APPENDED = ("train.log", "tensorboard")
 
 # What may differ between a run and its continuation: it changes no step.
 _HARMLESS = (
@@ -23,6 +36,69 @@ _HARMLESS = (
     "train.log_every",
 )
 _SHOWN = 4
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Holds the run directory, made if need be, for one run; its main process keeps a lock on a file in it.
+
+    The lock ends with the process, however that ends. Raises ConfigError, on all ranks, while another run has it.
+    """
+    with ExitStack() as stack:
+        distributed.on_main(lambda: stack.enter_context(_held(output)))
+        yield
+
+
+@contextmanager
+def _held(output: Path) -> Iterator[None]:
+    path = output / _LOCK
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_lock(path)
+    except OSError as error:
+        raise PiipError(f"cannot write to the run directory {output}: {error.strerror}") from None
+    _inherited.add(descriptor)
+    try:
+        with suppress(OSError):  # on a full disk the lock holds without a name
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        _inherited.discard(descriptor)
+        os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    """The descriptor of the lock file, locked. Raises OSError, and ConfigError naming the process that has the lock."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        taken = lock(descriptor)
+        if taken is False:
+            owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            os.close(descriptor)
+            raise ConfigError(
+                f"{path.parent} is in use by another run, {owner}; wait for its end, or choose another --output"
+            )
+        if taken is None:
+            _log.warning("%s: this file system has no locks; start no second run there", path.parent)
+        # The run before removes its file at its end, perhaps after it was opened here.
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+
+
+# Loader processes that are forked share the lock, and would keep it for a while after the main process was killed.
+_inherited: set[int] = set()
+
+
+def _close_inherited() -> None:
+    for descriptor in _inherited:
+        os.close(descriptor)
+    _inherited.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 def prepare_run(output: Path, config: Config, resume: str | None) -> Path | None:
@@ -49,6 +125,9 @@ def prepare_run(output: Path, config: Config, resume: str | None) -> Path | None
     try:
         root.mkdir(parents=True, exist_ok=True)
         remove_leftovers(root)
+        for name in _APPENDED:
+            if (output / name).is_symlink():
+                (output / name).unlink()
         write_file(output / "config.yaml", dump_config(config))
     except OSError as error:
         raise PiipError(f"cannot write to the run directory {output}: {error.strerror}") from None
@@ -64,7 +143,7 @@ def _named_checkpoint(path: Path) -> Path:
             raise CheckpointError(f"{path} holds no whole checkpoint to resume from")
         return newest
     if not path.is_dir():
-        raise CheckpointError(f"no checkpoint to resume from: {path} is not a checkpoint or run directory")
+        raise MissingFile(f"no checkpoint to resume from: {path} is not a checkpoint or run directory")
     read_meta(path)
     return path
 

@@ -19,19 +19,22 @@ from piip.engine.checkpoint import (
     point,
     prune,
     read_evaluation,
-    read_meta,
     save_checkpoint,
     write_evaluation,
 )
 from piip.engine.evaluate import Evaluation
+from piip.engine.integrity import read_meta
 from piip.engine.meter import Meter
 from piip.engine.optim import build_optimizer
 from piip.engine.step import StepResult
 from piip.engine.weights import load_file
-from piip.errors import DataError
+from piip.errors import CheckpointError, DataError
 from piip.model import Model, build_model
 
 _log = logging.getLogger(__name__)
+
+# What a run cannot go on without.
+_NEEDED = {"step", "epoch_length", "optimizer", "rng", "meter", "best"}
 
 
 class RunState:
@@ -85,6 +88,8 @@ class RunState:
         """Puts everything where it stood when the checkpoint was saved. Raises CheckpointError and DataError."""
         names = read_meta(checkpoint, only=())["class_names"]
         state = load_trainer_state(checkpoint)
+        if not state.keys() >= _NEEDED:
+            raise CheckpointError(f"{checkpoint / 'trainer.pt'} does not hold the state of a training run")
         if names != self.class_names or state["epoch_length"] != self.epoch_length:
             raise DataError(
                 f"the training data changed: {checkpoint} had {len(names)} classes and {state['epoch_length']} steps "
@@ -95,7 +100,10 @@ class RunState:
         if self.ema is not None:
             load_file(self.ema.module, checkpoint / "ema.safetensors")
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best, self.meter = state["step"], state["best"], Meter(**state["meter"])
+        self.step, self.best = state["step"], state["best"]
+        # Older checkpoints have the sums of the main process alone.
+        meters = state["meter"] if isinstance(state["meter"], list) else [state["meter"]]
+        self.meter = Meter(**meters[distributed.rank() if len(meters) == distributed.world_size() else 0])
         if checkpoint.resolve().parent == self.root.resolve():
             self._saved_step = self.step
         evaluation = read_evaluation(checkpoint)
@@ -139,7 +147,7 @@ class RunState:
             "epoch_length": self.epoch_length,
             "optimizer": self.optimizer.state_dict(),
             "rng": distributed.gather(rng.state()),
-            "meter": self.meter.state(),
+            "meter": distributed.gather(self.meter.state()),
             "best": self.best,
         }
         weights = {"model": self.model.state_dict()}

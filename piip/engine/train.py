@@ -30,11 +30,11 @@ from piip.engine.device import compute_dtype, peak_memory_mib, tf32
 from piip.engine.evaluate import evaluate
 from piip.engine.log import Bar, RunLog, logging_to
 from piip.engine.optim import set_lr, total_iterations
-from piip.engine.run_dir import prepare_run
-from piip.engine.signals import StopSignals
+from piip.engine.run_dir import locked, prepare_run
 from piip.engine.state import RunState
 from piip.engine.step import Step, optimizer_step
 from piip.precision import prepared_copy
+from piip.signals import StopSignals
 
 _log = logging.getLogger(__name__)
 
@@ -47,12 +47,13 @@ def train(
     output: the run directory, runs/NAME by default; it must not hold a run unless it is resumed.
     device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'.
     resume: 'auto' for the newest checkpoint in output if there is one, or a checkpoint or run directory.
-    Raises Stopped after SIGTERM and KeyboardInterrupt after Ctrl-C, both with a checkpoint saved within a step;
-    NonFiniteLoss when an update would have spoilt the weights, which is found out at the latest while the step behind
-    it is computed; and the other kinds of PiipError. What it raises leaves checkpoints of finite steps only.
+    Raises Stopped after SIGTERM and KeyboardInterrupt after Ctrl-C, both with a checkpoint saved within a step, or
+    before the first step with none; ConfigError while another process has the run directory; NonFiniteLoss where an
+    update would have spoilt the weights, told at the latest when the next step has been computed and before it or any
+    checkpoint is taken over; and the other kinds of PiipError.
     """
     output = output or Path("runs") / config.name
-    with distributed.session(device) as target:
+    with distributed.session(device) as target, locked(output):
         checkpoint = distributed.on_main(lambda: prepare_run(output, config, resume))
         with (
             logging_to(output / "train.log") as console,
@@ -65,8 +66,11 @@ def train(
                 trainer = Trainer(config, output=output, device=target, stop=stop, console=console)
                 return trainer.run(checkpoint)
             except (Exception, KeyboardInterrupt) as error:
-                death = explain_worker_death(error) if isinstance(error, RuntimeError) else None
-                _log.error("%s: %s", type(error).__name__, death or error, extra={"at_end": True})
+                death: Exception | None = distributed.explain_lost_process(error)
+                if death is None and isinstance(error, RuntimeError):
+                    death = explain_worker_death(error)
+                told = death or error
+                _log.error("%s: %s", type(told).__name__, told, extra={"at_end": True})
                 if death is not None:
                     raise death from None
                 raise
@@ -131,10 +135,17 @@ class Trainer:
         if checkpoint is not None and not state.evaluated and self._due(self.config.train.eval_every):
             state.save()
             self._evaluate(log)
+        self._check_stop()
         with Bar(self.console, "training", total=self.total, done=state.step) as bar:
             while state.step < self.total:
                 self._train_epoch(log, bar)
         return state.metrics
+
+    def _check_stop(self) -> None:
+        """Raises what a signal before the first step asks for, on all ranks if any has been sent one."""
+        requested = -distributed.minimum_(torch.tensor([-float(self.stop.requested or 0)])).item()
+        if requested and self.state.step < self.total:
+            raise self.stop.error(int(requested), "stopped before the first step; nothing was saved")
 
     def close(self) -> None:
         """Ends the loader processes and closes the files."""

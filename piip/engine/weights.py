@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import yaml
-from safetensors.torch import save_file
+import torch
 from torch import Tensor, nn
 
 import piip
-from piip.errors import CheckpointError
+from piip.engine.integrity import BLANK, KEY
+from piip.errors import CheckpointError, MissingFile
+from piip.files import replacing
+
+_log = logging.getLogger(__name__)
+
+# What safetensors calls the types.
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 @dataclass(frozen=True)
@@ -34,24 +61,34 @@ def write_weights(
     class_names: list[str] | None = None,
     step: int | None = None,
 ) -> None:
-    """Writes a state dict as safetensors, with the config and the class names in its header."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    """Replaces `path` by a state dict as safetensors, with the config, the class names and a checksum in its header.
+
+    Equal weights make equal files. Raises OSError when the disk is full or not writable, CheckpointError for odd types.
+    """
     known = {"config": config, "class_names": class_names, "step": step}
     metadata = {key: json.dumps(value) for key, value in known.items() if value is not None}
-    save_file(tensors, path, metadata={"format": "pt", "piip": piip.__version__} | metadata)
-    _sort_metadata(path)
-
-
-def _sort_metadata(path: Path) -> None:
-    # safetensors writes the metadata in a random order, and equal runs should write equal files.
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:
-            file.seek(8)
-            file.write(text.ljust(size))
+    header: dict[str, Any] = {"__metadata__": {KEY: BLANK, "format": "pt", "piip": piip.__version__} | metadata}
+    # Wide types first, so that every tensor begins where its type wants it.
+    names = sorted(state, key=lambda name: (-state[name].element_size(), name))
+    start = 0
+    for name in names:
+        tensor = state[name]
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(f"{name} is {tensor.dtype}, which a safetensors file cannot hold")
+        end = start + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    digest = sha256()
+    data = (_bytes_of(state[name]) for name in names)
+    blocks: Iterator[bytes | memoryview] = chain((len(text).to_bytes(8, "little"), text), data)
+    with replacing(path) as file:
+        for block in blocks:
+            digest.update(block)
+            file.write(block)
+        file.seek(8 + text.index(BLANK.encode()))
+        file.write(digest.hexdigest().encode())
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], LoadedWeights]:
@@ -63,7 +100,7 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], LoadedWeights]:
     from piip.convert.sources import read_state_dict
 
     if not file.is_file():
-        raise CheckpointError(f"weights not found: {file}")
+        raise MissingFile(f"weights not found: {file}")
     state, beside = read_state_dict(file)
     return state, LoadedWeights(file, **_known(beside))
 
@@ -88,8 +125,24 @@ def load_file(model: nn.Module, file: Path) -> LoadedWeights:
             if names:
                 lines.append(f"  {len(names)} {label}: {'; '.join(names[:3])}{'; ...' if len(names) > 3 else ''}")
         raise CheckpointError("\n".join([*lines, f"  {_hint(loaded, state)}"]))
+    warn_of_non_finite(file, state)
     model.load_state_dict(state)
     return loaded
+
+
+def warn_of_non_finite(source: Path | str, state: Mapping[str, Tensor]) -> None:
+    """Warns of weights that are NaN or infinite, with the name of the first tensor and the number of all."""
+    found = {name: count for name, tensor in state.items() if (count := _count_non_finite(tensor))}
+    if found:
+        first, more = next(iter(found)), len(found) - 1
+        _log.warning(
+            "%s: %d of the %d values of %s are not finite%s; what a network with them finds means nothing",
+            source,
+            found[first],
+            state[first].numel(),
+            first,
+            f", nor {sum(found.values()) - found[first]} in {more} more tensors" if more else "",
+        )
 
 
 def _hint(loaded: LoadedWeights, state: dict[str, Tensor]) -> str:
@@ -101,14 +154,26 @@ def _hint(loaded: LoadedWeights, state: dict[str, Tensor]) -> str:
 
 
 def _known(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a header of ours says, as written by `write_weights` or by the conversion; any other is not believed."""
+    """What a header of ours says, as written by `write_weights`; any other is not believed."""
     known: dict[str, Any] = {}
     for key, kind in (("class_names", list), ("config", dict), ("step", int)):
         text = metadata.get(key)
         try:
-            value = yaml.safe_load(text) if isinstance(text, str) else None
-        except yaml.YAMLError:
+            value = json.loads(text) if isinstance(text, str) else None
+        except (ValueError, RecursionError):
             continue
         if value and isinstance(value, kind):
             known[key] = value
     return known
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _count_non_finite(tensor: Tensor) -> int:
+    if not tensor.is_floating_point():
+        return 0
+    # A sum shows whether there are any in a fraction of the time; it may also overflow where there are none.
+    total = tensor.sum() if tensor.dtype.itemsize > 2 else tensor.float().sum()
+    return 0 if math.isfinite(total.item()) else int((~tensor.float().isfinite()).sum())

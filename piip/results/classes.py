@@ -35,8 +35,8 @@ class ClassificationWriter(ResultWriter):
         names = [self.class_names[label] for label in labels]
         entry: dict[str, Any] = {"file_name": str(file), "width": image.shape[2], "height": image.shape[1]}
         self.document["images"].append(entry | {"labels": labels, "names": names, "scores": scores})
-        with replacing(stem.with_name(f"{stem.name}.jpg")) as temporary:
-            draw_classes(image, labels, names, scores).save(temporary, "JPEG", quality=JPEG_QUALITY)
+        with replacing(stem.with_name(f"{stem.name}.jpg")) as stream:
+            draw_classes(image, labels, names, scores).save(stream, "JPEG", quality=JPEG_QUALITY)
         return dict(zip(names, scores, strict=True))
 
     def describe(self, found: dict[str, float]) -> str:

@@ -33,8 +33,8 @@ class DetectionWriter(ResultWriter):
         kept = result["scores"] >= self.score_threshold
         result = {name: value[kept].cpu() for name, value in result.items()}
         self._add(file, image, result)
-        with replacing(stem.with_name(f"{stem.name}.jpg")) as temporary:
-            draw_detections(image, result, self.class_names).save(temporary, "JPEG", quality=JPEG_QUALITY)
+        with replacing(stem.with_name(f"{stem.name}.jpg")) as stream:
+            draw_detections(image, result, self.class_names).save(stream, "JPEG", quality=JPEG_QUALITY)
         return dict(Counter(self.class_names[label] for label in result["labels"].tolist()))
 
     def describe(self, found: dict[str, float]) -> str:

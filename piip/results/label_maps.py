@@ -50,11 +50,11 @@ class LabelMapWriter(ResultWriter):
             if pixels[label]
         ]
         label_file = stem.with_name(f"{stem.name}.png")
-        with replacing(label_file) as temporary:
-            self._indexed(labels).save(temporary, "PNG")
-        with replacing(stem.with_name(f"{stem.name}.jpg")) as temporary:
+        with replacing(label_file) as stream:
+            self._indexed(labels).save(stream, "PNG")
+        with replacing(stem.with_name(f"{stem.name}.jpg")) as stream:
             shares = {entry["id"]: entry["share"] for entry in found}
-            draw_label_map(image, labels, shares, self.class_names).save(temporary, "JPEG", quality=JPEG_QUALITY)
+            draw_label_map(image, labels, shares, self.class_names).save(stream, "JPEG", quality=JPEG_QUALITY)
         height, width = labels.shape
         entry = {"file_name": str(file), "width": width, "height": height, "label_map": label_file.name}
         self.document["images"].append(entry | {"classes": found})

@@ -90,13 +90,13 @@ def test_predict_says_which_image_is_broken_does_the_others_and_exits_2(trained,
     [
         (["predict", NANO, "nowhere.jpg", "--weights", "{run}", "--output", "{run}/out"], 2, "not found: nowhere.jpg"),
         (["predict", NANO, "{run}/checkpoints", "--weights", "{run}", "--output", "{run}/out"], 2, "no images in"),
-        (["eval", NANO, "--weights", "nowhere"], 1, "weights not found: nowhere"),
+        (["eval", NANO, "--weights", "nowhere"], 2, "weights not found: nowhere"),
         (["eval", NANO, "model.head.num_classes=7", "--weights", "{run}"], 1, "another network"),
         (["eval", NANO, "--weights", "{run}", "--device", "abacus"], 2, "unknown device 'abacus'"),
         (["train", NANO, "--output", "{run}"], 2, "already holds a run; continue it with --resume"),
-        (["train", NANO, "--output", "{run}", "--resume", "nowhere"], 1, "no checkpoint to resume from: nowhere"),
+        (["train", NANO, "--output", "{run}", "--resume", "nowhere"], 2, "no checkpoint to resume from: nowhere"),
         (["train", NANO, "--output", "{run}/new", "data.train.images=0"], 2, "data.train.images"),
-        (["convert-ckpt", "nowhere.pth", "{run}/out.safetensors", "--config", NANO], 1, "nowhere.pth"),
+        (["convert-ckpt", "nowhere.pth", "{run}/out.safetensors", "--config", NANO], 2, "nowhere.pth"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_in_a_few_lines(trained, arguments, code, words):
@@ -146,6 +146,7 @@ def test_convert_reports_what_became_of_every_weight(monkeypatch, tmp_path):
     report = piip.convert.ConversionReport(
         loaded=["a", "b"], resized=["pos"], unused=[f"key{index}" for index in range(12)], unknown=[], missing=["w"]
     )
+    (tmp_path / "a.pth").touch()
     monkeypatch.setattr(piip.convert, "convert_checkpoint", lambda *_, **settings: report)
     done = succeed("convert-ckpt", tmp_path / "a.pth", tmp_path / "b.safetensors", "--config", NANO, "--no-strict")
     rows = figures(done.stdout)

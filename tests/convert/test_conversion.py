@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,16 @@ def test_bf16_stays_bf16(tmp_path: Path) -> None:
     torch.save({"module": state, "optimizer": None}, tmp_path / "official.pt")
     convert_checkpoint(tmp_path / "official.pt", tmp_path / "ours.safetensors", config=config)
     assert {value.dtype for value in read_weights(tmp_path / "ours.safetensors")[0].values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (3, 17, 32), (2, 2, 16, 32), (1, 0, 32), (1, 17, 5)])
+def test_embeddings_of_no_shape_that_could_be_resampled_are_named(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    config = config_of(DEIT, DEIT, DEIT)
+    state = official_weights(config)
+    key = next(key for key in state if key.endswith("pos_embed"))
+    torch.save({"state_dict": state | {key: torch.zeros(shape)}}, tmp_path / "official.pth")
+    with pytest.raises(CheckError, match=rf"1 unknown or of another shape: {re.escape(key)}"):
+        convert_checkpoint(tmp_path / "official.pth", tmp_path / "ours.safetensors", config=config)
 
 
 def test_weights_of_another_network_cannot_be_written_back(tmp_path: Path) -> None:

@@ -80,6 +80,14 @@ def test_weights_of_another_network_are_refused_with_what_does_not_fit(tmp_path:
     assert branch.pos_embed.equal(before)
 
 
+@pytest.mark.parametrize("shape", [(), (7,), (3, 16, 64), (2, 2, 16, 64), (1, 0, 64), (1, 16, 5)])
+def test_embeddings_of_no_shape_that_could_be_resampled_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    branch = ViT(**SMALL, pretrain_size=64)
+    torch.save(branch.state_dict() | {"pos_embed": torch.zeros(shape)}, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"1 of another shape \(pos_embed\)"):
+        load_pretrained(branch, str(tmp_path / "odd.pth"))
+
+
 def test_a_name_that_is_neither_file_nor_model_is_an_error() -> None:
     with pytest.raises(CheckpointError, match="'deit_tinny' is neither a file nor a timm model"):
         load_pretrained(ViT(**SMALL), "deit_tinny")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -277,6 +278,32 @@ def test_masks_travel_in_an_eighth_of_their_bytes(root: Path) -> None:
         for sent, target in zip(batch.targets, batch.to("cpu").targets, strict=True):
             assert "masks" not in sent
             assert sent["mask_bits"].numel() * 8 == target["masks"].numel()  # whose width is a multiple of 8 here
+
+
+def test_a_batch_in_one_piece_of_memory_is_the_same_batch(root: Path) -> None:
+    config = make_config(root)
+    batch = epoch(build_loader(config, build_dataset(config.data.train, training=True), training=True), 0)[0]
+    batch.targets[1] = {"label": torch.tensor(3), "boxes": torch.zeros(0, 4), "probabilities": torch.rand(7)}
+    shared = batch.share_memory()
+    assert_same([shared], [batch])
+    assert_same([shared.to("cpu")], [batch.to("cpu")])
+    tensors = [shared.images, *(value for target in shared.targets for value in target.values())]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    assert all(tensor.is_shared() for tensor in tensors)
+    assert shared.memory is not None
+    assert shared.memory.nbytes == batch.nbytes < sum(tensor.nbytes for tensor in tensors) + 64 * len(tensors)
+
+
+def test_a_batch_from_a_loader_process_takes_one_open_file(root: Path) -> None:
+    config = make_config(root, workers=1)
+    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    batches, held = iter(loader), []
+    held.append(next(batches))
+    before = len(os.listdir("/proc/self/fd"))
+    held += batches
+    assert len(held) == 3
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    loader.close()
 
 
 def test_coco_config_reaches_the_dataset(tmp_path: Path) -> None:

@@ -6,13 +6,17 @@ import os
 import re
 import signal
 import textwrap
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from piip.data import Batch, Loader, build_dataset, build_loader, explain_worker_death
 from piip.data.sampler import TrainSampler
+from piip.data.samples import Samples
 from piip.data.workers import leave_signals_to_parent
 from piip.errors import PiipError
 from tests.data.loader_cases import epoch, make_config
@@ -116,6 +120,61 @@ def test_a_signal_that_arrives_while_workers_start_reaches_the_parent_afterwards
     assert seen[-1] == signal.SIGTERM
     assert signal.SIGTERM not in seen[:-1]
     assert seen[:-1]
+
+
+def test_an_epoch_begins_although_processes_are_stuck_in_the_one_before(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(root)
+    expected = epoch(build_loader(config, build_dataset(config.data.train, training=True), training=True), 1)
+    original = Samples.__getitem__
+
+    def get(samples: Samples, key: tuple[int, int]) -> object:
+        if key[0] == 0 and get.taken == 4:
+            time.sleep(1e6)
+        get.taken += 1
+        return original(samples, key)
+
+    get.taken = 0
+    monkeypatch.setattr(Samples, "__getitem__", get)
+    config = make_config(root, workers=1)
+    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader.set_epoch(0)
+    next(iter(loader))
+    (stuck,) = loader._processes
+    found = epoch(loader, 1)
+    assert [batch.image_ids for batch in found] == [batch.image_ids for batch in expected]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(found, expected, strict=True))
+    assert not stuck.is_alive()
+    assert len(loader._processes) == 1
+    loader.close()
+
+
+def test_a_wait_asks_whether_to_go_on_and_notices_that_nobody_takes_batches(root: Path) -> None:
+    """A stand-in for torch's iterator, for page-locked memory needs a GPU: it waits once, then for ever."""
+
+    class Waiting:
+        calls = 0
+        _pin_memory_thread: threading.Thread | None = None
+
+        def __next__(self) -> Batch:
+            self.calls += 1
+            if self.calls == 2:
+                return batch
+            raise RuntimeError("DataLoader timed out after 1 seconds")
+
+    config = make_config(root)
+    asked: list[int] = []
+    loader = build_loader(
+        config, build_dataset(config.data.train, training=True), training=True, check=lambda: asked.append(1)
+    )
+    batch = epoch(loader, 0)[0]
+    loader._iterator = iterator = Waiting()
+    assert loader._next() is batch
+    assert asked == [1]
+    iterator._pin_memory_thread = threading.Thread()
+    with pytest.raises(PiipError, match="the thread that takes its batches ended"):
+        loader._next()
 
 
 @pytest.mark.parametrize("training", [True, False])

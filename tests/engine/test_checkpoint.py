@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
@@ -30,7 +29,6 @@ from piip.engine.checkpoint import (
 )
 from piip.engine.weights import write_weights
 from piip.errors import CheckpointError
-from piip.files import replacing, to_json, write_file
 from tests.engine.tiny import HERE, run_python
 
 NAMES = ["cat", "dog"]
@@ -209,7 +207,7 @@ def test_no_space_for_the_last_file_leaves_nothing_behind(tmp_path: Path, monkey
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint_module, "write_file", full)
+    monkeypatch.setattr(checkpoint_module, "write_document", full)
     with pytest.raises(CheckpointError, match=r"cannot save checkpoint .*2: No space left on device \(\d+ MiB free\)"):
         save(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "last"]
@@ -220,24 +218,6 @@ def test_a_killed_process_leaves_whole_checkpoints(tmp_path: Path) -> None:
     assert words[:2] == ["whole", "20"]
     # Else the kills came between the saves, and the trials show nothing.
     assert int(words[5]) >= 3
-
-
-def test_files_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    file = tmp_path / "file.json"
-    write_file(file, "first")
-
-    def fail() -> None:
-        with replacing(file) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert file.read_text() == "first"
-    write_file(file, "second ü")
-    assert file.read_text(encoding="utf-8") == "second ü"
-    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
-    assert json.loads(to_json({"a": [float("inf"), 1.0], "b": (2, None)})) == {"a": [None, 1.0], "b": [2, None]}
 
 
 def test_a_damaged_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from piip.engine.log import Bar, JsonLines, RunLog, logging_to
+from piip.engine.run_dir import prepare_run
+from tests.engine.tiny import environment, tiny_config
 
 
 def train_record(step: int, loss: float = 1.0) -> dict[str, Any]:
@@ -134,3 +138,51 @@ def test_messages_go_to_stderr_and_to_the_file_and_handlers_do_not_stay(
     assert "hello [bracket]" in text
     assert "ERROR the end" in text
     assert "not heard" not in text
+
+
+def test_links_in_a_run_directory_are_not_written_through(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "victim").write_text("precious")
+    for name in ("train.log", "metrics.jsonl", "curves.png", "config.yaml"):
+        (run / name).symlink_to(elsewhere / "victim")
+    (run / "tensorboard").symlink_to(elsewhere)
+    with pytest.raises(OSError, match=r"train\.log"), logging_to(run / "train.log"):
+        pass
+    prepare_run(run, tiny_config(tmp_path / "data"), "auto")
+    with logging_to(run / "train.log"):
+        logging.getLogger("piip").warning("hello")
+        log = RunLog(run)
+        log.train(train_record(1))
+        log.draw()
+        log.close()
+    assert [path.name for path in elsewhere.iterdir()] == ["victim"]
+    assert (elsewhere / "victim").read_text() == "precious"
+    assert not any(path.is_symlink() for path in run.iterdir())
+    assert "hello" in (run / "train.log").read_text()
+
+
+def test_a_full_disk_is_one_message_with_the_remedy_and_no_traceback(tmp_path: Path) -> None:
+    # A limit on file sizes stands in for the end of the disk; 50 bytes are less than TensorBoard's first record.
+    script = f"""
+import resource, signal
+from pathlib import Path
+from piip.engine.log import RunLog, logging_to
+from piip.errors import PiipError
+import torch.utils.tensorboard
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
+with logging_to(Path({str(tmp_path / "train.log")!r})):
+    import logging
+    for _ in range(5):
+        logging.getLogger("piip").info("x" * 40)
+    try:
+        RunLog(Path({str(tmp_path)!r}))
+    except PiipError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"cannot write to the run directory {tmp_path}: File too large (")
+    assert "free some space and continue with --resume" in done.stdout
+    assert "Traceback" not in done.stderr

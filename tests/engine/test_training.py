@@ -372,10 +372,24 @@ def test_resuming_from_what_is_not_there_says_so(data: Path, tmp_path: Path) -> 
         train(tiny_config(data), output=tmp_path, resume=str(tmp_path / "nowhere"))
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(reference: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "meta.json", "evaluation.json"])
+def test_damage_in_the_newest_checkpoint_costs_no_more_than_what_it_hit(
+    reference: Path,
+    data: Path,
+    tmp_path: Path,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An older checkpoint is gone on from, or the evaluation is repeated; either way the run ends the same."""
     subprocess.run(["cp", "-r", str(reference), str(tmp_path / "run")], check=True)
-    (tmp_path / "run" / "checkpoints" / "6" / "model.safetensors").write_bytes(b"half")
+    file = tmp_path / "run" / "checkpoints" / "6" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
     train(tiny_config(data), output=tmp_path / "run", resume="auto")
+    told = "counts as not evaluated" if name == "evaluation.json" else "trying an earlier one"
+    assert told in caplog.text + capsys.readouterr().err
     assert_same_run(reference, tmp_path / "run")
 
 

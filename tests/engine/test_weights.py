@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
 
+from piip.engine.weights import load_file as load_into
 from piip.engine.weights import write_weights
 
 
@@ -20,3 +26,67 @@ def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
     with safe_open(files[0], framework="pt") as opened:
         assert opened.metadata()["format"] == "pt"
         assert all(opened.get_tensor(name).equal(value) for name, value in state.items())
+
+
+def test_the_checksum_in_the_header_is_that_of_the_file_with_its_own_digits_as_zeros(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    write_weights(file, {"a": torch.randn(3, 5), "empty": torch.zeros(0), "scalar": torch.tensor(2.0)}, step=7)
+    with safe_open(file, framework="pt") as opened:
+        checksum = opened.metadata()["checksum"]
+    data = file.read_bytes()
+    assert data.count(checksum.encode()) == 1
+    assert hashlib.sha256(data.replace(checksum.encode(), b"0" * 64)).hexdigest() == checksum
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn]
+)
+def test_every_type_is_written_as_the_library_reads_it(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = {"x": torch.arange(6).reshape(2, 3).to(dtype), "odd": torch.ones(3, dtype=torch.uint8), "y": torch.ones(1)}
+    write_weights(tmp_path / "w.safetensors", state | {"turned": state["x"].T})
+    found = load_file(tmp_path / "w.safetensors")
+    assert found.keys() == {*state, "turned"}
+    for name, value in state.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name].view(torch.uint8), value.view(torch.uint8))
+    assert found["turned"].float().equal(state["x"].T.float())
+
+
+def test_the_mode_of_a_weight_file_follows_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_weights(tmp_path / "w.safetensors", {"a": torch.ones(1)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_weights_that_are_not_finite_are_told_with_name_and_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, model = tmp_path / "w.safetensors", nn.Linear(3, 4)
+    with torch.no_grad():
+        model.weight[0] = 3e38  # their sum is infinite, but they are not
+    write_weights(file, model.state_dict())
+    load_into(model, file)
+    assert caplog.text == ""
+    with torch.no_grad():
+        model.weight[1, 1:] = float("nan")
+        model.bias[2] = float("-inf")
+    write_weights(file, model.state_dict())
+    load_into(nn.Linear(3, 4), file)
+    assert "1 of the 4 values of bias are not finite, nor 2 in 1 more tensors" in caplog.text
+
+
+def test_files_of_other_programs_need_no_checksum(tmp_path: Path) -> None:
+    model = nn.Linear(3, 4)
+    save_file(model.state_dict(), tmp_path / "w.safetensors", metadata={"checksum_of_another": "x"})
+    load_into(nn.Linear(3, 4), tmp_path / "w.safetensors")
+
+
+def test_what_a_header_says_is_not_believed_beyond_reason(tmp_path: Path) -> None:
+    model = nn.Linear(3, 4)
+    metadata = {"class_names": "[" * 20_000, "step": "9" * 5_000, "config": "[1]"}
+    save_file(model.state_dict(), tmp_path / "w.safetensors", metadata=metadata)
+    loaded = load_into(model, tmp_path / "w.safetensors")
+    assert (loaded.class_names, loaded.step, loaded.config) == (None, None, None)

@@ -96,7 +96,7 @@ def check_steps() -> None:
 
 
 def check_training(folder: Path, data: Path) -> None:
-    # With steps that are read when the next one is computed.
+    # With steps that are read when the next one is computed, and a record of steps before and after the interruption.
     config = tiny_config(data, train__log_every=2)
     metrics = train(config, output=folder / "whole")
     same_on_all(metrics)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from piip import host
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 from piip.heads import MaskRCNN
@@ -150,6 +151,19 @@ def test_an_image_gives_the_same_detections_alone_and_in_a_batch(features: list[
         (alone,) = head.infer([x[index : index + 1] for x in features], SIZES[index : index + 1])
         for key, value in alone.items():
             torch.testing.assert_close(value, together[index][key], atol=1e-3, rtol=1e-4)
+
+
+def test_a_device_finds_and_learns_what_the_cpu_does(features: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    head, found, learned = build(), [], []
+    for on_host in (True, False):
+        monkeypatch.setattr(host, "is_host", lambda device, on_host=on_host: on_host)
+        found.append(head.detect(features, SIZES))
+        torch.manual_seed(0)
+        losses = head.loss(features, SIZES, targets(3, 2))
+        learned.append(torch.autograd.grad(sum(losses.values()), list(head.parameters())))
+    for image, other in zip(*found, strict=True):
+        assert all(torch.equal(image[key], other[key]) for key in image)
+    assert all(map(torch.equal, *learned))
 
 
 def test_restoring_scales_boxes_and_pastes_masks_at_the_original_size(features: list[Tensor]) -> None:

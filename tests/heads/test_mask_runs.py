@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
+from piip.heads.mask_rcnn import mask_runs
 from piip.heads.mask_rcnn.mask_runs import encode_pasted
 from piip.heads.mask_rcnn.masks import paste_masks
 
@@ -68,6 +69,12 @@ def test_nothing_found_and_low_precision() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert assert_same(probabilities(1), boxes, SIZE)
     assert assert_same(probabilities(1).bfloat16(), boxes, SIZE)
+
+
+def test_many_masks_are_encoded_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_runs, "PASTE_PIXELS", 3 * SIZE[0] * SIZE[1])
+    boxes = torch.tensor([[10.0, 10, 80, 70], [0, 0, 120, 90], [50, 50, 200, 60], [5, 5, 5, 9]]).repeat(2, 1)
+    assert assert_same(probabilities(8), boxes, SIZE)
 
 
 @pytest.mark.cuda

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou, nms, roi_align
 
+from piip import host
 from piip.heads.mask_rcnn.boxes import MAX_LOG_RATIO
 from piip.heads.mask_rcnn.roi import UNUSED, BoxHead, Samples, box_levels, pool
 from piip.heads.mask_rcnn.rpn import Proposals
@@ -49,7 +50,9 @@ def pyramid() -> list[Tensor]:
     return [torch.randn(2, 4, 512 // s, 640 // s, generator=generator).requires_grad_() for s in STRIDES]
 
 
-def test_pooling_equals_one_roi_align_per_box_and_keeps_the_order() -> None:
+@pytest.mark.parametrize("place", ["cpu", "device"])
+def test_pooling_equals_one_roi_align_per_box_and_keeps_the_order(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "is_host", lambda device: place == "cpu")
     features = pyramid()
     boxes = [square_boxes(300, 20, 150, 480, 60), square_boxes(130, 500, 10)]
     levels = [[2, 0, 1, 3, 0], [1, 3, 0]]
@@ -60,6 +63,10 @@ def test_pooling_equals_one_roi_align_per_box_and_keeps_the_order() -> None:
         for box, level in zip(boxes[image], levels[image], strict=True)
     ]
     torch.testing.assert_close(pooled, torch.cat(expected))
+    weights = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(0))
+    gradients = [torch.autograd.grad((x * weights).sum(), features) for x in (pooled, torch.cat(expected))]
+    for found, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("boxes", [[torch.zeros(0, 4)] * 2, [torch.zeros(0, 4), square_boxes(300)]])
@@ -141,15 +148,18 @@ def naive_detections(
     return sorted(found, key=lambda item: -item[0])
 
 
+@pytest.mark.parametrize("candidates", [2048, 20])
 @pytest.mark.parametrize("limit", [1000, 9])
-def test_detections_equal_those_found_class_by_class(limit: int) -> None:
+def test_detections_equal_those_found_class_by_class(limit: int, candidates: int) -> None:
+    """Also where more pairs of a box and a class pass the threshold than are looked at first."""
     generator = torch.Generator().manual_seed(3)
     logits = 2 * torch.randn(60, CLASSES + 1, generator=generator)
     deltas = 3 * torch.randn(60, CLASSES, 4, generator=generator)
     corner = 80 * torch.rand(60, 2, generator=generator)
     proposals = torch.cat([corner, corner + 10 + 40 * torch.rand(60, 2, generator=generator)], 1)
     padded = Proposals(proposals[None], torch.ones(1, 60), torch.tensor([60]))
-    (found,) = build(score_threshold=0.2, max_detections=limit).select(logits, deltas, padded, [(90, 100)])
+    head = build(score_threshold=0.2, max_detections=limit)
+    (found,) = head.select(logits, deltas, padded, [(90, 100)], candidates=candidates)
     expected = naive_detections(logits, deltas, proposals, (90, 100), threshold=0.2)
     assert 20 < len(expected) < 180
     expected = expected[:limit]

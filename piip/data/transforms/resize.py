@@ -52,8 +52,8 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     resized = np.empty((size[0], size[1] * channels), dtype=np.uint8)
     for part in _parts(size[0]):
         total, lower = (
-            _times(stretched[place[part]], weights[part, None])
-            for place, weights in zip((top, bottom), row_weights, strict=True)
+            _times(stretched[rows[part]], weights[part, None])
+            for rows, weights in zip((top, bottom), row_weights, strict=True)
         )
         total >>= 16
         lower >>= 16

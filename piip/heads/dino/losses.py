@@ -20,9 +20,10 @@ NO_COST = 1e8
 
 
 class Matching:
-    """The query that each object goes to at the least total cost, while the device goes on.
+    """Finds the query that each object goes to at the least total cost, on the host, while the device goes on.
 
-    answers: of K stages. The costs of all stages and images travel to the host together.
+    answers: of K stages. The costs of all stages and images travel to the host together; it is the one time that the
+    head waits for the device in a training step.
     """
 
     def __init__(self, answers: Answers, objects: Objects) -> None:

@@ -103,7 +103,8 @@ class MaskRCNN(Head):
 
         features: pyramid maps (B, C, H, W), finest first; image_sizes: valid (h, w) of each image in the batch;
         targets: per image boxes (n, 4), labels (n,) and masks (n, h, w). Crowd regions play no part, as in the released
-        recipes. Every parameter gets a gradient, if of zeros, whatever the images hold.
+        recipes. Every parameter gets a gradient, if of zeros, whatever the images hold. It waits for the device twice,
+        and once for every four images.
         """
         objects = [target["boxes"] for target in targets]
         outputs = self.rpn(features)

@@ -76,3 +76,8 @@ def clip(boxes: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
     """Boxes (B, N, 4) cut off at the borders of their images, whose valid (h, w) are given."""
     limits = torch.tensor([[(w, h, w, h)] for h, w in image_sizes], dtype=boxes.dtype)
     return boxes.clamp(min=0).minimum(limits.to(boxes.device, non_blocking=True))
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """The rows index (B, n) of x (B, N, C), in each image its own: (B, n, C)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

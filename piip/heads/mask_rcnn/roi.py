@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import roi_align
 
 from piip import host
-from piip.heads.mask_rcnn.boxes import clip, decode, encode
+from piip.heads.mask_rcnn.boxes import clip, decode, encode, take_rows
 from piip.heads.mask_rcnn.rpn import Proposals
 from piip.heads.mask_rcnn.sampling import IGNORED, assign, drawn_first, sample
 from piip.heads.mask_rcnn.suppression import best, suppress
@@ -23,8 +23,7 @@ MATCH_IOU = 0.5
 POSITIVE_FRACTION = 0.25
 STDS = (0.1, 0.1, 0.2, 0.2)
 UNUSED = -1  # label of a row that takes no part in the losses
-# Pairs of a box and a class, the likeliest of an image, among which it is looked for detections at first.
-CANDIDATES = 2048
+CANDIDATES = 2048  # pairs of a box and a class; a network that has learned finds some hundred in an image
 
 
 def pool(features: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], size: int) -> Tensor:
@@ -40,13 +39,13 @@ def pool(features: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Ten
         x, scale = features[level].float(), 1 / strides[level]
         return roi_align(x, rois, size, spatial_scale=scale, sampling_ratio=0, aligned=True)
 
-    if host.is_host(rois.device):
+    if host.is_host(rois.device) or torch.are_deterministic_algorithms_enabled():
         order = levels.argsort(stable=True)
         counts = torch.stack([(levels == level).sum() for level in range(len(features))]).tolist()
         pooled = [align(level, own) for level, own in enumerate(rois[order].split(counts))]
         return torch.cat(pooled)[order.argsort()]
-    # A device would have to wait for the counts: there every level pools all boxes, those of other levels shrunk to
-    # nothing, which takes no sample and gives 0.
+    # A device would have to be waited for: there every level pools all boxes, those of other levels shrunk to nothing,
+    # which takes no sample and gives 0, except in torchvision's deterministic form, which takes all samples always.
     total = align(0, torch.where((levels == 0)[:, None], rois, 0))
     for level in range(1, len(features)):
         total += align(level, torch.where((levels == level)[:, None], rois, 0))
@@ -137,11 +136,11 @@ class BoxHead(nn.Module):
         padded = F.pad(pad_sequence(labels, batch_first=True), (0, 1), value=self.num_classes)
         named = padded.gather(1, torch.where(assigned < 0, padded.shape[1] - 1, assigned))
         named = torch.where((positive | negative).gather(1, chosen), named, UNUSED)
-        corners = pad_sequence(boxes, batch_first=True).gather(1, chosen[..., None].expand(-1, -1, 4))
-        used = [min(self.batch, length) for length in lengths]
+        corners = take_rows(pad_sequence(boxes, batch_first=True), chosen)
         held = positive.sum(dim=1).tolist()
         return [
-            Samples(*(x[image, :n] for x in (corners, named, assigned)), held[image]) for image, n in enumerate(used)
+            Samples(corners[image, :n], named[image, :n], assigned[image, :n], held[image])
+            for image, n in enumerate(min(self.batch, length) for length in lengths)
         ]
 
     def loss(self, logits: Tensor, deltas: Tensor, samples: list[Samples], objects: list[Tensor]) -> dict[str, Tensor]:
@@ -164,44 +163,42 @@ class BoxHead(nn.Module):
 
     @torch.no_grad()
     def select(
-        self, logits: Tensor, deltas: Tensor, proposals: Proposals, image_sizes: Sequence[tuple[int, int]]
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        proposals: Proposals,
+        image_sizes: Sequence[tuple[int, int]],
+        *,
+        candidates: int = CANDIDATES,
     ) -> list[dict[str, Tensor]]:
         """Detections per image: boxes (n, 4) within its valid (h, w), scores (n,) descending, labels (n,).
 
-        logits (B * P, classes + 1), deltas (B * P, classes, 4) of the proposals. It waits for the device twice.
+        logits (B * P, classes + 1), deltas (B * P, classes, 4) of the proposals. candidates: how many pairs of a box
+        and a class, the likeliest of an image, to look at; where more pass the threshold, it looks at more of them.
+        It waits for the device once, and for every four images.
         """
         batch, rows = proposals.scores.shape
         real = torch.arange(rows, device=logits.device) < proposals.counts[:, None]
         scores = logits.softmax(dim=1)[:, : self.num_classes].unflatten(0, (batch, rows))
         scores = torch.where(real[..., None], scores, 0).flatten(1)
-        deltas = deltas.view(batch, -1, 4)
-        candidates = 0
-        while True:
-            candidates = min(4 * candidates or CANDIDATES, scores.shape[1])
-            likeliest, pairs = best(scores, candidates)
-            usable = likeliest > self.score_threshold
-            labels = pairs % self.num_classes
-            starts, moves = (
-                x.gather(1, index[..., None].expand(-1, -1, 4))
-                for x, index in ((proposals.boxes, pairs // self.num_classes), (deltas, pairs))
-            )
-            boxes = clip(decode(starts, moves, stds=STDS), image_sizes)
-            keep, counts = suppress(
-                boxes,
-                likeliest,
-                labels,
-                usable,
-                num_groups=self.num_classes,
-                threshold=self.nms,
-                limit=self.max_detections,
-            )
-            # The last candidate passes the threshold too: there may be more of them than were looked at.
-            more = usable[:, -1].any() if candidates < scores.shape[1] else usable.new_zeros(())
-            *numbers, again = torch.cat([counts, more[None]]).tolist()
-            if not again:
-                break
-        boxes = boxes.gather(1, keep[..., None].expand(-1, -1, 4))
-        scores, labels = likeliest.gather(1, keep), labels.gather(1, keep)
+        likeliest, pairs = best(scores, min(candidates, scores.shape[1]))
+        labels, usable = pairs % self.num_classes, likeliest > self.score_threshold
+        starts = take_rows(proposals.boxes, pairs // self.num_classes)
+        boxes = decode(starts, take_rows(deltas.view(batch, -1, 4), pairs), stds=STDS)
+        boxes = clip(boxes, image_sizes)
+        keep, counts = suppress(
+            boxes,
+            likeliest,
+            labels,
+            usable,
+            num_groups=self.num_classes,
+            threshold=self.nms,
+            limit=self.max_detections,
+        )
+        *numbers, full = torch.cat([counts, usable[:, -1].any()[None]]).tolist()
+        if full and candidates < scores.shape[1]:
+            return self.select(logits, deltas, proposals, image_sizes, candidates=4 * candidates)
+        boxes, scores, labels = take_rows(boxes, keep), likeliest.gather(1, keep), labels.gather(1, keep)
         return [
             {"boxes": boxes[image, :n], "scores": scores[image, :n], "labels": labels[image, :n]}
             for image, n in enumerate(numbers)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from piip.features import FeatureSpec
-from piip.heads.mask_rcnn.boxes import clip, decode, encode, pyramid_anchors
+from piip.heads.mask_rcnn.boxes import clip, decode, encode, pyramid_anchors, take_rows
 from piip.heads.mask_rcnn.sampling import assign, drawn_first, sample
 from piip.heads.mask_rcnn.suppression import best, suppress
 
@@ -102,9 +102,9 @@ class RPN(nn.Module):
         positive, negative = (mask.gather(1, drawn) for mask in masks)
         logits, deltas = (torch.cat(levels, dim=1) for levels in (outputs.logits, outputs.deltas))
         entropy = F.binary_cross_entropy_with_logits(logits.gather(1, drawn), positive.float(), reduction="none")
-        matched = _rows(padded, assigned.gather(1, drawn).clamp(min=0))
+        matched = take_rows(padded, assigned.gather(1, drawn).clamp(min=0))
         matched = torch.where(positive[..., None], matched, anchors[drawn])
-        distance = (_rows(deltas, drawn) - encode(anchors[drawn], matched, stds=STDS)).abs()
+        distance = (take_rows(deltas, drawn) - encode(anchors[drawn], matched, stds=STDS)).abs()
         # As released: an image without positives (or negatives) counts as if it had one.
         total = torch.stack(masks).sum(dim=2).clamp(min=1).sum()
         return {
@@ -132,7 +132,7 @@ class RPN(nn.Module):
             # By probability, for saturated ones are equal, and the first of them must win, as in the released code.
             level_scores, index = best(logits.sigmoid(), min(pre_nms, logits.shape[1]))
             scores.append(level_scores)
-            boxes.append(decode(anchors[index], _rows(deltas, index), stds=STDS))
+            boxes.append(decode(anchors[index], take_rows(deltas, index), stds=STDS))
             levels.append(torch.full_like(index[0], level))
         candidates, by_score = clip(torch.cat(boxes, dim=1), image_sizes), torch.cat(scores, dim=1)
         index, counts = suppress(
@@ -146,12 +146,7 @@ class RPN(nn.Module):
         )
         real = torch.arange(index.shape[1], device=index.device) < counts[:, None]
         return Proposals(
-            torch.where(real[..., None], _rows(candidates, index), 0),
+            torch.where(real[..., None], take_rows(candidates, index), 0),
             torch.where(real, by_score.gather(1, index), 0),
             counts,
         )
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """The rows index (B, n) of x (B, N, C), in each image its own: (B, n, C)."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

@@ -54,16 +54,15 @@ def sample(
     Returns two disjoint masks (B, N): positives and negatives drawn.
     """
     places = assigned.shape[1]
-    # One permutation after the other: the random numbers of an image do not depend on the batch around it.
+    # One permutation after the other: random numbers are drawn as for one image at a time.
     order = torch.stack([_shuffled(n, places, assigned.device) for n in lengths or [places] * len(assigned)])
     shuffled = assigned.gather(1, order)
     positive = shuffled >= 0
     positive &= positive.cumsum(dim=1) <= int(count * positive_fraction)
     negative = shuffled == BACKGROUND
     negative &= negative.cumsum(dim=1) <= count - positive.sum(dim=1, keepdim=True)
-    return torch.zeros_like(positive).scatter(1, order, positive), torch.zeros_like(negative).scatter(
-        1, order, negative
-    )
+    nothing = torch.zeros_like(positive)
+    return nothing.scatter(1, order, positive), nothing.scatter(1, order, negative)
 
 
 def _shuffled(count: int, places: int, device: torch.device) -> Tensor:
@@ -81,10 +80,9 @@ def drawn_first(positive: Tensor, negative: Tensor, count: int) -> Tensor:
     count = min(count, len(places))
     positives, negatives = positive.cumsum(dim=1), negative.cumsum(dim=1)
     # An index's rank: how many of its own kind lie before it, behind all of the kinds that come first.
-    all_positives = positives[:, -1:]
-    rank = torch.where(
-        negative, all_positives + negatives - 1, places - positives + (all_positives + negatives[:, -1:] - negatives)
-    )
+    first_negative = positives[:, -1:]
+    first_other = first_negative + negatives[:, -1:]
+    rank = torch.where(negative, first_negative + negatives - 1, first_other + places - positives - negatives)
     rank = torch.where(positive, positives - 1, rank)
     # What does not fit is written to a place that is one too many.
     first = torch.zeros(len(positive), count + 1, dtype=torch.int64, device=positive.device)

@@ -8,7 +8,7 @@ from torchvision.ops import nms
 
 from piip import host
 
-# Images that one call suppresses on a device.
+# Images that one call suppresses on a device, where it waits once; its memory grows with the square of all their boxes.
 QUADRANTS = 4
 
 
