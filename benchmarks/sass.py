@@ -65,8 +65,8 @@ class Trace:
             if first >= barrier and inside:
                 bodies.append((sum(self.at[i.address] for i in inside), len(body), len(inside)))
         most = sum(self.at[i.address] for i in code if i.name in names and i.address >= barrier)
-        bodies = [(length, inside) for executed, length, inside in bodies if 2 * executed > most]
-        return min(bodies, default=(sum(n for a, n in self.at.items() if a >= barrier), most))
+        chosen = [(length, inside) for executed, length, inside in bodies if 2 * executed > most]
+        return min(chosen, default=(sum(n for a, n in self.at.items() if a >= barrier), most))
 
 
 def parse(listing: str) -> dict[str, list[Instruction]]:

@@ -35,6 +35,7 @@ class Counted:
     forward: dict[Site, Count]
     backward: dict[Site, Count]
     samples: int
+    races: set[tuple[str, int, int]]
 
 
 def inside(width: int, levels: int, dtype: torch.dtype) -> Case:
@@ -71,16 +72,20 @@ def counted(request, emulation, mode) -> Counted:
         with emulated.installed(emulation):
             emulation.reset_counts()
             out = case.run(deform_attn)
-            forward = emulation.counts()
+            forward, races = emulation.counts(), emulation.races()
             emulation.reset_counts()
             out.backward(torch.ones_like(out))
-            backward = emulation.counts()
+            backward, races = emulation.counts(), races | emulation.races()
     finally:
         torch.use_deterministic_algorithms(False)
     forward, backward = (
         {s: c for sites in counts.values() for s, c in sites.items()} for counts in (forward, backward)
     )
-    return Counted(width, dtype, deterministic, forward, backward, case.logits.numel())
+    return Counted(width, dtype, deterministic, forward, backward, case.logits.numel(), races)
+
+
+def test_threads_meet_before_they_share(counted):
+    assert not counted.races
 
 
 def test_no_access_to_shared_memory_meets_more_than_a_twofold_bank_conflict(counted):

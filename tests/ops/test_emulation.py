@@ -186,6 +186,16 @@ def test_sums_depend_on_the_order_of_blocks_where_a_kernel_lets_them(emulation):
     assert sums == [0.0, 1.0]  # 1 + 1e8 - 1e8, from either end
 
 
+@pytest.mark.parametrize(
+    ("distance", "how", "races"), [(1, 0, 1), (1, 1, 0), (1, 2, 0), (32, 0, 1), (32, 1, 1), (32, 2, 0), (0, 0, 0)]
+)
+def test_threads_that_share_memory_without_having_met_race(emulation, distance, how, races):
+    emulation.reset_counts()
+    assert not call(emulation, "pass_on", torch.zeros(64, dtype=torch.int32), distance, how)
+    emulation.counts()
+    assert len({(min(a, b), max(a, b)) for _, a, b in emulation.races()}) == races
+
+
 def test_launches_are_written_down_with_their_parameters(emulation):
     out = torch.zeros(7, 32, dtype=torch.int32)
     (launch,) = emulation.launches_of(lambda: call(emulation, "call_warp", out, 8))

@@ -112,7 +112,7 @@ class Emulated:
     def __init__(self, path: Path, architecture: int) -> None:
         self.path, self.architecture = path, architecture
         self.module, self.library = _load(f"emulated_{architecture}._C", path), ctypes.CDLL(str(path))
-        for name in ("emulated_counts", "emulated_launches"):
+        for name in ("emulated_counts", "emulated_races", "emulated_launches"):
             getattr(self.library, name).restype = ctypes.c_char_p
         self._names: dict[int, str] = {}
 
@@ -136,6 +136,11 @@ class Emulated:
             address, kind, line, size, *numbers = map(int, row.split())
             found.setdefault(self._name(address), {})[Site(KINDS[kind], line, size)] = Count(*numbers)
         return found
+
+    def races(self) -> set[tuple[str, int, int]]:
+        """Kernels and pairs of their lines that raced in shared memory while accesses were counted."""
+        rows = (map(int, row.split()) for row in self.library.emulated_races().decode().splitlines())
+        return {(self._name(address), first, second) for address, first, second in rows}
 
     def launches_of(self, call: Callable[[], Any]) -> list[Launch]:
         """What a call would launch; nothing is executed."""

@@ -8,6 +8,7 @@
 #include <sstream>
 #include <string>
 #include <tuple>
+#include <unordered_map>
 #include <vector>
 
 #include "emulator.h"
@@ -90,6 +91,49 @@ void count_global(Count& count, const Reported* first, const Reported* last, int
   count.ideal_sectors += (moved + kSectorBytes - 1) / kSectorBytes;
 }
 
+// Who touched two bytes of shared memory since the block last met.
+struct Touch {
+  int thread = -1, line = 0;
+  long long meetings = 0;
+  bool adds = false;
+};
+
+struct Cell {
+  Touch write;
+  std::vector<Touch> reads;  // the last one of each warp, and of another lane at the same time
+};
+
+std::unordered_map<uintptr_t, Cell> cells;
+std::vector<long long> meetings(1024);            // of each thread with its warp
+std::set<std::tuple<uintptr_t, int, int>> races;  // kernel and two lines
+
+// Two accesses of which one writes race where no meeting of the block, or of their warp, lies between.
+bool in_order(const Touch& a, const Touch& b) {
+  if (a.thread < 0 || a.thread == b.thread || (a.adds && b.adds)) return true;
+  return a.thread / kWarp == b.thread / kWarp && a.meetings != b.meetings;
+}
+
+void look_for_races(Access kind, int line, uintptr_t address, size_t bytes) {
+  const int thread = current_thread();
+  const Touch now{thread, line, meetings[thread], kind == Access::add_shared};
+  for (uintptr_t at = address / 2; at < (address + bytes + 1) / 2; ++at) {
+    Cell& cell = cells[at];
+    if (!in_order(cell.write, now)) races.insert({kernel, cell.write.line, line});
+    if (kind == Access::read_shared) {
+      const auto stale = [&](const Touch& t) { return t.thread == thread || in_order(t, now); };
+      const auto same_warp = [&](const Touch& t) { return t.thread / kWarp == thread / kWarp; };
+      auto& reads = cell.reads;
+      reads.erase(std::remove_if(reads.begin(), reads.end(), [&](auto& t) { return same_warp(t) && stale(t); }),
+                  reads.end());
+      if (std::count_if(reads.begin(), reads.end(), same_warp) < 2) reads.push_back(now);
+    } else {
+      for (const Touch& read : cell.reads)
+        if (!in_order(read, now)) races.insert({kernel, read.line, line});
+      cell = {now, {}};
+    }
+  }
+}
+
 uintptr_t library_offset(uintptr_t address) {
   Dl_info library;
   dladdr(reinterpret_cast<void*>(address), &library);
@@ -101,6 +145,7 @@ std::string launches;
 }  // namespace
 
 void record(Access kind, int line, const void* address, size_t bytes) {
+  if (is_shared(kind)) look_for_races(kind, line, reinterpret_cast<uintptr_t>(address), bytes);
   std::vector<Reported>& list = of_thread[current_thread()];
   const int each = int(std::min<size_t>(bytes, kMostBytes));
   const Site site{kernel, kind, line, each};
@@ -118,6 +163,7 @@ void count_until_here(int first, unsigned mask) {
   std::vector<Reported> all;
   for (int lane = 0; lane < kWarp; ++lane) {
     if (!(mask >> lane & 1)) continue;
+    ++meetings[first + lane];
     std::map<Site, int> occurrences;
     for (Reported& r : of_thread[first + lane]) {
       r.occurrence = occurrences[r.site]++;
@@ -139,6 +185,8 @@ void count_until_here(int first, unsigned mask) {
   }
 }
 
+void block_met() { cells.clear(); }
+
 void record_launch(uintptr_t kernel, dim3 grid, dim3 block, size_t shared_bytes, const Parameters& parameters) {
   std::ostringstream out;
   out << library_offset(kernel);
@@ -154,6 +202,7 @@ void record_launch(uintptr_t kernel, dim3 grid, dim3 block, size_t shared_bytes,
 
 EXPORTED void emulated_reset_counts() {
   emulated::counts.clear();
+  emulated::races.clear();
   emulated::counting = true;
 }
 
@@ -166,6 +215,15 @@ EXPORTED const char* emulated_counts() {
         << ' ' << std::get<3>(site) << ' ' << c.instructions << ' ' << c.lanes << ' ' << c.wavefronts << ' '
         << c.ideal_wavefronts << ' ' << c.worst << ' ' << c.sectors << ' ' << c.ideal_sectors << '\n';
   emulated::counting = false;
+  return (text = out.str()).c_str();
+}
+
+// One line per pair of lines that race: the kernel's address in the library, and the lines.
+EXPORTED const char* emulated_races() {
+  static std::string text;
+  std::ostringstream out;
+  for (const auto& [kernel, first, second] : emulated::races)
+    out << emulated::library_offset(kernel) << ' ' << first << ' ' << second << '\n';
   return (text = out.str()).c_str();
 }
 

@@ -190,6 +190,7 @@ void run_block(bool backwards) {
   for (int i = 0; i < thread_count; ++i) prepare(fibers[i]);
   const int warps = (thread_count + kWarp - 1) / kWarp;
   for (bool any = true; any;) {
+    block_met();
     for (int k = 0; k < warps; ++k) run_warp(kWarp * (backwards ? warps - 1 - k : k), backwards);
     any = false;
     for (int i = 0; i < thread_count; ++i)

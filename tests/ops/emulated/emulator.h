@@ -2,7 +2,7 @@
 //
 // Blocks run one after the other. The threads of a block are fibers: each runs until it waits for its warp or its
 // block, or ends. So a kernel's indices, shuffles, barriers, masks and sums are executed as they are written; what only
-// a GPU can show (races, speed, the memory model) is not.
+// a GPU can show (speed, the memory model) is not.
 #pragma once
 
 #include <stddef.h>
@@ -73,6 +73,7 @@ void record_launch(uintptr_t kernel, dim3 grid, dim3 block, size_t shared_bytes,
 // cost a wavefront for each four of the lines of 128 bytes that they touch.
 enum class Access { read_global, write_global, read_shared, write_shared, add_global, add_shared };
 
+// Accesses to the same bytes of shared memory, one of them a write, race where the threads did not meet between.
 inline bool counting = false;
 void record(Access kind, int line, const void* address, size_t bytes);
 inline void access(Access kind, int line, const void* address, size_t bytes) {
@@ -82,6 +83,7 @@ inline void access(Access kind, int line, const void* address, size_t bytes) {
 // For the scheduler: accesses of this kernel follow; the lanes of `mask` in the warp of thread `first` met or ended.
 void count_kernel(uintptr_t kernel);
 void count_until_here(int first, unsigned mask);
+void block_met();
 int current_thread();
 
 }  // namespace emulated

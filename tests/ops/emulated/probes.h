@@ -80,6 +80,17 @@ __global__ void sum_blocks(float* out) {
   if (threadIdx.x == 0) atomicAdd(out, blockIdx.x == 0 ? 1.0f : blockIdx.x == 1 ? 1e8f : -1e8f);
 }
 
+// Threads read what another one wrote: of the warp (distance 1) or of another warp (32), after they met as `how` says.
+__global__ void pass_on(int* out, int distance, int how) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  int* words = reinterpret_cast<int*>(shared);
+  const int thread = int(threadIdx.x);
+  write_shared(words + thread, thread);
+  if (how == 1) __syncwarp();
+  if (how == 2) __syncthreads();
+  out[thread] = read_shared(words + (thread ^ distance));
+}
+
 // What a GPU would not survive.
 __global__ void go_wrong(int how) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -149,6 +160,10 @@ EXPORTED const char* emulated_number_threads(int* out, const unsigned* grid, con
 
 EXPORTED const char* emulated_sum_blocks(float* out) {
   return piip::cuda::probe(piip::cuda::sum_blocks, 3, 32, 0, out);
+}
+
+EXPORTED const char* emulated_pass_on(int* out, int distance, int how) {
+  return piip::cuda::probe(piip::cuda::pass_on, 2, 64, 256, out, distance, how);
 }
 
 EXPORTED const char* emulated_go_wrong(int how) { return piip::cuda::probe(piip::cuda::go_wrong, 1, 32, 1024, how); }
