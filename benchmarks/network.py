@@ -99,8 +99,17 @@ def training_step(model: Model, config: Config, batch: Batch, device: torch.devi
             unread.pop().result()
 
     def step() -> None:
-        settings = {"config": config.optim, "device": device, "precision": config.train.precision, "signal": 0}
-        unread.append(optimizer_step(model, optimizer, repeat(batch), before_update=read, **settings))
+        taken = optimizer_step(
+            model,
+            optimizer,
+            repeat(batch),
+            config=config.optim,
+            device=device,
+            precision=config.train.precision,
+            signal=0,
+            before_update=read,
+        )
+        unread.append(taken)
 
     return step
 

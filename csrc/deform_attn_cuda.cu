@@ -13,8 +13,8 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kSharedBytes = 48 * 1024;
-constexpr int kMostImages = 65535;  // of a launch
+constexpr int kSharedBytes = 48 * 1024, kUsualBytes = 31 * 1024;  // at most; so that five blocks find room
+constexpr int kMostImages = 65535;                                // of a launch
 
 template <class T, int V>
 __device__ __forceinline__ void unpack(const Pack<T, V>& packed, typename Compute<T>::type (&x)[V]) {
@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 5 : 1)
 
   const int slot = int(plan.by_lanes.of(threadIdx.x)), lane = int(threadIdx.x) - slot * plan.lanes;
   if (slot >= block.count) return;
-  const S* value = static_cast<const S*>(a.value) + block.image * a.cells * step;
-  S* out = static_cast<S*>(a.out) + (block.begin(plan) + slot) * a.width;
+  const S* value = of_image(static_cast<const S*>(a.value), block.image, plan.values);
+  S* out = of_image(static_cast<S*>(a.out), block.image, plan.results) + (block.first + slot) * uint32_t(a.width);
   for (int d = lane * V; d < a.width; d += plan.lanes * V) {
     T sum[V] = {};
     const S* rows = worked_out(value + d);
@@ -104,24 +104,29 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 5 : 1)
 
 // Adds what all samples of a block's items give to the value gradient, a channel a lane: all lanes of the block take
 // part in rows that follow each other. grads: (items, width), the output gradients.
-template <class T, class Spot, class Area>
-__device__ __forceinline__ void scatter(const DeformAttn& a, const Plan& plan, const Block& block, const Spot* spots,
-                                        const Area* area, const T* grads) {
-  const int64_t base = block.image * a.cells * a.heads * a.width;
+template <class T, class Area>
+__device__ __forceinline__ void scatter(const DeformAttn& a, const Plan& plan, const Block& block,
+                                        const Pack<T, 4>* spots, const Area* area, const T* grads) {
+  const uint64_t base = uint64_t(block.image) * plan.values;
   const double unit = a.fixed_point_unit ? read_global(a.fixed_point_unit) : 0.0;
-  for (int s = 0; s < plan.samples; ++s) {
-    for (uint32_t t = threadIdx.x; t < uint32_t(4 * block.count * a.width); t += blockDim.x) {
-      const uint32_t row = plan.by_width.of(t), slot = row / 4, k = row % 4, d = t - row * uint32_t(a.width);
-      const int at = s * plan.stride + int(slot);
+  const int together = int(blockDim.x) / a.width > 0 ? int(blockDim.x) / a.width : 1;  // rows
+  const int begin = int(plan.by_width.of(threadIdx.x)), channel = int(threadIdx.x) - begin * a.width;
+  for (int s = 0; s < plan.samples && begin < together; ++s) {
+    for (int row = begin; row < 4 * block.count; row += together) {
+      const int slot = row / 4, k = row % 4, at = s * plan.stride + slot;
       const uint32_t corner = read_shared(&area[at].corners.items[k]);
       if (corner == kNowhere) continue;
-      const Spot spot = read_shared(spots + at);
-      const T x = spot.items[2] * share(spot.items[0], spot.items[1], int(k)) * read_shared(grads + slot * a.width + d);
-      if (a.fixed_point_unit) {
-        add_global(static_cast<unsigned long long*>(a.grad_value) + base + corner + d,
-                   static_cast<unsigned long long>(__double2ll_rn(double(x) * unit)));
-      } else {
-        add_global(static_cast<T*>(a.grad_value) + base + corner + d, x);
+      const Pack<T, 4> spot = read_shared(spots + at);
+      const T fx = spot.items[0], fy = spot.items[1];
+      const T factor = spot.items[2] * (k & 1 ? fx : T(1) - fx) * (k & 2 ? fy : T(1) - fy);
+      for (int d = channel; d < a.width; d += int(blockDim.x)) {
+        const T x = factor * read_shared(grads + slot * a.width + d);
+        if (a.fixed_point_unit) {
+          add_global(static_cast<unsigned long long*>(a.grad_value) + base + (corner + d),
+                     static_cast<unsigned long long>(__double2ll_rn(double(x) * unit)));
+        } else {
+          add_global(static_cast<T*>(a.grad_value) + base + (corner + d), x);
+        }
       }
     }
   }
@@ -139,14 +144,15 @@ struct Part {
 #pragma unroll
     for (int i = 0; i < N; ++i) g[i] = read.items[i];
   }
-  __device__ __forceinline__ void add(float* row, float factor) const {
+  // at: this channel of a row.
+  __device__ __forceinline__ void add(float* at, float factor) const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     if (!any) return;
     if constexpr (N == 4) {
-      add_global(reinterpret_cast<float4*>(row + begin),
+      add_global(reinterpret_cast<float4*>(at),
                  make_float4(factor * g[0], factor * g[1], factor * g[2], factor * g[3]));
     } else {
-      add_global(reinterpret_cast<float2*>(row + begin), make_float2(factor * g[0], factor * g[1]));
+      add_global(reinterpret_cast<float2*>(at), make_float2(factor * g[0], factor * g[1]));
     }
 #endif
   }
@@ -202,15 +208,22 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
                                     right && bottom ? corner + down + step : kNowhere}});
   });
   const int slot = int(threadIdx.x) >> plan.log_lanes, lane = int(threadIdx.x) & (plan.lanes - 1);
+  constexpr int kQuad = V < 4 ? V : 4;  // channels of an access to shared memory
   const bool active = slot < block.count;
   const T* own = grads + slot * a.width;
   if (active) {
-    const S* grad_out = static_cast<const S*>(a.grad_out) + (block.begin(plan) + slot) * a.width;
+    const S* grad_out = of_image(static_cast<const S*>(a.grad_out), block.image, plan.results) +
+                        (block.first + slot) * uint32_t(a.width);
     for (int d = lane * V; d < a.width; d += plan.lanes * V) {
       T x[V];
       unpack(read_row<S, V>(grad_out, uint32_t(d)), x);
 #pragma unroll
-      for (int k = 0; k < V; ++k) write_shared(grads + slot * a.width + d + k, x[k]);
+      for (int k = 0; k < V; k += kQuad) {
+        Pack<T, kQuad> some;
+#pragma unroll
+        for (int i = 0; i < kQuad; ++i) some.items[i] = x[k + i];
+        write_shared(reinterpret_cast<Pack<T, kQuad>*>(grads + slot * a.width + d + k), some);
+      }
     }
   }
   __syncthreads();
@@ -227,16 +240,19 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
     scatter(a, plan, block, spots, area, grads);
     __syncthreads();
   }
-  const int64_t base = block.image * a.cells * step;
-  const S* value = static_cast<const S*>(a.value) + base;
-  T* grad_value = worked_out(static_cast<T*>(a.grad_value) + base);
+  const S* value = of_image(static_cast<const S*>(a.value), block.image, plan.values);
+  T* grad_value = of_image(static_cast<T*>(a.grad_value), block.image, plan.values);
   for (int begin = 0; begin < plan.padded; begin += 4) {
     T dots[4][4] = {};  // [sample][corner]
     for (int d = lane * V; active && d < a.width; d += plan.lanes * V) {
       T g[V];
       const S* rows = worked_out(value + d);
 #pragma unroll
-      for (int i = 0; i < V; ++i) g[i] = read_shared(own + d + i);
+      for (int k = 0; k < V; k += kQuad) {
+        const auto some = read_shared(reinterpret_cast<const Pack<T, kQuad>*>(own + d + k));
+#pragma unroll
+        for (int i = 0; i < kQuad; ++i) g[k + i] = some.items[i];
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const Pack<uint32_t, 4> c = read_shared(&area[(begin + i) * plan.stride + slot].corners);
@@ -257,16 +273,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
       if (by_vectors && active) {
         constexpr int N = V < 4 ? 2 : 4;
         const Part<N> one(own, a.width, lane), two(own, V == 8 ? a.width : 0, lane + plan.lanes);
+        T* rows = worked_out(grad_value + one.begin);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const Pack<uint32_t, 4> c = read_shared(&area[(begin + i) * plan.stride + slot].corners);
           const Pack<T, 4> spot = read_shared(spots + (begin + i) * plan.stride + slot);
+          const Pack<T, 4> factors = shares(spot.items[0], spot.items[1], spot.items[2]);
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             if (c.items[k] == kNowhere) continue;
-            const T factor = spot.items[2] * share(spot.items[0], spot.items[1], k);
-            one.add(grad_value + c.items[k], factor);
-            if (V == 8) two.add(grad_value + c.items[k], factor);
+            one.add(rows + c.items[k], factors.items[k]);
+            if (V == 8) two.add(rows + c.items[k] + N * plan.lanes, factors.items[k]);
           }
         }
       }
@@ -278,13 +295,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
   __syncthreads();
 
   // Gradients of points and weights, by the lanes that prepared the samples.
-  void* grad_points = points_of<S>(a.grad_points, plan, block, 2 * plan.samples);
-  void* grad_weights = points_of<S>(a.grad_weights, plan, block, plan.samples);
+  void* grad_points = of_image(static_cast<char*>(a.grad_points), block.image, plan.points);
+  void* grad_weights = of_image(static_cast<char*>(a.grad_weights), block.image, plan.points / 2);
   const int preparing = 1 << plan.log_preparing, sample = int(threadIdx.x) & (preparing - 1);
   const int together = 32 >> plan.log_preparing;
   for (int slot = int(threadIdx.x) >> plan.log_preparing; (slot & -together) < block.count;
        slot += int(blockDim.x) >> plan.log_preparing) {
-    const uint32_t at = uint32_t(slot * plan.samples);
+    const uint32_t at = (block.first + slot) * uint32_t(plan.samples);
     const int samples = slot < block.count ? plan.samples : 0;
     const auto sampled = [&](const Pack<T, 4>& spot, const Pack<T, 4>& d) {
       return blend(spot.items[0], spot.items[1], d.items[0], d.items[1], d.items[2], d.items[3]);
@@ -324,10 +341,14 @@ template <class S, int V>
 void launch_blocks(const DeformAttn& a, bool is_backward, uintptr_t stream) {
   using T = typename Compute<S>::type;
   const int vectors = a.width / V, samples = a.levels * a.points_per_level;
-  if (a.cells * a.heads * a.width >= kNowhere || a.queries * a.heads * samples > 0x3fffffff)
-    throw std::runtime_error("piip: deform_attn on CUDA takes images of fewer than 2^32 values and 2^30 samples");
+  const int64_t total = a.queries * a.heads, values = a.cells * a.heads * a.width, results = total * a.width;
+  const int64_t points = total * samples * 2 * (a.point_dtype == a.value_dtype ? sizeof(S) : sizeof(T));
+  if (total >= 0x7fffffff || values >= kNowhere || results >= kNowhere || points >= kNowhere)
+    throw std::runtime_error(
+        "piip: deform_attn on CUDA takes images of fewer than 2^32 values, results and bytes of points");
   Plan plan{};
-  plan.total = uint32_t(a.queries * a.heads);
+  plan.total = uint32_t(total), plan.values = uint32_t(values), plan.results = uint32_t(results);
+  plan.points = uint32_t(points);
   plan.samples = samples;
   plan.padded = (samples + 3) / 4 * 4;
   plan.lowered = a.point_dtype == a.value_dtype;
@@ -350,6 +371,7 @@ void launch_blocks(const DeformAttn& a, bool is_backward, uintptr_t stream) {
     return plan.padded * spread(items) * sample + (is_backward ? items * a.width * sizeof(T) : 0);
   };
   plan.items = kThreads / plan.lanes;
+  while (plan.items > 8 && bytes(plan.items) > kUsualBytes) --plan.items;
   while (plan.items > 1 && bytes(plan.items) > kSharedBytes) --plan.items;
   plan.stride = spread(plan.items);
   if (bytes(plan.items) > kSharedBytes)
@@ -362,8 +384,11 @@ void launch_blocks(const DeformAttn& a, bool is_backward, uintptr_t stream) {
     const int shared_bytes = int(bytes(plan.items));
     if (is_backward) {
       launch("deform_attn_backward", backward<S, V>, grid, threads, shared_bytes, stream, a, plan);
-    } else if (samples == 4 && a.levels == 1 && V > 1) {
+    } else if (samples == 4 && a.levels == 1) {
       launch("deform_attn_forward", forward<S, V, 4>, grid, threads, shared_bytes, stream, a, plan);
+    } else if (samples == 16 && sizeof(S) < 8) {
+      launch("deform_attn_forward", forward < S, V, sizeof(S) < 8 ? 16 : 0 >, grid, threads, shared_bytes, stream, a,
+             plan);
     } else {
       launch("deform_attn_forward", forward<S, V, 0>, grid, threads, shared_bytes, stream, a, plan);
     }

@@ -27,34 +27,38 @@ struct Divisor {
 
 // How items are laid over a block, and the samples of an item over the lanes of a warp.
 struct Plan {
-  uint32_t total;     // items of an image
-  int first_image;    // of this launch
-  int items;          // of a block
-  int samples;        // of an item
-  int padded;         // the same, up to a multiple of four; what is beyond lies nowhere
-  int stride;         // from sample to sample in shared memory, in items
-  int log_preparing;  // of the lanes that prepare an item: as many as it has samples, 4 to 32
-  int lanes;          // that gather an item; in the backward a power of two
-  int log_lanes;      // in the backward
-  bool lowered;       // points and weights have the dtype of the values; else that of the arithmetic
-  bool vectors;       // the value gradient is added by vectors where the GPU can
+  uint32_t total;                    // items of an image
+  uint32_t values, results, points;  // of an image: elements of values and of results, bytes of points
+  int first_image;                   // of this launch
+  int items;                         // of a block
+  int samples;                       // of an item
+  int padded;                        // the same, up to a multiple of four; what is beyond lies nowhere
+  int stride;                        // from sample to sample in shared memory, in items
+  int log_preparing;                 // of the lanes that prepare an item: as many as it has samples, 4 to 32
+  int lanes;                         // that gather an item; in the backward a power of two
+  int log_lanes;                     // in the backward
+  bool lowered;                      // points and weights have the dtype of the values; else that of the arithmetic
+  bool vectors;                      // the value gradient is added by vectors where the GPU can
   Divisor by_heads, by_lanes, by_points, by_width;
 };
 
 // The items of a block: `count` of an image that follow each other.
 struct Block {
-  int64_t image;
-  uint32_t first;
+  uint32_t image, first;
   int count;
 
   __device__ __forceinline__ explicit Block(const Plan& plan)
-      : image(plan.first_image + int(blockIdx.y)), first(blockIdx.x * uint32_t(plan.items)) {
+      : image(uint32_t(plan.first_image) + blockIdx.y), first(blockIdx.x * uint32_t(plan.items)) {
     const uint32_t rest = plan.total - first;
     count = rest < uint32_t(plan.items) ? int(rest) : plan.items;
   }
-  // The first item among those of all images.
-  __device__ __forceinline__ int64_t begin(const Plan& plan) const { return image * plan.total + first; }
 };
+
+// Where an image begins in a tensor; `size`: what an image takes of it, elements of the pointer's type.
+template <class P>
+__device__ __forceinline__ P* of_image(P* base, uint32_t image, uint32_t size) {
+  return base + uint64_t(image) * size;
+}
 
 // Consecutive elements of points or weights.
 template <class S, int V>
@@ -89,16 +93,11 @@ __device__ __forceinline__ void write_points(void* base, uint32_t i, bool lowere
   }
 }
 
-// Where points or weights of a block begin: `elements` of them belong to an item.
-template <class S>
-__device__ __forceinline__ void* points_of(const void* base, const Plan& plan, const Block& block, int elements) {
-  const int64_t size = plan.lowered ? sizeof(S) : sizeof(typename Compute<S>::type);
-  return const_cast<char*>(static_cast<const char*>(base)) + block.begin(plan) * elements * size;
-}
-
+// What the corners of a cell weigh, times a weight.
 template <class T>
-__device__ __forceinline__ T share(T fx, T fy, int corner) {
-  return (corner & 1 ? fx : T(1) - fx) * (corner & 2 ? fy : T(1) - fy);
+__device__ __forceinline__ Pack<T, 4> shares(T fx, T fy, T weight) {
+  const T left = weight * (T(1) - fx), right = weight * fx, top = T(1) - fy;
+  return {{left * top, right * top, left * fy, right * fy}};
 }
 
 // A sample: where it lies, on a map of which size, and where the head's first row of that map is among the elements of
@@ -136,22 +135,25 @@ __device__ __forceinline__ double quotient(double x, double y) { return x / y; }
 
 // Calls put(slot, s, found, weight) for all samples of a block's items, spread over the threads, and for those that pad
 // them. Neighbouring lanes hold the samples of an item; the lanes of a warp stay together.
-// N: 4 where an item has four samples of one map, as in a pyramid; 0 where the plan says how many.
+// N: the samples of an item, 4 of one map, as in a pyramid, or 16; 0 where the plan says how many.
 template <class S, int N, class Put>
 __device__ __forceinline__ void prepare(const DeformAttn& a, const Plan& plan, const Block& block, Put put) {
   using T = typename Compute<S>::type;
-  const int samples = N ? N : plan.samples, padded = N ? N : plan.padded, log_preparing = N ? 2 : plan.log_preparing;
-  const void* points = points_of<S>(a.points, plan, block, 2 * samples);
-  const void* weights = points_of<S>(a.weights, plan, block, samples);
+  const int samples = N ? N : plan.samples, padded = N ? N : plan.padded,
+            log_preparing = N == 4    ? 2
+                            : N == 16 ? 4
+                                      : plan.log_preparing;
+  const void* points = of_image(static_cast<const char*>(a.points), block.image, plan.points);
+  const void* weights = of_image(static_cast<const char*>(a.weights), block.image, plan.points / 2);
   const auto* reference = static_cast<const Pack<T, 2>*>(a.reference);
-  const uint32_t rows = !N && a.reference_per_level ? uint32_t(a.levels) : 1;  // of a query
-  if (a.reference_per_batch) reference += block.image * a.queries * rows;
+  const uint32_t rows = N != 4 && a.reference_per_level ? uint32_t(a.levels) : 1;  // of a query
+  if (a.reference_per_batch) reference = of_image(reference, block.image, uint32_t(a.queries) * rows);
   const int preparing = 1 << log_preparing, lane = int(threadIdx.x) & (preparing - 1);
   const int together = 32 >> log_preparing;  // items of a warp
   for (int slot = int(threadIdx.x) >> log_preparing; (slot & -together) < block.count;
        slot += int(blockDim.x) >> log_preparing) {
     const bool any = slot < block.count;
-    const uint32_t at = uint32_t((any ? slot : 0) * samples);
+    const uint32_t item = block.first + uint32_t(any ? slot : 0), at = item * uint32_t(samples);
     const auto given = [&](int s) {
       T x[1];
       read_points<S, 1>(weights, at + s, plan.lowered, x);
@@ -170,14 +172,13 @@ __device__ __forceinline__ void prepare(const DeformAttn& a, const Plan& plan, c
       mine = quotient(mine, sum);
     }
     if (!any) continue;
-    const uint32_t item = block.first + uint32_t(slot), query = plan.by_heads.of(item);
-    const uint32_t head = item - query * plan.by_heads.divisor;
+    const uint32_t query = plan.by_heads.of(item), head = item - query * plan.by_heads.divisor;
     for (int s = lane; s < padded; s += preparing) {
       Found<T> f{};
       T weight = 0;
       if (N || s < samples) {
         weight = N || s < preparing ? mine : a.raw ? quotient(exponential(given(s) - largest), sum) : given(s);
-        const int level = N ? 0 : int(plan.by_points.of(uint32_t(s)));
+        const int level = N == 4 ? 0 : int(plan.by_points.of(uint32_t(s)));
         f.width = a.width_of[level], f.height = a.height_of[level];
         f.first = (uint32_t(a.start_of[level]) * uint32_t(a.heads) + head) * uint32_t(a.width);
         T point[2];
