@@ -26,7 +26,7 @@ from piip.engine.evaluate import Evaluation
 from piip.engine.integrity import read_meta
 from piip.engine.meter import Meter
 from piip.engine.optim import build_optimizer
-from piip.engine.step import StepResult
+from piip.engine.step import Step
 from piip.engine.weights import load_file
 from piip.errors import CheckpointError, DataError
 from piip.model import Model, build_model
@@ -41,7 +41,8 @@ class RunState:
     """Weights, their moving average, optimizer, sums for the next record, the best evaluation.
 
     step: finished optimizer steps. metrics: of the evaluation at this step or the last one before it. evaluated:
-    whether this very step has been evaluated. root: where the checkpoints lie. epoch_length: optimizer steps an epoch.
+    whether this very step has been evaluated. loss: of the newest step that was read. root: where the checkpoints lie.
+    epoch_length: optimizer steps an epoch.
     """
 
     def __init__(
@@ -62,7 +63,10 @@ class RunState:
         self.best: dict[str, Any] | None = None
         self.metrics: Mapping[str, float | None] = {}
         self.evaluated = False
+        self.loss: float | None = None
         self._saved_step: int | None = None
+        # The newest step and its learning rate, until what it says is read.
+        self._unread: tuple[Step, float] | None = None
 
     @property
     def evaluation_model(self) -> Model:
@@ -116,27 +120,35 @@ class RunState:
             _log.warning("the number of processes changed from %d to %d", len(state["rng"]), distributed.world_size())
         _log.info("resumed from %s", checkpoint)
 
-    def advance(self) -> None:
-        """Counts a step that the optimizer has been told to take."""
+    def advance(self, step: Step, lr: float) -> None:
+        """Counts a step that the optimizer has been told to take, at the learning rate `lr`."""
         self.step += 1
         self.evaluated = False
+        self._unread = step, lr
+        # What forward passes change, the statistics of batch norms, must be averaged before the next one.
+        if self.ema is not None and any(buffer.is_floating_point() for buffer in self.model.buffers()):
+            self.read()
 
-    def confirm(self, result: StepResult, lr: float) -> None:
-        """Averages and sums up the newest step, once it has proved finite and before another one changes the weights.
+    def read(self) -> None:
+        """Averages and sums up the newest step, if that has not been done. All ranks call it between the same steps.
 
-        lr: its learning rate.
+        To be called before another step changes the weights. Raises NonFiniteLoss if the step changed none.
         """
+        if self._unread is None:
+            return
+        (step, lr), self._unread = self._unread, None
+        result = step.result()
         if self.ema is not None:
             self.ema.update(self.model, step=self.step)
         self.meter.add(result, lr)
-
-    @property
-    def averages_buffers(self) -> bool:
-        """Whether the moving average is also one of what a forward pass changes, the statistics of batch norms."""
-        return self.ema is not None and any(buffer.is_floating_point() for buffer in self.model.buffers())
+        self.loss = sum(result.losses.values())
 
     def save(self) -> None:
-        """Writes the checkpoint of this step, if that has not been done; all ranks call it. Raises CheckpointError."""
+        """Writes the checkpoint of this step, if that has not been done; all ranks call it.
+
+        Raises CheckpointError, and NonFiniteLoss instead of saving what a bad step left.
+        """
+        self.read()
         if self._saved_step == self.step:
             return
         epoch, position = divmod(self.step, self.epoch_length)

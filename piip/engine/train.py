@@ -32,7 +32,7 @@ from piip.engine.log import Bar, RunLog, logging_to
 from piip.engine.optim import set_lr, total_iterations
 from piip.engine.run_dir import locked, prepare_run
 from piip.engine.state import RunState
-from piip.engine.step import Step, optimizer_step
+from piip.engine.step import optimizer_step
 from piip.precision import prepared_copy
 from piip.signals import StopSignals
 
@@ -109,9 +109,6 @@ class Trainer:
         check_targets(self.state.model.head.needs, train_data)
         self.wrapped: nn.Module = self.state.model
         self.log: RunLog | None = None
-        # The newest step and its learning rate, until its result is read.
-        self.unread: tuple[Step, float] | None = None
-        self.loss = ""
 
     def run(self, checkpoint: Path | None) -> Mapping[str, float | None]:
         """Trains from the checkpoint, or from the start, to the end. Returns the metrics of the last evaluation."""
@@ -177,20 +174,19 @@ class Trainer:
                 device=self.device,
                 precision=config.train.precision,
                 signal=int(self.stop.requested or 0),
-                before_update=self._read,
+                before_update=state.read,
             )
-            state.advance()
-            self.unread = step, lr
+            state.advance(step, lr)
             logging_due = state.step % config.train.log_every == 0 or state.step == self.total
             evaluating = self._due(config.train.eval_every)
-            saving = evaluating or bool(step.signal) or self._due(config.train.checkpoint_every)
-            if logging_due or saving or state.averages_buffers:
-                self._read()
-            bar.advance(note=f"epoch {epoch + 1}  {self.loss}")
+            if logging_due:
+                state.read()
+            loss = "" if state.loss is None else f"  loss {state.loss:.3f}"
+            bar.advance(note=f"epoch {epoch + 1}{loss}")
             if logging_due:
                 log.train(state.position | state.meter.take() | {"memory_mib": round(peak_memory_mib(self.device))})
             # Saved before it is evaluated, which takes long enough to be stopped in.
-            if saving:
+            if evaluating or step.signal or self._due(config.train.checkpoint_every):
                 log.flush()
                 state.save()
             if step.signal:
@@ -198,14 +194,6 @@ class Trainer:
             if evaluating:
                 with bar.paused():
                     self._evaluate(log)
-
-    def _read(self) -> None:
-        """Reads what the newest step said, if that has not been done. Raises NonFiniteLoss."""
-        if self.unread is not None:
-            (step, lr), self.unread = self.unread, None
-            result = step.result()
-            self.state.confirm(result, lr)
-            self.loss = f"loss {sum(result.losses.values()):.3f}"
 
     def _check_while_waiting(self) -> None:
         """Ends the run if this process was sent a signal: in evaluation, or while it waits for data.
@@ -217,7 +205,6 @@ class Trainer:
         # Alone, at the beginning of a step, this one can still be saved; the passes of a begun one have changed things.
         begun = any(parameter.grad is not None for parameter in self.state.model.parameters())
         if distributed.world_size() == 1 and not begun and self.log is not None:
-            self._read()
             self.log.flush()
             self.state.save()
         raise self._stopped(self.stop.requested)

@@ -312,7 +312,7 @@ def test_a_bad_step_between_two_records_changes_nothing_and_gets_into_no_checkpo
     original, states = train_module.optimizer_step, []
 
     def step(*args: Any, before_update: Any, **kwargs: Any) -> Any:
-        state = before_update.__self__.state
+        state = before_update.__self__
         with pytest.MonkeyPatch.context() as patched:
             if len(states) == 3:
                 loss = state.model.loss
