@@ -107,25 +107,25 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 5 : 1)
 template <class T, class Area>
 __device__ __forceinline__ void scatter(const DeformAttn& a, const Plan& plan, const Block& block,
                                         const Pack<T, 4>* spots, const Area* area, const T* grads) {
-  const uint64_t base = uint64_t(block.image) * plan.values;
   const double unit = a.fixed_point_unit ? read_global(a.fixed_point_unit) : 0.0;
-  const int together = int(blockDim.x) / a.width > 0 ? int(blockDim.x) / a.width : 1;  // rows
-  const int begin = int(plan.by_width.of(threadIdx.x)), channel = int(threadIdx.x) - begin * a.width;
-  for (int s = 0; s < plan.samples && begin < together; ++s) {
-    for (int row = begin; row < 4 * block.count; row += together) {
-      const int slot = row / 4, k = row % 4, at = s * plan.stride + slot;
-      const uint32_t corner = read_shared(&area[at].corners.items[k]);
-      if (corner == kNowhere) continue;
-      const Pack<T, 4> spot = read_shared(spots + at);
-      const T fx = spot.items[0], fy = spot.items[1];
-      const T factor = spot.items[2] * (k & 1 ? fx : T(1) - fx) * (k & 2 ? fy : T(1) - fy);
-      for (int d = channel; d < a.width; d += int(blockDim.x)) {
-        const T x = factor * read_shared(grads + slot * a.width + d);
+  const int begin = int(plan.by_width.of(threadIdx.x));
+  if (begin >= plan.together) return;
+  for (int d = int(threadIdx.x) - begin * a.width; d < a.width; d += int(blockDim.x)) {
+    T* sums = of_image(static_cast<T*>(a.grad_value), block.image, plan.values) + d;
+    auto* fixed = of_image(static_cast<unsigned long long*>(a.grad_value), block.image, plan.values) + d;
+    for (int s = 0; s < plan.samples; ++s) {
+      for (int row = begin; row < 4 * block.count; row += plan.together) {
+        const int slot = row / 4, k = row % 4, at = s * plan.stride + slot;
+        const uint32_t corner = read_shared(&area[at].corners.items[k]);
+        if (corner == kNowhere) continue;
+        const Pack<T, 4> spot = read_shared(spots + at);
+        const T fx = spot.items[0], fy = spot.items[1];
+        const T x = spot.items[2] * (k & 1 ? fx : T(1) - fx) * (k & 2 ? fy : T(1) - fy) *
+                    read_shared(grads + slot * a.width + d);
         if (a.fixed_point_unit) {
-          add_global(static_cast<unsigned long long*>(a.grad_value) + base + (corner + d),
-                     static_cast<unsigned long long>(__double2ll_rn(double(x) * unit)));
+          add_global(fixed + corner, static_cast<unsigned long long>(__double2ll_rn(double(x) * unit)));
         } else {
-          add_global(static_cast<T*>(a.grad_value) + base + (corner + d), x);
+          add_global(sums + corner, x);
         }
       }
     }
@@ -272,18 +272,18 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
     if constexpr (kVectors) {
       if (by_vectors && active) {
         constexpr int N = V < 4 ? 2 : 4;
-        const Part<N> one(own, a.width, lane), two(own, V == 8 ? a.width : 0, lane + plan.lanes);
-        T* rows = worked_out(grad_value + one.begin);
+#pragma unroll 1
+        for (int index = 0; index < V / N; ++index) {
+          const Part<N> part(own, a.width, lane + index * plan.lanes);
+          T* rows = worked_out(grad_value + part.begin);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const Pack<uint32_t, 4> c = read_shared(&area[(begin + i) * plan.stride + slot].corners);
-          const Pack<T, 4> spot = read_shared(spots + (begin + i) * plan.stride + slot);
-          const Pack<T, 4> factors = shares(spot.items[0], spot.items[1], spot.items[2]);
+          for (int i = 0; i < 4; ++i) {
+            const Pack<uint32_t, 4> c = read_shared(&area[(begin + i) * plan.stride + slot].corners);
+            const Pack<T, 4> spot = read_shared(spots + (begin + i) * plan.stride + slot);
+            const Pack<T, 4> factors = shares(spot.items[0], spot.items[1], spot.items[2]);
 #pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            if (c.items[k] == kNowhere) continue;
-            one.add(rows + c.items[k], factors.items[k]);
-            if (V == 8) two.add(rows + c.items[k] + N * plan.lanes, factors.items[k]);
+            for (int k = 0; k < 4; ++k)
+              if (c.items[k] != kNowhere) part.add(rows + c.items[k], factors.items[k]);
           }
         }
       }
@@ -374,9 +374,10 @@ void launch_blocks(const DeformAttn& a, bool is_backward, uintptr_t stream) {
   while (plan.items > 8 && bytes(plan.items) > kUsualBytes) --plan.items;
   while (plan.items > 1 && bytes(plan.items) > kSharedBytes) --plan.items;
   plan.stride = spread(plan.items);
+  const int threads = (plan.items * plan.lanes + 31) / 32 * 32;
+  plan.together = threads > a.width ? threads / a.width : 1;
   if (bytes(plan.items) > kSharedBytes)
     throw std::runtime_error("piip: deform_attn on CUDA takes fewer levels times points, or narrower heads");
-  const int threads = (plan.items * plan.lanes + 31) / 32 * 32;
   dim3 grid((plan.total + plan.items - 1) / plan.items);
   for (int64_t image = 0; image < a.batch; image += kMostImages) {
     plan.first_image = int(image);

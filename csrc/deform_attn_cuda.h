@@ -37,6 +37,7 @@ struct Plan {
   int log_preparing;                 // of the lanes that prepare an item: as many as it has samples, 4 to 32
   int lanes;                         // that gather an item; in the backward a power of two
   int log_lanes;                     // in the backward
+  int together;                      // rows of the value gradient that a block adds a channel a lane
   bool lowered;                      // points and weights have the dtype of the values; else that of the arithmetic
   bool vectors;                      // the value gradient is added by vectors where the GPU can
   Divisor by_heads, by_lanes, by_points, by_width;

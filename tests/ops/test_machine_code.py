@@ -127,8 +127,12 @@ def rows(request, emulations) -> dict[tuple[str, str, str], dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_no_kernel_of_ours_spills(rows):
-    assert {row["spilled"] for (_, _, design), row in rows.items() if design == "piip"} == {0}
+def test_the_forward_spills_nothing_and_the_backward_next_to_nothing(rows):
+    def spilled(direction):
+        return {row["spilled"] for (_, way, design), row in rows.items() if (way, design) == (direction, "piip")}
+
+    assert spilled("forward") == {0}
+    assert max(spilled("backward")) <= 32  # bytes; fewer blocks at once, without any, took 2 to 5 % longer on an H200
 
 
 @pytest.mark.slow
@@ -145,10 +149,10 @@ FORWARD_LIMITS = {
     "S<-T 70x70 from 98x98, D 12": 400,
     "S<-B 70x70 from 42x42, D 12": 400,
     "B<-S 42x42 from 70x70, D 24": 540,
-    "L<-B 28x28 from 42x42, D 32": 540,
+    "L<-B 28x28 from 42x42, D 32": 570,
     "H<-L 32x32 from 64x64, D 40": 1080,
     "6B<-H 32x32 from 64x64, D 100": 3100,
-    "DINO encoder at 1792 pixels, D 32": 530,
+    "DINO encoder at 1792 pixels, D 32": 570,
 }
 
 
@@ -166,9 +170,12 @@ def test_the_forward_fills_sixty_percent_of_a_multiprocessor(rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", FORWARD_LIMITS)
-def test_the_backward_keeps_to_150_instructions_a_warp_and_sample(rows, shape):
+def test_the_backward_keeps_to_170_instructions_a_warp_and_sample(rows, shape):
     # With four channels a lane so many lanes serve a sample, a power of two. What prepares samples, before the first
     # barrier, and what writes gradients of points and weights, behind the last, come extra.
-    _, *between, _ = rows[shape, "backward", "piip"]["parts"]
-    lanes = 2 ** math.ceil(math.log2(machine_code.SHAPES[shape][3] / 4))
-    assert sum(between) <= 150 * min(max(lanes, 4), 32)
+    row, width = rows[shape, "backward", "piip"], machine_code.SHAPES[shape][3]
+    _, *between, _ = row["parts"]
+    limit = 170 * min(max(2 ** math.ceil(math.log2(width / 4)), 4), 32)
+    if row["architecture"] < 90:
+        limit += 45 * 4 * width  # additions to a channel of a corner, one a lane, coalesced
+    assert sum(between) <= limit
