@@ -289,6 +289,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
       }
     }
     const int s = begin + sum_over_group(dots, lane, plan.lanes);
+    __syncwarp();  // all have read the corners that the sums take the place of
     if (active && lane % (plan.lanes / 4) == 0)
       write_shared(&area[s * plan.stride + slot].dots, Pack<T, 4>{{dots[0][0], dots[0][1], dots[0][2], dots[0][3]}});
   }
