@@ -5,8 +5,10 @@ Every function also works without a process group, where it behaves as a group o
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -42,7 +44,10 @@ def is_main() -> bool:
 
 @contextmanager
 def session(device: str | None = None) -> Iterator[torch.device]:
-    """Joins the process group that torchrun describes, if any, and leaves it at the end; yields the device."""
+    """Joins the process group that torchrun describes, if any, and leaves it at the end; yields the device.
+
+    The frames that an error has passed through lose their locals then, since these may hold the group.
+    """
     chosen = choose_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -55,14 +60,26 @@ def session(device: str | None = None) -> Iterator[torch.device]:
             dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield chosen
-    except RuntimeError as error:
+    except BaseException as error:
+        if owner:
+            _clear_frames(error)
         lost = explain_lost_process(error)
         if lost is None:
             raise
         raise lost from error
     finally:
         if owner:
+            # Gloo's threads end with the group, and it ends when nothing holds it, not even a cycle with a wrapped
+            # model. One that still lets go of a tensor while Python ends would abort the process.
+            gc.collect()
             dist.destroy_process_group()
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Forgets the locals of all frames that an error, and those that it followed from, have left."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def explain_lost_process(error: BaseException) -> PiipError | None:

@@ -77,6 +77,7 @@ def train(
             finally:
                 if trainer is not None:
                     trainer.close()
+                    trainer = None  # it holds the process group, which ends with the session
 
 
 class Trainer:
@@ -148,6 +149,8 @@ class Trainer:
         """Ends the loader processes and closes the files."""
         self.train_loader.close()
         self.val_loader.close()
+        # They refer back to this object, which would keep the model until Python looks for cycles.
+        del self.train_loader, self.val_loader
         if self.log is not None:
             self.log.close()
 

@@ -21,3 +21,7 @@ def test_two_processes_train_evaluate_stop_and_resume_as_one(tmp_path: Path) -> 
         report = json.loads((tmp_path / f"two_{images}" / "metrics.json").read_text())
         assert report["metrics"] == alone
         assert report["images"] == images
+
+
+def test_no_thread_of_a_process_group_outlives_its_run_however_that_ends(tmp_path: Path) -> None:
+    run_python([HERE / "ends_of_groups.py", tmp_path])
