@@ -94,7 +94,15 @@ def compile_kernels(source: Path, architecture: int) -> dict[str, Kernel]:
     assert disassembler is not None
     with tempfile.TemporaryDirectory() as folder:
         cubin = str(Path(folder) / "kernels.cubin")
-        flags = ["-std=c++17", "-O3", "-ftz=true", "--expt-relaxed-constexpr", f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin"]
+        flags = [
+            "-std=c++17",
+            "-O3",
+            "-ftz=true",
+            "--expt-relaxed-constexpr",
+            f"-arch=sm_{architecture}",
+            "-Xptxas=-v",
+            "-cubin",
+        ]
         built = subprocess.run([nvcc, *flags, "-o", cubin, str(source)], capture_output=True, text=True)
         if built.returncode:
             raise RuntimeError(f"nvcc does not compile {source.name} for sm_{architecture}:\n{built.stderr}")
