@@ -14,9 +14,10 @@ reductions): the instructions of its body as it stands, with its copies where it
 load or reduce. Wavefronts and sectors are counted by the emulation while it runs a small problem of the same kind.
 
 The model's assumptions: an H100, 132 multiprocessors that issue 4 instructions at 1.755 GHz, one wavefront of shared
-memory or L1 a cycle each; memory at 3 TB/s; L2 adds 110 billion sectors a second. The last was measured on an H200, on rows of
-floats at random places: 98 billion in rows of 6 by two floats at once, 101 of 24 and 119 of 32 by four, and 35 where one
-float is added at a time, which is 280 billion lanes a second. The time is the longest of these, a lower bound.
+memory or L1 a cycle each; memory at 3 TB/s; L2 adds 110 billion sectors a second. The last was measured on an H200, on
+rows of floats at random places: 98 billion in rows of 6 by two floats at once, 101 of 24 and 119 of 32 by four, and 35
+where one float is added at a time, which is 280 billion lanes a second. The time is the longest of these, a lower
+bound.
 """
 
 from __future__ import annotations
