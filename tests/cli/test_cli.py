@@ -74,10 +74,16 @@ def test_version_is_the_package_version():
         (["eval", TSB], "--weights"),
         (["predict", TSB], "IMAGE"),
         (["predict", TSB, "a.jpg", "--weights", "README.md"], "--output"),
-        (["predict", TSB, "a.jpg", "--weights", "README.md", "--output", "o", "--score-threshold", "2"], "--score-threshold"),
+        (
+            ["predict", TSB, "a.jpg", "--weights", "README.md", "--output", "o", "--score-threshold", "2"],
+            "--score-threshold",
+        ),
         (["train", TSB, "--no-such-option"], "--no-such-option"),
         (["train", TSB, "--lr", "0.1"], "no option --lr; settings are given without dashes"),
-        (["eval", TSB, "--weights", "README.md", "--optim.lr=0.1"], "no option --optim.lr; settings are given without dashes"),
+        (
+            ["eval", TSB, "--weights", "README.md", "--optim.lr=0.1"],
+            "no option --optim.lr; settings are given without dashes",
+        ),
         (["eval", TSB, "--weights", "README.md", "--backend", "other"], "--backend"),
         (["convert-ckpt", "a"], "OUTPUT"),
         (["flops"], "CONFIG or --branches"),
@@ -303,7 +309,10 @@ def test_doctor_exits_3_when_an_op_is_wrong(monkeypatch, name):
     [
         (["train", TSB], "data.train.images: there is no data/coco/train2017"),
         (["eval", TSB, "--weights", "README.md"], "data.val.images: there is no data/coco/val2017"),
-        (["eval", TSB, "--weights", "README.md", "data.val.images=docs"], "data.val.annotations: there is no data/coco/ann"),
+        (
+            ["eval", TSB, "--weights", "README.md", "data.val.images=docs"],
+            "data.val.annotations: there is no data/coco/ann",
+        ),
         (
             ["train", "piip_sbl_384_192_128", "data.val.root=/nowhere"],
             "data.train.root: there is no data/imagenet/train",
@@ -325,5 +334,9 @@ def test_data_that_are_not_there_are_told_before_torch_is_imported(arguments, mi
 
 
 def test_an_output_folder_that_is_a_file_is_a_usage_error():
-    for command in (["eval", TSB, "--weights", "README.md"], ["train", TSB], ["predict", TSB, "a.jpg", "--weights", "w"]):
+    for command in (
+        ["eval", TSB, "--weights", "README.md"],
+        ["train", TSB],
+        ["predict", TSB, "a.jpg", "--weights", "w"],
+    ):
         assert run(*command, "--output", __file__).exit_code == 2
