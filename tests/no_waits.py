@@ -83,7 +83,9 @@ class Waits(TorchDispatchMode):
         return tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() in self._host
 
     def count(self, kind: str) -> None:
-        frames = [f for f in traceback.extract_stack() if f.filename.startswith(str(ROOT)) and f.filename != __file__]
+        # An environment may lie within the project.
+        ours = [f for f in traceback.extract_stack() if f.filename.startswith(str(ROOT)) and f.filename != __file__]
+        frames = [f for f in ours if "site-packages" not in f.filename]
         place = f"{Path(frames[-1].filename).relative_to(ROOT)}:{frames[-1].lineno}" if frames else "torch"
         assert not self.forbidden, f"waits for the device ({kind}) at {place}"
         self.counts[kind] += 1
