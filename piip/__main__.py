@@ -13,8 +13,9 @@ def main() -> None:
     try:
         app(prog_name="piip")
     finally:
-        # What is left is Python's own end, in which an interrupt would only show a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # What is left is Python's own end, which must not change the exit code of what is done.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

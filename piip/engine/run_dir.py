@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from piip.config import Config, dump_config
+from piip.config import Config, config_from_dict, dump_config
 from piip.engine import distributed
 from piip.engine.checkpoint import POINTERS, checkpoints, follow, newest_checkpoint, remove_leftovers
 from piip.engine.integrity import read_meta
@@ -166,6 +166,9 @@ def _check_place(checkpoint: Path, output: Path) -> None:
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], checkpoint: Path) -> None:
+    # Settings that came up since then have their defaults, which leave everything as it was.
+    with suppress(ConfigError):
+        old = config_from_dict(old).model_dump(mode="json")
     before, after = _flatten(old), _flatten(new)
     keys = [key for key in {**before, **after} if not key.startswith(_HARMLESS)]
     changed = [key for key in keys if before.get(key) != after.get(key)]

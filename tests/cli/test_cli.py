@@ -73,12 +73,18 @@ def test_version_is_the_package_version():
         (["train"], "CONFIG"),
         (["eval", TSB], "--weights"),
         (["predict", TSB], "IMAGE"),
-        (["predict", TSB, "a.jpg", "--weights", "w"], "--output"),
-        (["predict", TSB, "a.jpg", "--weights", "w", "--output", "o", "--score-threshold", "2"], "--score-threshold"),
+        (["predict", TSB, "a.jpg", "--weights", "README.md"], "--output"),
+        (
+            ["predict", TSB, "a.jpg", "--weights", "README.md", "--output", "o", "--score-threshold", "2"],
+            "--score-threshold",
+        ),
         (["train", TSB, "--no-such-option"], "--no-such-option"),
         (["train", TSB, "--lr", "0.1"], "no option --lr; settings are given without dashes"),
-        (["eval", TSB, "--weights", "w", "--optim.lr=0.1"], "no option --optim.lr; settings are given without dashes"),
-        (["eval", TSB, "--weights", "w", "--backend", "other"], "--backend"),
+        (
+            ["eval", TSB, "--weights", "README.md", "--optim.lr=0.1"],
+            "no option --optim.lr; settings are given without dashes",
+        ),
+        (["eval", TSB, "--weights", "README.md", "--backend", "other"], "--backend"),
         (["convert-ckpt", "a"], "OUTPUT"),
         (["flops"], "CONFIG or --branches"),
         (["flops", TSB, "--branches", "tsb"], "CONFIG or --branches"),
@@ -101,7 +107,7 @@ def test_wrong_usage_exits_2_naming_the_argument(arguments, words):
         (["flops", "--branches", "tb"], "give 2 with --resolutions"),
         (["train", TSB, "optim.learning_rate=1"], "unknown key 'learning_rate'"),
         (["train", TSB, "seed"], "is not of the form key.sub=value"),
-        (["eval", "missing.yaml", "--weights", "w"], "config file not found: missing.yaml"),
+        (["eval", "missing.yaml", "--weights", "README.md"], "config file not found: missing.yaml"),
     ],
 )
 def test_a_wrong_config_exits_2_in_a_few_lines_without_a_traceback(arguments, words):
@@ -302,14 +308,17 @@ def test_doctor_exits_3_when_an_op_is_wrong(monkeypatch, name):
     ("arguments", "missing"),
     [
         (["train", TSB], "data.train.images: there is no data/coco/train2017"),
-        (["eval", TSB, "--weights", "w"], "data.val.images: there is no data/coco/val2017"),
-        (["eval", TSB, "--weights", "w", "data.val.images=docs"], "data.val.annotations: there is no data/coco/ann"),
+        (["eval", TSB, "--weights", "README.md"], "data.val.images: there is no data/coco/val2017"),
+        (
+            ["eval", TSB, "--weights", "README.md", "data.val.images=docs"],
+            "data.val.annotations: there is no data/coco/ann",
+        ),
         (
             ["train", "piip_sbl_384_192_128", "data.val.root=/nowhere"],
             "data.train.root: there is no data/imagenet/train",
         ),
         (
-            ["eval", "piip_sbl_384_192_128", "--weights", "w", "data.val.root=/nowhere"],
+            ["eval", "piip_sbl_384_192_128", "--weights", "README.md", "data.val.root=/nowhere"],
             "data.val.root: there is no /nowhere",
         ),
     ],
@@ -331,5 +340,9 @@ def test_an_image_that_is_not_there_is_told_before_torch_is_imported():
 
 
 def test_an_output_folder_that_is_a_file_is_a_usage_error():
-    for command in (["eval", TSB, "--weights", "w"], ["train", TSB], ["predict", TSB, "a.jpg", "--weights", "w"]):
+    for command in (
+        ["eval", TSB, "--weights", "README.md"],
+        ["train", TSB],
+        ["predict", TSB, "a.jpg", "--weights", "w"],
+    ):
         assert run(*command, "--output", __file__).exit_code == 2

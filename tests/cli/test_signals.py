@@ -81,3 +81,22 @@ slow = {"typer", "click", "rich", "pydantic", "yaml", "numpy", "torch"} & set(sy
 assert not slow, slow
 """
     subprocess.run([sys.executable, "-c", script], env=environment(), check=True)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_while_python_ends_leaves_the_exit_code_of_what_is_done(name: str) -> None:
+    # Modules are torn down after Python has given its handlers up.
+    script = f"""
+import os, signal, sys
+import piip.__main__
+class Last:
+    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.{name}):
+        kill(me, number)
+sys.last = Last()
+sys.argv = ["piip", "models"]
+piip.__main__.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from piip.config import load_config
@@ -31,6 +33,7 @@ from piip.engine.checkpoint import (
 from piip.engine.evaluate import run_evaluation
 from piip.engine.train import train
 from piip.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss, Stopped
+from tests.engine.test_integrity import without_checksums
 from tests.engine.tiny import STEPS_PER_EPOCH, environment, tiny_config, tiny_segmentation_config
 
 TIMES = ("time", "data_time", "memory_mib", "seconds", "waited")
@@ -352,6 +355,26 @@ def test_a_directory_with_a_run_is_not_written_to_without_resume(reference: Path
 def test_a_changed_config_is_refused_by_its_keys(reference: Path, data: Path) -> None:
     with pytest.raises(ConfigError, match=r"optim\.lr was 0\.001 and is 0\.1; undo this"):
         train(tiny_config(data, optim__lr=0.1), output=reference, resume="auto")
+
+
+def test_a_run_from_before_a_setting_came_up_continues_with_its_default_alone(
+    reference: Path, data: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoints" / "3"
+    shutil.copytree(reference / "checkpoints" / "3", checkpoint)
+    shutil.copy(reference / "metrics.jsonl", tmp_path)
+    without_checksums(checkpoint)
+    # As it was written before train.tf32 and interaction.mixed_precision.
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    del meta["config"]["train"]["tf32"], meta["config"]["model"]["backbone"]["interaction"]["mixed_precision"]
+    (checkpoint / "meta.json").write_text(json.dumps(meta))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(meta["config"]))
+
+    changed = tiny_config(data, model__backbone__interaction__mixed_precision=False)
+    with pytest.raises(ConfigError, match=r"interaction\.mixed_precision was True and is False; undo this"):
+        train(changed, output=tmp_path, resume="auto")
+    train(load_config(tmp_path / "config.yaml"), output=tmp_path, resume="auto")
+    assert_same_run(reference, tmp_path)
 
 
 def test_an_older_checkpoint_goes_on_in_a_directory_of_its_own(reference: Path, data: Path, tmp_path: Path) -> None:

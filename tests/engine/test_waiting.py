@@ -143,7 +143,15 @@ def test_too_little_shared_memory_is_told(tmp_path: Path, size: str, message: st
     large = {"type": "detection", "resize": [[384, 384]]}
     config = tiny_config(tmp_path / "data", data__workers=2, data__batch_size=3, data__train_transforms=large)
     mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm || exit 99; exec "$@"'
-    train_it = [sys.executable, "-m", "piip", "train", write(config, tmp_path / "config.yaml"), "--output", tmp_path]
+    train_it = [
+        sys.executable,
+        "-m",
+        "piip",
+        "train",
+        write(config, tmp_path / "config.yaml"),
+        "--output",
+        tmp_path / "run",
+    ]
     process = subprocess.Popen(
         ["unshare", "-m", "sh", "-c", mount, "sh", *train_it],
         env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,

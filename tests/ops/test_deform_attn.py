@@ -169,6 +169,12 @@ def test_64_images_and_more_equal_the_definition(device):
     assert_matches_definition(make_case(batch=67, queries=3, shapes=[(3, 5)]), device, 2e-6)
 
 
+@pytest.mark.parametrize(("levels", "points"), [(1, 1), (3, 5), (2, 16), (1, 33), (16, 32)])
+def test_any_number_of_samples_up_to_512_equals_the_definition(device, levels, points):
+    case = make_case(shapes=[(3, 4)] * levels, points=points, queries=5)
+    assert_matches_definition(case, device, 4e-6)
+
+
 @pytest.mark.parametrize("value_dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_values_with_float32_points_keep_the_points_exact(device, value_dtype):
     case = make_case(queries=37, width=24)
