@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -29,12 +31,16 @@ def predict(
 ) -> None:
     """Predict on images; writes overlays to look at, and all results as JSON."""
     from piip.config import load_config
+    from piip.errors import DataError
 
     settings = load_config(config)
+    # Before torch is imported, which takes seconds.
     require(weights)
+    for image in images:
+        if not glob.has_magic(str(image)) and not os.path.lexists(image):
+            raise DataError(f"image not found: {image}")
     from piip.cli.console import out, table
     from piip.engine.predict import run_prediction
-    from piip.errors import DataError
 
     predictions = run_prediction(
         settings, images, weights=weights, output=output, score_threshold=score_threshold, device=device

@@ -97,4 +97,4 @@ class DataConfig(Strict):
         16, gt=0, description="images per optimizer step, over all processes and accumulation steps"
     )
     eval_batch_size: int = Field(1, gt=0, description="images per process and evaluation step")
-    workers: int = Field(2, ge=0, description="loader processes per training process")
+    workers: int = Field(2, ge=0, le=256, description="loader processes per training process")

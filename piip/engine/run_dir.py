@@ -108,10 +108,9 @@ def prepare_run(output: Path, config: Config, resume: str | None) -> Path | None
     else a checkpoint, or a run directory with one.
     Raises ConfigError and CheckpointError naming what is in the way.
     """
-    root = output / "checkpoints"
+    root, records = output / "checkpoints", output / "metrics.jsonl"
     if resume is None:
         # A run that failed before its first record leaves only its config and log; that is no loss.
-        records = output / "metrics.jsonl"
         if checkpoints(root) or (records.exists() and records.stat().st_size > 0):
             raise ConfigError(f"{output} already holds a run; continue it with --resume, or choose another --output")
         checkpoint = None
@@ -125,9 +124,11 @@ def prepare_run(output: Path, config: Config, resume: str | None) -> Path | None
     try:
         root.mkdir(parents=True, exist_ok=True)
         remove_leftovers(root)
-        for name in _APPENDED:
-            if (output / name).is_symlink():
-                (output / name).unlink()
+        for name in (*_APPENDED, records.name):
+            path = output / name
+            irregular = path.exists() and not path.is_file() and not path.is_dir()  # a FIFO would be waited for
+            if irregular or (path.is_symlink() and name in _APPENDED):
+                path.unlink()
         write_file(output / "config.yaml", dump_config(config))
     except OSError as error:
         raise PiipError(f"cannot write to the run directory {output}: {error.strerror}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ def load_pickle(path: Path, *, foreign: bool = False) -> Any:
             _check_size(path)
         mapped = foreign and zipped
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if mapped else []
-        with torch.serialization.safe_globals([_stand_in(name) for name in names]):
+        stand_ins = torch.serialization.safe_globals([_stand_in(name) for name in names])
+        with stand_ins, warnings.catch_warnings():
+            # torch asks for reports of what it may not be able to read; what it cannot is told below.
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged or hostile pickle makes torch raise anything
         raise CheckpointError(f"{path} {_why(error)}") from None

@@ -333,6 +333,12 @@ def test_data_that_are_not_there_are_told_before_torch_is_imported(arguments, mi
     assert done.stdout == "False\n"
 
 
+def test_an_image_that_is_not_there_is_told_before_torch_is_imported():
+    end = "import atexit; atexit.register(lambda: print('torch' in sys.modules))"
+    done = piip("predict", TSB, "missing*", "missing.jpg", "--weights", __file__, "--output", "nowhere", code=end)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "False\n", "error: image not found: missing.jpg\n")
+
+
 def test_an_output_folder_that_is_a_file_is_a_usage_error():
     for command in (
         ["eval", TSB, "--weights", "README.md"],

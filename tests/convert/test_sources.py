@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -48,6 +49,13 @@ def test_what_lies_beside_the_weights_is_returned(tmp_path: Path) -> None:
 def test_safetensors_are_read(tmp_path: Path) -> None:
     save_file(WEIGHTS, tmp_path / "weights.safetensors")
     assert read_state_dict(tmp_path / "weights.safetensors")[0]["a.bias"].equal(torch.ones(2))
+
+
+def test_what_torch_thinks_of_a_pickle_is_not_passed_on(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps({"state_dict": {"a.bias": 1.0}}, protocol=4))
+    with pytest.raises(CheckpointError, match="is damaged or not a checkpoint"):
+        read_state_dict(tmp_path / "weights.pth")
+    assert not recwarn.list
 
 
 class Command:

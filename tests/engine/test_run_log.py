@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,17 @@ def test_links_in_a_run_directory_are_not_written_through(tmp_path: Path) -> Non
     assert (elsewhere / "victim").read_text() == "precious"
     assert not any(path.is_symlink() for path in run.iterdir())
     assert "hello" in (run / "train.log").read_text()
+
+
+def test_fifos_in_a_run_directory_are_not_waited_for(tmp_path: Path) -> None:
+    for name in ("train.log", "metrics.jsonl", "config.yaml"):
+        os.mkfifo(tmp_path / name)
+    prepare_run(tmp_path, tiny_config(tmp_path / "data"), None)
+    with logging_to(tmp_path / "train.log"):
+        log = RunLog(tmp_path)
+        log.train(train_record(1))
+        log.close()
+    assert all((tmp_path / name).is_file() for name in ("train.log", "metrics.jsonl", "config.yaml"))
 
 
 def test_a_full_disk_is_one_message_with_the_remedy_and_no_traceback(tmp_path: Path) -> None:
