@@ -56,7 +56,7 @@ class _Classic(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value, locations, weights = ctx.saved_tensors
         grads = (torch.zeros_like(value), torch.empty_like(locations), torch.empty_like(weights))
         _run((value, locations, weights, None, grad.contiguous(), *grads), ctx.sizes, ctx.shapes, True)

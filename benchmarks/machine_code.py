@@ -303,7 +303,7 @@ def main() -> None:
     rows = [row for architecture in ARCHITECTURES for row in rows_of(emulations, architecture)]
     about = re.search(
         r"release ([\d.]+)", subprocess.run([tool("nvcc"), "--version"], capture_output=True, text=True).stdout
-    )  # type: ignore[list-item]
+    )
     lines = [
         "# Machine code of deformable attention on CUDA",
         "",

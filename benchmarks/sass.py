@@ -317,10 +317,7 @@ class Thread:
         table = int(sources[3], 16)
         value: Word = None
         if None not in (a, b, c):
-            value = sum(
-                (table >> ((a >> n & 1) << 2 | (b >> n & 1) << 1 | (c >> n & 1)) & 1) << n  # type: ignore[operator]
-                for n in range(32)
-            )
+            value = sum((table >> ((a >> n & 1) << 2 | (b >> n & 1) << 1 | (c >> n & 1)) & 1) << n for n in range(32))
         self.write(target, value)
         for predicate in predicates:
             self.predicates[predicate] = None if value is None else value != 0

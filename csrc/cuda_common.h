@@ -73,12 +73,6 @@ __device__ __forceinline__ void add_global(P* p, P x, int line = __builtin_LINE(
   atomicAdd(p, x);
 }
 
-// P: int, unsigned.
-template <class P>
-__device__ __forceinline__ void add_shared(P* p, P x, int line = __builtin_LINE()) {
-  PIIP_ACCESS(add_shared);
-  atomicAdd(p, x);
-}
 #undef PIIP_ACCESS
 
 // One element of a tensor whose dtype is known at run time only; for what is read once per sample, not per channel.

@@ -11,6 +11,7 @@
 namespace piip {
 namespace cuda {
 
+constexpr int kThreads = 256;  // of a block
 constexpr uint32_t kNowhere = 0xffffffffu;
 
 // Division of integers below 2^31 by one that the host knows: Granlund and Montgomery, 1994, figure 4.1.
@@ -193,6 +194,33 @@ __device__ __forceinline__ void prepare(const DeformAttn& a, const Plan& plan, c
       if (N) break;
     }
   }
+}
+
+template <class T, int V>
+__device__ __forceinline__ void unpack(const Pack<T, V>& packed, typename Compute<T>::type (&x)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) x[i] = widen(packed.items[i]);
+}
+
+// Two bfloat16 of a word are a shift and a mask.
+template <int V>
+__device__ __forceinline__ void unpack(const Pack<Bfloat, V>& packed, float (&x)[V]) {
+  if constexpr (V % 2 == 0) {
+    uint32_t words[V / 2];
+    memcpy(words, &packed, sizeof(words));
+#pragma unroll
+    for (int i = 0; i < V / 2; ++i) {
+      x[2 * i] = __uint_as_float(words[i] << 16);
+      x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  } else {
+    x[0] = widen(packed.items[0]);
+  }
+}
+
+template <class S, int V>
+__device__ __forceinline__ Pack<S, V> read_row(const S* values, uint32_t at) {
+  return read_global(reinterpret_cast<const Pack<S, V>*>(values + at));
 }
 
 }  // namespace cuda

@@ -38,7 +38,7 @@ def in_step(number: int, act: Callable[[dict[str, Any]], object]) -> None:
             act(losses)
         return losses
 
-    Model.forward = patched  # type: ignore[method-assign]
+    Model.forward = patched
 
 
 def stop(config: Config, folder: Path) -> None:
@@ -66,7 +66,7 @@ def full_disk(config: Config, folder: Path) -> None:
     def save(*_: object, **__: object) -> None:
         raise CheckpointError("full")
 
-    state.save_checkpoint = save  # type: ignore[assignment]
+    state.save_checkpoint = save
     train.train(config, output=folder / "full_disk")
 
 

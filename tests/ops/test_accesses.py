@@ -13,7 +13,7 @@ from tests.ops import emulated
 from tests.ops.cases import Case, make_case
 from tests.ops.emulated import Count, Emulated, Site
 
-SHARED = ("read_shared", "write_shared", "add_shared")
+SHARED = ("read_shared", "write_shared")
 HEADS = 16
 # Head width and levels of the shapes of benchmarks/ops.py.
 PROBLEMS = [(6, 1), (12, 1), (24, 1), (32, 1), (40, 1), (100, 1), (32, 4)]

@@ -122,12 +122,6 @@ def test_bank_conflicts_are_counted_by_the_rule_of_32_banks(emulation, kind, typ
     assert (count.instructions, count.lanes) == ((2, 64) if type == "32 bytes" else (1, 32))
 
 
-def test_reductions_in_shared_memory_conflict_on_one_word(emulation):
-    assert touch(emulation, "add_shared", "int", [0] * 32).worst == 32
-    assert touch(emulation, "add_shared", "int", [4 * lane for lane in range(32)]).worst == 1
-    assert touch(emulation, "add_shared", "int", [4 * (lane // 2) for lane in range(32)]).worst == 2
-
-
 @pytest.mark.parametrize(
     ("type", "offsets", "sectors", "ideal"),
     [

@@ -76,7 +76,7 @@ def _compile(compiler: list[str], folder: Path, finished: Path) -> None:
 class Site(NamedTuple):
     """Where a kernel accesses memory."""
 
-    kind: str  # a hook of csrc/cuda_common.h: read_global, add_shared ...
+    kind: str  # a hook of csrc/cuda_common.h: read_global, add_global ...
     line: int
     bytes: int  # of one lane
 
@@ -101,7 +101,7 @@ class Launch(NamedTuple):
     parameters: bytes
 
 
-KINDS = ("read_global", "write_global", "read_shared", "write_shared", "add_global", "add_shared")
+KINDS = ("read_global", "write_global", "read_shared", "write_shared", "add_global")
 
 
 class Emulated:

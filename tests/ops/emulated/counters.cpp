@@ -36,31 +36,29 @@ std::map<Site, Count> counts;
 std::vector<std::vector<Reported>> of_thread(1024);
 uintptr_t kernel;
 
-bool is_shared(Access kind) {
-  return kind == Access::read_shared || kind == Access::write_shared || kind == Access::add_shared;
-}
+bool is_shared(Access kind) { return kind == Access::read_shared || kind == Access::write_shared; }
 
-// How many words the busiest bank is asked for; a reduction asks for one as often as there are lanes.
-int wavefronts(const std::vector<uintptr_t>& addresses, int bytes, bool reduces) {
+// How many words the busiest bank is asked for.
+int wavefronts(const std::vector<uintptr_t>& addresses, int bytes) {
   std::vector<uintptr_t> words;
   for (const uintptr_t address : addresses)
     for (uintptr_t word = address / kWordBytes; word <= (address + bytes - 1) / kWordBytes; ++word)
       words.push_back(word);
   std::sort(words.begin(), words.end());
-  if (!reduces) words.erase(std::unique(words.begin(), words.end()), words.end());
+  words.erase(std::unique(words.begin(), words.end()), words.end());
   int of_bank[kBanks] = {};
   for (const uintptr_t word : words) ++of_bank[word % kBanks];
   return *std::max_element(of_bank, of_bank + kBanks);
 }
 
-void count_shared(Count& count, const Reported* first, const Reported* last, int bytes, bool reduces) {
+void count_shared(Count& count, const Reported* first, const Reported* last, int bytes) {
   const int part = bytes <= 4 ? kWarp : bytes <= 8 ? kWarp / 2 : kWarp / 4;
   for (int begin = 0; begin < kWarp; begin += part) {
     std::vector<uintptr_t> addresses;
     for (const Reported* r = first; r != last; ++r)
       if (r->lane >= begin && r->lane < begin + part) addresses.push_back(r->address);
     if (addresses.empty()) continue;
-    const int taken = wavefronts(addresses, bytes, reduces);
+    const int taken = wavefronts(addresses, bytes);
     count.wavefronts += taken;
     ++count.ideal_wavefronts;
     count.worst = std::max(count.worst, taken);
@@ -95,7 +93,6 @@ void count_global(Count& count, const Reported* first, const Reported* last, int
 struct Touch {
   int thread = -1, line = 0;
   long long meetings = 0;
-  bool adds = false;
 };
 
 struct Cell {
@@ -109,13 +106,13 @@ std::set<std::tuple<uintptr_t, int, int>> races;  // kernel and two lines
 
 // Two accesses of which one writes race where no meeting of the block, or of their warp, lies between.
 bool in_order(const Touch& a, const Touch& b) {
-  if (a.thread < 0 || a.thread == b.thread || (a.adds && b.adds)) return true;
+  if (a.thread < 0 || a.thread == b.thread) return true;
   return a.thread / kWarp == b.thread / kWarp && a.meetings != b.meetings;
 }
 
 void look_for_races(Access kind, int line, uintptr_t address, size_t bytes) {
   const int thread = current_thread();
-  const Touch now{thread, line, meetings[thread], kind == Access::add_shared};
+  const Touch now{thread, line, meetings[thread]};
   for (uintptr_t at = address / 2; at < (address + bytes + 1) / 2; ++at) {
     Cell& cell = cells[at];
     if (!in_order(cell.write, now)) races.insert({kernel, cell.write.line, line});
@@ -180,8 +177,13 @@ void count_until_here(int first, unsigned mask) {
     Count& count = counts[site];
     ++count.instructions;
     count.lanes += (long long)(end - begin);
-    const bool reduces = kind == Access::add_global || kind == Access::add_shared;
-    (is_shared(kind) ? count_shared : count_global)(count, &all[begin], &all[0] + end, std::get<3>(site), reduces);
+    const Reported *first = &all[begin], *last = &all[0] + end;
+    const int bytes = std::get<3>(site);
+    if (is_shared(kind)) {
+      count_shared(count, first, last, bytes);
+    } else {
+      count_global(count, first, last, bytes, kind == Access::add_global);
+    }
   }
 }
 

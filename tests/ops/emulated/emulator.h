@@ -65,13 +65,13 @@ void record_launch(uintptr_t kernel, dim3 grid, dim3 block, size_t shared_bytes,
 // several. This is exact where lanes skip no access of a line, and else merges what they do at different times.
 //
 // Shared memory has 32 banks of 4 bytes. A warp's access is done in one part up to 4 bytes a lane, in halves of the
-// warp at 8 bytes, in quarters at 16. Each part takes as many wavefronts as the busiest bank has different words; a
-// reduction as many as it has lanes. At best (`ideal`) a part takes one.
+// warp at 8 bytes, in quarters at 16. Each part takes as many wavefronts as the busiest bank has different words, at
+// best (`ideal`) one.
 //
 // Global memory moves in sectors of 32 bytes: an access takes as many as it touches, at best the bytes by 32. A
 // reduction takes one operation a sector, more where several lanes add to the same word. Other accesses are taken to
 // cost a wavefront for each four of the lines of 128 bytes that they touch.
-enum class Access { read_global, write_global, read_shared, write_shared, add_global, add_shared };
+enum class Access { read_global, write_global, read_shared, write_shared, add_global };
 
 // Accesses to the same bytes of shared memory, one of them a write, race where the threads did not meet between.
 inline bool counting = false;

@@ -27,9 +27,6 @@ __global__ void touch(unsigned char* global, Offsets offsets, emulated::Access k
     case emulated::Access::write_global: write_global(in_global, x); break;
     case emulated::Access::read_shared: x = read_shared(in_shared); break;
     case emulated::Access::write_shared: write_shared(in_shared, x); break;
-    case emulated::Access::add_shared:
-      if constexpr (std::is_same_v<P, int>) add_shared(in_shared, x);
-      break;
     case emulated::Access::add_global:
       if constexpr (std::is_same_v<P, float> || std::is_same_v<P, unsigned long long>) add_global(in_global, x);
 #if __CUDA_ARCH__ >= 900
