@@ -16,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from piip import host
+
 Rle = dict[str, Any]
 
-# Pixels of all masks together that are looked at at once.
+# Pixels that are looked at together, over all masks.
 _PIXELS = 2**26
 # Least numbers that need another character, of those that are not negative.
 _STEPS = tuple(2 ** (5 * characters - 1) for characters in range(1, 7))
@@ -50,7 +52,7 @@ def find_changes(pixels: Tensor, *, each: int | None = None) -> NDArray[np.int64
     changed = torch.empty_like(pixels)
     torch.ne(pixels[1:], pixels[:-1], out=changed[1:])
     changed[:: each or max(1, len(pixels))] = pixels[:: each or max(1, len(pixels))]
-    if changed.device.type == "cpu":
+    if host.is_host(changed.device):
         return np.flatnonzero(changed.numpy())
     return changed.nonzero()[:, 0].int().cpu().numpy().astype(np.int64)
 

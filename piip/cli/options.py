@@ -18,6 +18,8 @@ class OverridesCommand(TyperCommand):
         """Refuses options that there are not."""
         known = {name for option in self.get_params(ctx) for name in option.opts}
         for word in args:
+            if word == "--":  # only arguments follow
+                break
             name = word.partition("=")[0]
             if name.startswith("--") and name not in known:
                 raise typer.BadParameter(

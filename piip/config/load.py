@@ -57,7 +57,10 @@ def _official_aliases() -> dict[str, str]:
 
 
 def find_config(name: str | Path) -> Path:
-    """The file behind a path, a run directory, a shipped name or its last part, or an official file stem."""
+    """The file behind a path, a run directory, a shipped name or its last part, or an official file stem.
+
+    Raises ConfigError with the names that may be meant.
+    """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not os.path.isfile(path):
@@ -80,7 +83,7 @@ def find_config(name: str | Path) -> Path:
         return shipped[aliases[name]]
     begin = [full for full in shipped if full.startswith(name) or full.split("/")[-1].startswith(name)]
     near = nearest(name, [*shipped, *(full.split("/")[-1] for full in shipped), *aliases])
-    hint = f"did you mean one of {first_few(begin, 3)}?" if len(begin) > 1 and name else near
+    hint = f"did you mean one of {first_few(begin, 3)}?" if len(begin) > 1 else near
     raise ConfigError(f"unknown config '{name}'; {hint or 'see `piip models` for the shipped ones'}")
 
 
@@ -120,8 +123,10 @@ def _compare_sizes(config: Config, origin: dict[str, str]) -> None:
     """Warns of resolutions that are not those of the images, where a user has set either."""
     given, finest = config.data.train_transforms.long_side, config.model.backbone.resolutions[0]
     sizes = r"model\.backbone\.resolutions|data\.train_transforms\.(resize|crop|size)"
-    shipped = str(config_dir().resolve())
-    own = any(re.match(rf"({sizes})(\.|$)", key) for key, writer in origin.items() if not writer.startswith(shipped))
+    shipped = config_dir().resolve()
+    own = any(
+        re.match(rf"({sizes})(\.|$)", key) for key, writer in origin.items() if not Path(writer).is_relative_to(shipped)
+    )
     if given != finest and own and os.environ.get("RANK", "0") == "0":
         _log.warning(
             "%s: images are resized to %d pixels (data.train_transforms), the finest branch is configured for %d "

@@ -141,7 +141,8 @@ def _as_written(keys: list[str], data: dict[str, Any]) -> list[str]:
     if keys[:3] == ["model", "backbone", "branches"] and len(keys) > 4:
         backbone = data["model"]["backbone"]
         shared, own = backbone.get("every_branch", {}), backbone["branches"][int(keys[3])]
-        if isinstance(shared, dict) and keys[4] in shared and keys[4] not in own:
+        # The keys of a file may be numbers.
+        if isinstance(shared, dict) and keys[4] in map(str, shared) and keys[4] not in map(str, own):
             return ["model", "backbone", "every_branch", *keys[4:]]
     return keys
 

@@ -103,6 +103,7 @@ class Config(Strict):
     scale: float = Field(
         1.0,
         gt=0,
+        le=100,
         exclude=True,
         description="factor of every size in pixels of what the network sees: resolutions, resize, crop, windows of "
         "evaluation; 1 once it is applied",

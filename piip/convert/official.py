@@ -171,7 +171,7 @@ def _writing(output: Path) -> Iterator[None]:
     # torch.save's own writer turns a full disk into a RuntimeError.
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__
-        reason = cause.strerror if isinstance(cause, OSError) else str(error)
+        reason = (cause.strerror if isinstance(cause, OSError) else None) or str(error)
         raise PiipError(f"cannot write {output}: {reason}{free_space(output)}") from error
 
 

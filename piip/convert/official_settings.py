@@ -52,7 +52,7 @@ def our_settings(official: Mapping[str, Any], path: Path, unmapped: list[str]) -
             "model": {
                 "backbone": backbone_settings(backbone, unmapped, finest),
                 "neck": {"type": "none"} if segments else _neck(model["neck"], unmapped),
-                "head": upernet_settings(model, unmapped) if segments else _head(model, unmapped),
+                "head": upernet_settings(model, unmapped) if segments else _head(model),
                 "mean": list(normalize["mean"]),
                 "std": list(normalize["std"]),
             },
@@ -174,7 +174,7 @@ def _neck(neck: Mapping[str, Any], unmapped: list[str]) -> dict[str, Any]:
     return {"type": kinds[neck["type"]], "out_channels": neck["out_channels"], "levels": neck["num_outs"]}
 
 
-def _head(model: Mapping[str, Any], unmapped: list[str]) -> dict[str, Any]:
+def _head(model: Mapping[str, Any]) -> dict[str, Any]:
     test = model["test_cfg"]
     if model["type"] == "DINO":
         head = model["bbox_head"]

@@ -103,11 +103,6 @@ def gather(value: T) -> list[T]:
     return values
 
 
-def barrier() -> None:
-    if dist.is_initialized():
-        gather(None)
-
-
 def synchronize_norms(model: nn.Module, device: torch.device) -> None:
     """Lets the batch norms of a model, while it trains, see the images of all ranks; torch can do so on GPUs only."""
     if world_size() == 1 or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):

@@ -89,7 +89,8 @@ def run_evaluation(
     """Evaluates weights on the validation data of a config, under torchrun in all its processes.
 
     weights: a run, a checkpoint or a weight file. output: where metrics.json, and pictures if the metric draws any, are
-    written, if given. Raises PiipError and its kinds.
+    written, if given. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. backend: which COCO evaluation computes the
+    metrics, where there is one. Raises PiipError and its kinds.
     """
     from piip.model import build_model
 
@@ -143,7 +144,12 @@ def _make_folder(output: Path, inputs: list[Path]) -> None:
     """Makes the folder of the results, which must not take the place of anything that is read."""
     check_outputs([output / _REPORT], inputs)
     for folder in inputs:
-        if output.is_dir() and folder.is_dir() and output.samefile(folder) and list_folder(folder, IMAGE_SUFFIXES)[1]:
+        if (
+            output.is_dir()
+            and folder.is_dir()
+            and output.samefile(folder)
+            and list_folder(folder, IMAGE_SUFFIXES).files
+        ):
             raise DataError(f"{output} holds the images of the data set; choose another --output")
     try:
         output.mkdir(parents=True, exist_ok=True)

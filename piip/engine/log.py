@@ -142,7 +142,7 @@ class JsonLines:
     """A file of one JSON document a line, each written whole and at once, so that a kill leaves whole lines."""
 
     def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """keep: which of the records already in the file stay; a torn last line never does."""
+        """keep: which of the records already in the file stay; a torn last line never does. Raises OSError."""
         self.records = [record for record in _read_lines(path) if keep(record)] if path.exists() else []
         write_file(path, "".join(to_json(record) + "\n" for record in self.records))
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
@@ -204,7 +204,8 @@ class RunLog:
     def evaluation(self, record: dict[str, Any]) -> None:
         """record: step, epoch, metrics by name, seconds."""
         self._write({"event": "eval"} | record)
-        metrics = ", ".join(f"{name} {value:.4f}" for name, value in record["metrics"].items() if _known(value))
+        measured = {name: value for name, value in record["metrics"].items() if value is not None}
+        metrics = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
         _log.info("step %d evaluation in %.1f s: %s", record["step"], record["seconds"], metrics)
 
     def draw(self) -> None:
@@ -266,15 +267,12 @@ def _quiet_threads() -> Iterator[None]:
         threading.excepthook = shown
 
 
-def _known(value: float | None) -> bool:
-    """Whether there was anything to measure."""
-    return value is not None
-
-
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of the whole lines; what is damaged is passed over."""
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             record = json.loads(line)
         except ValueError:
             continue
-        yield record
+        if isinstance(record, dict) and record.keys() >= {"event", "step"}:
+            yield record

@@ -56,7 +56,8 @@ def run_prediction(
 ) -> list[Prediction]:
     """Predicts on images, one by one; writes an overlay for each, and predictions.json, into `output`.
 
-    images: files, folders, and patterns with wildcards. weights: a run, a checkpoint or a weight file.
+    images: files, folders, and patterns with wildcards. weights: a run, a checkpoint or a weight file. score_threshold:
+    objects with a lower score, from 0 to 1, are left out. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'.
     What predictions.json holds is said by the writers in `piip.results`.
     An image that cannot be read is reported and left out. After a signal or on a full disk the results so far are
     written before the error. Raises DataError if no image can be read, or if one would be overwritten; Stopped after
@@ -89,11 +90,10 @@ def run_prediction(
                     image = _read(file, limit)
                     if isinstance(image, DataError):
                         predictions.append(Prediction(file, error=str(image)))
-                        continue
-                    (result,) = model.predict([image])
-                    stem = overlay.with_suffix("")
-                    found = writer.add(file, image, result, stem)
-                    predictions.append(Prediction(file, overlay, found, writer.describe(found)))
+                    else:
+                        (result,) = model.predict([image])
+                        found = writer.add(file, image, result, overlay.with_suffix(""))
+                        predictions.append(Prediction(file, overlay, found, writer.describe(found)))
                     bar.advance()
         except OSError as error:
             failure = error

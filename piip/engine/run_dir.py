@@ -120,7 +120,7 @@ def prepare_run(output: Path, config: Config, resume: str | None) -> Path | None
         checkpoint = _named_checkpoint(Path(resume))
         _check_place(checkpoint, output)
     if checkpoint is not None:
-        _check_same(read_meta(checkpoint)["config"], config.model_dump(mode="json"), checkpoint)
+        _check_same(read_meta(checkpoint, only=())["config"], config.model_dump(mode="json"), checkpoint)
     try:
         root.mkdir(parents=True, exist_ok=True)
         remove_leftovers(root)

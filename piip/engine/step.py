@@ -41,6 +41,7 @@ class Pass:
 
     @property
     def finite(self) -> bool:
+        """Whether all losses are."""
         return all(map(math.isfinite, self.losses.values()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_LEVELS = 16  # kMaxLevels and kMaxPyramidLevels in csrc
 MAX_SAMPLES = 512  # kMaxSamples in csrc
+MAX_CHANNELS = 16  # kMaxChannels in csrc/pyramid_resize.h
 MAX_SIDE = 2**31 - 1
+MODES = {"bilinear": 0, "bicubic": 1}  # enum Filter in csrc/pyramid_resize.h
 
 
 def host_list(name: str, values: Any, meaning: str) -> list[Any]:
@@ -186,3 +189,74 @@ def _misfit(
     return ValueError(
         f"on CUDA a head of a query takes at most {MAX_SAMPLES} samples (levels times points), got {levels * count}"
     )
+
+
+def _check_pyramid_settings(
+    shape: Sequence[int],
+    sizes: Sequence[int],
+    factors: Sequence[float],
+    mode: str,
+    antialias: bool,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    dtype: torch.dtype,
+    valid: Sequence[int] | None,
+) -> None:
+    """All that a kernel must know before it is given addresses. shape: (B, C, H, W) of the images."""
+    batch, channels, height, width = shape if len(shape) == 4 else (-1, 0, 0, 0)
+    if not (batch >= 0 and 0 < channels <= MAX_CHANNELS and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        raise ValueError(f"images must have shape (B, C, H, W), pixels and 1 to {MAX_CHANNELS} channels, got {shape}")
+    if len(sizes) != len(factors) or len(sizes) % 2 or not 0 < len(sizes) <= 2 * MAX_LEVELS:
+        raise ValueError(f"sizes and factors must hold two numbers for each of 1 to {MAX_LEVELS} levels")
+    for i, (size, factor) in enumerate(zip(sizes, factors)):
+        if not 0 < size <= MAX_SIDE:
+            raise ValueError(f"sizes must hold positive numbers below 2**31, got {list(sizes)}")
+        if factor != 0 and not (0 < factor < math.inf and size == math.floor(shape[2 + i % 2] * factor)):
+            raise ValueError(f"sizes must be floor(in * factor) where a factor is given, got {size} by {factor}")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype}")
+    if mean is not None or std is not None:
+        if mean is None or std is None or not len(mean) == len(std) == channels:
+            raise ValueError(f"give both of mean and std or none, each {channels} numbers")
+        if min(map(abs, std)) < 1e-300:
+            raise ValueError(f"std must not be zero, got {std}")
+    if valid is not None:
+        pairs = list(zip(valid[::2], valid[1::2]))
+        if len(valid) != 2 * batch or not all(0 < h <= height and 0 < w <= width for h, w in pairs):
+            raise ValueError(f"valid_sizes must hold {batch} (h, w) within ({height}, {width}), got {pairs}")
+
+
+def check_pyramid(images: Tensor, channels_last: bool, *settings: Any) -> list[int]:
+    """(B, C, H, W) of a pyramid's images, and that the op's other arguments suit them, in the order of its schema.
+
+    Raises ValueError or TypeError naming the argument.
+    """
+    shape = list(images.shape)
+    if channels_last and len(shape) == 4:
+        shape.insert(1, shape.pop())
+    if images.dtype not in FLOATS and images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8 or a float dtype, got {images.dtype}")
+    if channels_last and (images.dtype != torch.uint8 or shape[1:2] != [3]):
+        raise ValueError(
+            f"channels_last is for uint8 images of 3 channels, got {images.dtype} of {tuple(images.shape)}"
+        )
+    _check_pyramid_settings(shape, *settings)
+    return shape
+
+
+def check_pyramid_gradients(grads: list[Tensor], shape: list[int], *settings: Any) -> None:
+    """That gradients (B, C, H_i, W_i) are those of the levels that the settings describe, from images of a shape.
+
+    Raises ValueError or TypeError naming the argument.
+    """
+    _check_pyramid_settings(shape, *settings)
+    sizes, first = settings[0], grads[0] if grads else None
+    fits = len(grads) == len(sizes) // 2
+    for grad, h, w in zip(grads, sizes[::2], sizes[1::2]):
+        fits = fits and grad.shape == (shape[0], shape[1], h, w)
+        fits = fits and first is not None and grad.dtype == first.dtype and grad.device == first.device
+    if not fits or first is None or first.dtype not in FLOATS:
+        got = [(tuple(grad.shape), grad.dtype, str(grad.device)) for grad in grads]
+        raise ValueError(f"gradients must have the shapes of the levels, one float dtype and one device, got {got}")

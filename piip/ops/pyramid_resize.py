@@ -18,7 +18,17 @@ import torch
 from torch import Tensor
 
 from piip.ops import reference
-from piip.ops._checks import FLOATS, MAX_LEVELS, MAX_SIDE, host_list, host_shapes
+from piip.ops._checks import (
+    FLOATS,
+    MAX_CHANNELS,
+    MAX_LEVELS,
+    MAX_SIDE,
+    MODES,
+    check_pyramid,
+    check_pyramid_gradients,
+    host_list,
+    host_shapes,
+)
 from piip.ops._extension import (
     DTYPE_TAGS,
     definition_gradients,
@@ -31,9 +41,6 @@ from piip.ops._extension import (
     runs_definition,
 )
 from piip.ops._flops import register_flops
-
-MODES = {"bilinear": 0, "bicubic": 1}  # enum Filter in csrc/pyramid_resize.h
-MAX_CHANNELS = 16  # kMaxChannels in csrc/pyramid_resize.h
 
 
 def pyramid_resize(
@@ -203,72 +210,8 @@ _PYRAMID_RESIZE = torch.ops.piip.pyramid_resize.default
 _PYRAMID_RESIZE_BACKWARD = torch.ops.piip.pyramid_resize_backward.default
 
 
-def _check_call(
-    shape: Sequence[int],
-    sizes: Sequence[int],
-    factors: Sequence[float],
-    mode: str,
-    antialias: bool,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    dtype: torch.dtype,
-    valid: Sequence[int] | None,
-) -> None:
-    """All that a kernel must know before it is given addresses. shape: (B, C, H, W) of the images."""
-    batch, channels, height, width = shape if len(shape) == 4 else (-1, 0, 0, 0)
-    if not (batch >= 0 and 0 < channels <= MAX_CHANNELS and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
-        raise ValueError(f"images must have shape (B, C, H, W), pixels and 1 to {MAX_CHANNELS} channels, got {shape}")
-    if len(sizes) != len(factors) or len(sizes) % 2 or not 0 < len(sizes) <= 2 * MAX_LEVELS:
-        raise ValueError(f"sizes and factors must hold two numbers for each of 1 to {MAX_LEVELS} levels")
-    for i, (size, factor) in enumerate(zip(sizes, factors)):
-        if not 0 < size <= MAX_SIDE:
-            raise ValueError(f"sizes must hold positive numbers below 2**31, got {list(sizes)}")
-        if factor != 0 and not (0 < factor < math.inf and size == math.floor(shape[2 + i % 2] * factor)):
-            raise ValueError(f"sizes must be floor(in * factor) where a factor is given, got {size} by {factor}")
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if dtype not in FLOATS:
-        raise TypeError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype}")
-    if mean is not None or std is not None:
-        if mean is None or std is None or not len(mean) == len(std) == channels:
-            raise ValueError(f"give both of mean and std or none, each {channels} numbers")
-        if min(map(abs, std)) < 1e-300:
-            raise ValueError(f"std must not be zero, got {std}")
-    if valid is not None:
-        pairs = list(zip(valid[::2], valid[1::2]))
-        if len(valid) != 2 * batch or not all(0 < h <= height and 0 < w <= width for h, w in pairs):
-            raise ValueError(f"valid_sizes must hold {batch} (h, w) within ({height}, {width}), got {pairs}")
-
-
-def _check_forward(images: Tensor, channels_last: bool, *settings: Any) -> list[int]:
-    """(B, C, H, W)"""
-    shape = list(images.shape)
-    if channels_last and len(shape) == 4:
-        shape.insert(1, shape.pop())
-    if images.dtype not in FLOATS and images.dtype != torch.uint8:
-        raise TypeError(f"images must be uint8 or a float dtype, got {images.dtype}")
-    if channels_last and (images.dtype != torch.uint8 or shape[1:2] != [3]):
-        raise ValueError(
-            f"channels_last is for uint8 images of 3 channels, got {images.dtype} of {tuple(images.shape)}"
-        )
-    _check_call(shape, *settings)
-    return shape
-
-
-def _check_backward(grads: list[Tensor], shape: list[int], *settings: Any) -> None:
-    _check_call(shape, *settings)
-    sizes, first = settings[0], grads[0] if grads else None
-    fits = len(grads) == len(sizes) // 2
-    for grad, h, w in zip(grads, sizes[::2], sizes[1::2]):
-        fits = fits and grad.shape == (shape[0], shape[1], h, w)
-        fits = fits and first is not None and grad.dtype == first.dtype and grad.device == first.device
-    if not fits or first is None or first.dtype not in FLOATS:
-        got = [(tuple(grad.shape), grad.dtype, str(grad.device)) for grad in grads]
-        raise ValueError(f"gradients must have the shapes of the levels, one float dtype and one device, got {got}")
-
-
 def _definition(images: Tensor, channels_last: bool, sizes: list[int], factors: list[float], *settings: Any) -> Any:
-    _check_forward(images, channels_last, sizes, factors, *settings)
+    check_pyramid(images, channels_last, sizes, factors, *settings)
     mode, antialias, mean, std, dtype, valid = settings
     return reference.pyramid_resize(
         images.permute(0, 3, 1, 2) if channels_last else images,
@@ -300,7 +243,7 @@ def _forward(
     valid: list[int] | None,
 ) -> list[Tensor]:
     settings = sizes, factors, mode, antialias, mean, std, dtype, valid
-    batch, channels, height, width = _check_forward(images, channels_last, *settings)
+    batch, channels, height, width = check_pyramid(images, channels_last, *settings)
     if not has_kernels(images):
         # An op may not return its input.
         return [level.clone() for level in _definition(images, channels_last, *settings)]
@@ -341,12 +284,12 @@ def _backward(
     valid: list[int] | None,
 ) -> Tensor:
     settings = sizes, factors, mode, antialias, mean, std
-    _check_backward(grads, shape, *settings, dtype, valid)
+    check_pyramid_gradients(grads, shape, *settings, dtype, valid)
     if not has_kernels(grads[0]):
         zeros = grads[0].new_zeros(shape, dtype=dtype)  # the op is linear but for a constant
-        return definition_gradients(lambda x: _definition(x, False, *settings, grads[0].dtype, valid), [zeros], grads)[
-            0
-        ]
+        final = grads[0].dtype, valid
+        (grad,) = definition_gradients(lambda x: _definition(x, False, *settings, *final), [zeros], grads)
+        return grad
     grads = [grad.contiguous() for grad in grads]
     out = grads[0].new_empty(shape, dtype=dtype)
     if shape[0]:
@@ -380,14 +323,14 @@ for _device in ("CPU", "CUDA"):
 
 @torch.library.register_fake("piip::pyramid_resize", lib=library)
 def _fake(images: Tensor, channels_last: bool, sizes: list[int], *settings: Any) -> list[Tensor]:
-    batch, channels, _, _ = _check_forward(images, channels_last, sizes, *settings)
+    batch, channels, _, _ = check_pyramid(images, channels_last, sizes, *settings)
     dtype = settings[-2]
     return [images.new_empty(batch, channels, h, w, dtype=dtype) for h, w in zip(sizes[::2], sizes[1::2])]
 
 
 @torch.library.register_fake("piip::pyramid_resize_backward", lib=library)
 def _backward_fake(grads: list[Tensor], shape: list[int], *settings: Any) -> Tensor:
-    _check_backward(grads, shape, *settings)
+    check_pyramid_gradients(grads, shape, *settings)
     return grads[0].new_empty(shape, dtype=settings[-2])
 
 

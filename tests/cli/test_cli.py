@@ -79,6 +79,7 @@ def test_version_is_the_package_version():
             "--score-threshold",
         ),
         (["train", TSB, "--no-such-option"], "--no-such-option"),
+        (["train", TSB, "--", "--lr=0.1"], "--lr"),
         (["train", TSB, "--lr", "0.1"], "no option --lr; settings are given without dashes"),
         (
             ["eval", TSB, "--weights", "README.md", "--optim.lr=0.1"],

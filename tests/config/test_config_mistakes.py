@@ -209,6 +209,7 @@ def test_a_part_of_several_types_that_is_no_mapping_is_named(key: str, value: st
     [
         ("window_sise: 4", "window_sise: unknown key 'window_sise'; did you mean 'window_size'?"),
         ("drop_path: 1", "drop_path: give a number less than 1 (got 1)"),
+        ("1: 2", "1: unknown key '1'; valid keys: " + ", ".join(config_module.ViTConfig.model_fields)),
         ("type: vitt", "type: unknown type 'vitt', not among vit, convnext; did you mean 'vit'?"),
     ],
 )

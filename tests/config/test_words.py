@@ -29,6 +29,7 @@ from tests.config.cases import CLASSIFIER, CONVNEXT, DINO, MINIMAL, SHAPES, TSB,
          "model.backbone.interactions: give a whole number, as in 8, or a list, as in [[2,5,8,11],[5,11,17,23]] "
          "(got 'many')"),
         ("data.workers=1000000", "data.workers: give a number of at most 256 (got 1000000)"),
+        ("scale=1.0e+308", "scale: give a number of at most 100 (got 1e+308)"),
         ("optim.lr=.inf", "optim.lr: give a finite number (got inf)"),
         ("optim.lr=1.0e+999", "optim.lr: give a finite number (got inf)"),
         ("optim.clip_grad_norm=nan", "optim.clip_grad_norm: give a finite number (got 'nan')"),

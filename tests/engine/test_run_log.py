@@ -54,14 +54,14 @@ def test_a_record_is_in_the_file_at_once_and_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("evaluated", [True, False])
-def test_resuming_drops_a_torn_line_and_what_came_after_the_checkpoint(tmp_path: Path, evaluated: bool) -> None:
+def test_resuming_drops_damaged_lines_and_what_came_after_the_checkpoint(tmp_path: Path, evaluated: bool) -> None:
     log = RunLog(tmp_path)
     for step in (1, 2, 3):
         log.train(train_record(step))
         log.evaluation(eval_record(step))
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"event": "train", "st')
+        file.write('17\n{"event": "train"}\n{"event": "train", "st')
     log = RunLog(tmp_path, resumed_step=2, evaluated=evaluated)
     log.train(train_record(3))
     log.close()

@@ -118,7 +118,7 @@ def check_training(folder: Path, data: Path) -> None:
     newest = newest_checkpoint(folder / "stopped" / "checkpoints")
     assert newest is not None
     assert newest.name in ("4", "5")
-    distributed.barrier()
+    distributed.gather(None)
     train(config, output=folder / "stopped", resume="auto")
     if distributed.is_main():
         assert_same_run(folder / "whole", folder / "stopped")
@@ -155,7 +155,7 @@ def main(folder: Path, data: Path) -> None:
         check_training(folder, data)
         check_batch_norm(folder, data)
         check_evaluation(folder, data)
-        distributed.barrier()
+        distributed.gather(None)
         if distributed.is_main():
             (folder / "done").touch()
 

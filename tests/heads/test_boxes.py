@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image
 
-from piip.heads.mask_rcnn.boxes import MAX_LOG_RATIO, clip, decode, encode, make_anchors, pyramid_anchors
+from piip.heads.mask_rcnn.boxes import MAX_LOG_RATIO, clip, decode, encode, level_anchors, make_anchors
 
 CPU = torch.device("cpu")
 ONES = (1.0, 1.0, 1.0, 1.0)
@@ -93,7 +94,12 @@ def test_boxes_are_cut_off_at_the_borders_of_their_own_images() -> None:
 
 def test_anchors_kept_from_an_evaluation_serve_training() -> None:
     with torch.inference_mode():
-        first, second = pyramid_anchors(((2, 3), (1, 2)), strides=(4, 8), scale=7, ratios=(1.0, 2.0), device=CPU)
-    assert not first.is_inference()
-    assert torch.equal(first, make_anchors((2, 3), stride=4, scale=7, ratios=(1.0, 2.0), device=CPU))
-    assert torch.equal(second, make_anchors((1, 2), stride=8, scale=7, ratios=(1.0, 2.0), device=CPU))
+        anchors = level_anchors(torch.zeros(1), (2, 3), 4, 7, (1.0, 2.0))
+    assert not anchors.is_inference()
+    assert torch.equal(anchors, make_anchors((2, 3), stride=4, scale=7, ratios=(1.0, 2.0), device=CPU))
+
+
+def test_anchors_of_a_traced_network_are_not_kept() -> None:
+    with FakeTensorMode():
+        level_anchors(torch.zeros(1), (3, 5), 4, 7, (1.0, 2.0))
+    assert type(level_anchors(torch.zeros(1), (3, 5), 4, 7, (1.0, 2.0))) is torch.Tensor

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
+
+from piip.by_size import BySize
 
 # No decoded box is more than 62.5 times wider or higher, or narrower or lower, than the box it starts from.
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
@@ -36,21 +37,13 @@ def make_anchors(
     return (corners[:, :, None] + base).reshape(-1, 4)
 
 
-@lru_cache(maxsize=8)
-def pyramid_anchors(
-    grids: tuple[tuple[int, int], ...],
-    *,
-    strides: tuple[int, ...],
-    scale: float,
-    ratios: tuple[float, ...],
-    device: torch.device,
-) -> tuple[Tensor, ...]:
-    """`make_anchors` of every pyramid level, finest first. The last few are kept: most steps ask for the same."""
-    with torch.inference_mode(False):  # those of an evaluation serve the training behind it
-        return tuple(
-            make_anchors(grid, stride=stride, scale=scale, ratios=ratios, device=device)
-            for grid, stride in zip(grids, strides, strict=True)
-        )
+def _level_anchors(like: Tensor, grid: tuple[int, int], stride: int, scale: float, ratios: tuple[float, ...]) -> Tensor:
+    """`make_anchors` on the device of a tensor, from hashable arguments."""
+    return make_anchors(grid, stride=stride, scale=scale, ratios=ratios, device=like.device)
+
+
+# Most steps ask for the same: the five levels of the last eight pyramids are kept.
+level_anchors = BySize(_level_anchors, limit=40)
 
 
 def encode(boxes: Tensor, targets: Tensor, *, stds: Sequence[float]) -> Tensor:

@@ -7,14 +7,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from piip import host
 from piip.heads.mask_rcnn.masks import PASTE_PIXELS, THRESHOLD, cell_weights, paste_masks, pixel_bounds
 from piip.run_lengths import Rle, compress, encode, find_changes
 
 
 @torch.no_grad()
 def encode_pasted(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Rle]:
-    """Compressed run lengths of the masks that `paste_masks` returns for probabilities (n, 28, 28), boxes (n, 4)."""
-    if boxes.device.type != "cpu":
+    """Compressed run lengths of the masks that `paste_masks` returns for probabilities (n, 28, 28), boxes (n, 4).
+
+    size: (h, w) of the image.
+    """
+    if not host.is_host(boxes.device):
         return encode(paste_masks(probabilities, boxes, size))
     step = max(1, PASTE_PIXELS // max(1, size[0] * size[1]))
     with torch.autocast("cpu", enabled=False):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from piip.features import FeatureSpec
-from piip.heads.mask_rcnn.boxes import clip, decode, encode, pyramid_anchors, take_rows
+from piip.heads.mask_rcnn.boxes import clip, decode, encode, level_anchors, take_rows
 from piip.heads.mask_rcnn.sampling import assign, drawn_first, sample
 from piip.heads.mask_rcnn.suppression import best, suppress
 
@@ -59,7 +59,7 @@ class RPN(nn.Module):
     ) -> None:
         super().__init__()
         channels, num_anchors = specs[0].channels, len(anchor_ratios)
-        self.strides = tuple(spec.stride for spec in specs)
+        self.strides = [spec.stride for spec in specs]
         self.anchor_scale, self.anchor_ratios = anchor_scale, tuple(anchor_ratios)
         self.batch, self.proposals, self.nms = batch, proposals, nms
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
@@ -70,19 +70,14 @@ class RPN(nn.Module):
 
     def forward(self, features: list[Tensor]) -> RPNOutputs:
         """Pyramid maps (B, C, H, W), finest first -> logits, deltas and anchors of every level."""
-        logits, deltas = [], []
-        for x in features:
+        outputs = RPNOutputs([], [], [])
+        for x, stride in zip(features, self.strides, strict=True):
             hidden = F.relu(self.conv(x))
-            logits.append(self.cls(hidden).permute(0, 2, 3, 1).flatten(1).float())
-            deltas.append(self.reg(hidden).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
-        anchors = pyramid_anchors(
-            tuple((x.shape[2], x.shape[3]) for x in features),
-            strides=self.strides,
-            scale=self.anchor_scale,
-            ratios=self.anchor_ratios,
-            device=features[0].device,
-        )
-        return RPNOutputs(logits, deltas, list(anchors))
+            outputs.logits.append(self.cls(hidden).permute(0, 2, 3, 1).flatten(1).float())
+            outputs.deltas.append(self.reg(hidden).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
+            grid = (x.shape[2], x.shape[3])
+            outputs.anchors.append(level_anchors(x, grid, stride, self.anchor_scale, self.anchor_ratios))
+        return outputs
 
     def loss(self, outputs: RPNOutputs, objects: list[Tensor]) -> dict[str, Tensor]:
         """Cross-entropy and L1 loss against the objects (n, 4) of every image, each a mean over the sampled anchors."""

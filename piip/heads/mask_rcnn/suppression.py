@@ -35,23 +35,22 @@ def suppress(
     follows those is 0. It waits for the device once for every four images, and an image's result does not depend on
     the others.
     """
-    batch, candidates = scores.shape
+    candidates = scores.shape[1]
     # Groups are shifted apart as the released checkpoints were evaluated: float32 rounds shifted boxes differently, and
     # torchvision.ops.batched_nms leaves the shift out when there are many boxes. The boxes that take no part are a
     # group of their own, in which the first suppresses the others.
-    shift = (
-        torch.where(usable, groups, num_groups) * (torch.where(usable[..., None], boxes, 0).amax((1, 2)) + 1)[:, None]
-    )
+    extent = torch.where(usable[..., None], boxes, 0).amax((1, 2)) + 1
+    shift = torch.where(usable, groups, num_groups) * extent[:, None]
     aside = torch.arange(4, device=boxes.device) // 2
     shifted = torch.where(usable[..., None], boxes, aside) + shift[..., None]
     # On the CPU a call costs the square of its boxes.
     together = 1 if host.is_host(boxes.device) else QUADRANTS
     if together > 1:
         shifted = _mirrored(shifted)
+    chunks = zip(shifted.split(together), scores.split(together), strict=True)
     kept = [
-        nms(shifted[first : first + together].flatten(0, 1), scores[first : first + together].flatten(), threshold)
-        + first * candidates
-        for first in range(0, batch, together)
+        nms(some.flatten(0, 1), their_scores.flatten(), threshold) + chunk * together * candidates
+        for chunk, (some, their_scores) in enumerate(chunks)
     ]
     most = min(limit, max(map(len, kept)))
     return _by_image(torch.cat(kept), usable, most)
