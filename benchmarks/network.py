@@ -24,13 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from piip.config import Config, load_config
-from piip.data import Batch
+from piip.config.experiment import Config
+from piip.config.load import load_config
+from piip.data.batch import Batch
 from piip.engine.device import choose_device, compute_dtype
 from piip.engine.optim import build_optimizer
 from piip.engine.step import Step, optimizer_step
 from piip.flops.actual import actual_count
-from piip.model import Model, build_model
+from piip.load import build_model
+from piip.model import Model
 from piip.ops._extension import describe
 from piip.precision import prepared_copy
 

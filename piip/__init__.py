@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from piip import ops
-    from piip.model import Model, build_model, create_model
+    from piip.load import build_model, create_model
+    from piip.model import Model
 
 __version__ = "0.1.0"
 __all__ = ["Model", "build_model", "create_model", "ops"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 import piip
-from piip.config import config_dir, shipped_configs
+from piip.config.load import config_dir, shipped_configs
 from piip.errors import ConfigError
 from piip.ops import deform_attn, pyramid_resize, reference
 from piip.ops._extension import cuda_problem

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import nn
 
-from piip.backbone import PIIP
-from piip.branches import ConvNeXt
-from piip.branches.vit import Attention, ViT, expand_offsets, resize_pos_embed
-from piip.config import BackboneConfig, InteractionConfig
+from piip.backbone.build import build_backbone, group_ends
+from piip.backbone.config import BackboneConfig, InteractionConfig
+from piip.backbone.piip import PIIP
+from piip.branches.convnext.convnext import ConvNeXt
+from piip.branches.vit.vit import Attention, ViT, expand_offsets, resize_pos_embed
 from piip.errors import ConfigError
-from piip.model import build_backbone, group_ends
 
 TINY = {"T": (32, 2, 2), "S": (64, 2, 4), "B": (96, 4, 6), "L": (128, 6, 8), "H": (160, 6, 10)}  # width, depth, heads
 RESOLUTIONS = (160, 128, 96, 64, 32)

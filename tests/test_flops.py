@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from piip.config import BackboneConfig, ModelConfig, load_config, shipped_configs
+from piip.backbone.config import BackboneConfig
+from piip.config.experiment import ModelConfig
+from piip.config.letters import backbone_from_letters
+from piip.config.load import load_config, shipped_configs
 from piip.errors import ConfigError
-from piip.flops.actual import actual_count, backbone_from_letters, branch_names, paper_count
+from piip.flops.actual import actual_count
 from piip.flops.costs import Cost
-from piip.flops.paper import classification_count, detection_count, paper_cost, paper_script
-from piip.flops.paper_parts import Map, pyramid
 from piip.flops.recorded import recorded_count
+from piip.official.flops.parts import Map, pyramid
+from piip.official.flops.scripts import classification_count, detection_count, paper_cost, paper_count, paper_script
 
 # Multiply-accumulates and parameters as the official scripts (commit 7a8eceb) print them; to the nearest digit or the
 # next, they are the papers' #FLOPs and #Param columns. First the script of the row's table, then the second one on all.
@@ -266,7 +269,7 @@ def test_actual_parameters_of_the_backbone_are_the_official_ones(letters, params
     backbone = backbone_from_letters(letters)
     counted = actual_count(ModelConfig(backbone=backbone), (224, 224))
     parts = {part.name: part.cost.params for part in counted.parts}
-    named = [*branch_names(backbone), "interactions", "merge", "pyramid"]
+    named = [*backbone.branch_names, "interactions", "merge", "pyramid"]
     assert sum(parts.get(name, 0) for name in named) == params
 
 
@@ -288,7 +291,7 @@ def test_an_op_without_a_formula_is_listed(monkeypatch):
     """A resize through grid_sample, whose products torch has no formula for."""
     import torch
 
-    from piip.necks import FPN
+    from piip.necks.fpn import FPN
 
     forward = FPN.forward
 

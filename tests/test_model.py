@@ -15,12 +15,13 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 
 import piip
-from piip.config import load_config
-from piip.data import Batch
-from piip.data.transforms import normalise_and_pad, pad, prepare
-from piip.engine.weights import write_weights
+from piip.config.load import load_config
+from piip.data.batch import Batch
+from piip.data.transforms.batch import normalise_and_pad, pad, prepare
 from piip.errors import CheckpointError, ConfigError, DataError
-from piip.model import Model, build_model
+from piip.load import build_model
+from piip.model import Model
+from piip.weights.files import write_weights
 
 NANO = "detection/mask_rcnn_piip_nano_shapes"
 

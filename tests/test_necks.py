@@ -11,9 +11,10 @@ from torch import Tensor
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from piip.backbone.pyramid import GivenPyramid, SimplePyramid
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.necks import FPN, GivenPyramid, SimplePyramid
+from piip.necks.fpn import FPN
 
 SPECS = [FeatureSpec(12, 4), FeatureSpec(20, 8), FeatureSpec(16, 16), FeatureSpec(8, 32)]
 

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from piip.backbone import PIIP
-from piip.config import BackboneConfig, load_config
-from piip.model import Model, build_backbone, build_model
+from piip.backbone.build import build_backbone
+from piip.backbone.config import BackboneConfig
+from piip.backbone.piip import PIIP
+from piip.config.load import load_config
+from piip.load import build_model
+from piip.model import Model
 from piip.precision import prepare, prepared_copy
 from tests.operators import Operators
 

@@ -8,9 +8,9 @@ import pytest
 import timm
 import torch
 
-from piip.config import ViTConfig
-from piip.convert import load_pretrained
-from piip.model import build_branch
+from piip.backbone.build import build_branch
+from piip.branches.pretrained import load_pretrained
+from piip.branches.vit.config import ViTConfig
 
 
 def test_a_branch_named_after_a_timm_model_computes_what_it_computes(tmp_path: Path) -> None:

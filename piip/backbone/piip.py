@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from piip.backbone.interaction import Interaction
-from piip.branches import Branch
+from piip.branches.base import Branch
 from piip.features import FeatureSpec
 from piip.ops import pyramid_resize
 

@@ -24,18 +24,18 @@ def convert(
 ) -> None:
     """Convert an official checkpoint; its file is read without executing anything in it."""
     from piip.cli.console import facts, out
-    from piip.config import load_config
+    from piip.config.load import load_config
     from piip.errors import first_few
 
     settings = load_config(config)
     require(source)
     if to_official:
-        from piip.convert import convert_back
+        from piip.official.checkpoints import convert_back
 
         convert_back(source, output, config=settings)
         out().print(facts([("written", str(output)), ("network", settings.name)]))
         return
-    from piip.convert import convert_checkpoint
+    from piip.official.checkpoints import convert_checkpoint
 
     report = convert_checkpoint(source, output, config=settings, strict=strict, ema=ema)
     other = f"  (the checkpoint does not have the form of {settings.name})" if report.config != settings.name else ""

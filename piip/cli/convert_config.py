@@ -22,8 +22,8 @@ def convert_config(
         raise typer.BadParameter(f"--output {output}: configs end in .yaml")
 
     from piip.cli.console import facts, out, print_json, table
-    from piip.convert.official_config import explain_official_config, write_explained_config
     from piip.errors import CheckError
+    from piip.official.configs.explain import explain_official_config, write_explained_config
 
     found = explain_official_config(official)
     if output is not None:

@@ -31,8 +31,8 @@ def evaluate(
 ) -> None:
     """Evaluate weights on the validation data of a config."""
     from piip.cli.console import is_main_process, out, print_json
-    from piip.cli.metrics import MOST_ROWS, WORST_ROWS, class_table, metric_table
-    from piip.config import load_config
+    from piip.cli.tables import MOST_ROWS, WORST_ROWS, class_table, metric_table
+    from piip.config.load import load_config
 
     settings = load_config(config, overrides or ())
     # Before torch is imported, which takes seconds.

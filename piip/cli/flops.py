@@ -36,8 +36,11 @@ def flops(
     sizes = _parse_resolutions(resolutions)
 
     from piip.cli.console import out, print_json
-    from piip.config import MaskRCNNConfig, ModelConfig, load_config
-    from piip.flops.paper import backbone_from_letters, paper_cost, paper_script
+    from piip.config.experiment import ModelConfig
+    from piip.config.letters import backbone_from_letters
+    from piip.config.load import load_config
+    from piip.heads.mask_rcnn.config import MaskRCNNConfig
+    from piip.official.flops.scripts import paper_cost, paper_script
 
     if config is not None:
         loaded = load_config(config)
@@ -47,9 +50,7 @@ def flops(
         name = f"{(branches or '').lower()} {'/'.join(map(str, backbone.resolutions))}"
         model = ModelConfig.model_validate({"backbone": backbone})
 
-    from piip.flops.actual import (
-        actual_count,  # imports torch, so that a mistyped name is answered without waiting for it
-    )
+    from piip.flops.actual import actual_count
 
     side = model.backbone.resolutions[0]
     actual = actual_count(model, (side, side))

@@ -29,7 +29,7 @@ _SCORES = {"box_ap": 1, "mask_ap": 1, "miou": 2, "top1": 1}
 def models(json: Json = False) -> None:
     """List the shipped configs with their published figures, costs and released checkpoints."""
     from piip.cli.console import out, print_json, table
-    from piip.config import load_config, shipped_configs
+    from piip.config.load import load_config, shipped_configs
 
     rows = [_row(name, load_config(name)) for name in shipped_configs()]
     if json:
@@ -49,8 +49,8 @@ def models(json: Json = False) -> None:
 
 
 def _row(name: str, config: Any) -> dict[str, Any]:
-    from piip.flops.paper import paper_cost
     from piip.flops.recorded import recorded_count
+    from piip.official.flops.scripts import paper_cost
 
     paper, actual = paper_cost(config.model.backbone), recorded_count(name, config.model)
     official = config.official

@@ -30,7 +30,7 @@ def predict(
     device: Device = None,
 ) -> None:
     """Predict on images; writes overlays to look at, and all results as JSON."""
-    from piip.config import load_config
+    from piip.config.load import load_config
     from piip.errors import DataError
 
     settings = load_config(config)

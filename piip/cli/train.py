@@ -26,7 +26,7 @@ class TrainCommand(OverridesCommand):
 
 def _names_a_checkpoint(word: str | None) -> bool:
     """Whether the word after --resume is its value: not another option, an override, or the config."""
-    from piip.config import find_config
+    from piip.config.load import find_config
     from piip.errors import ConfigError
 
     if word is None or word.startswith("-") or word.endswith((".yaml", ".yml")):
@@ -54,7 +54,7 @@ def train(
     device: Device = None,
 ) -> None:
     """Train a model; ends with its metrics and where everything lies."""
-    from piip.config import load_config
+    from piip.config.load import load_config
 
     settings = load_config(config, overrides or ())
     output = output or Path("runs") / settings.name
@@ -67,7 +67,7 @@ def train(
     metrics = run_training(settings, output=output, device=device, resume=resume)
 
     from piip.cli.console import facts, is_main_process, out
-    from piip.cli.metrics import metric_table
+    from piip.cli.tables import metric_table
 
     if is_main_process():
         best = output / "checkpoints" / "best"
@@ -79,7 +79,7 @@ def train(
 
 def _keep_source(config: str, written: Path) -> None:
     """Raises DataError if the resolved config would take the place of the file, written by hand, that it comes from."""
-    from piip.config import dump_config, find_config, load_config
+    from piip.config.load import dump_config, find_config, load_config
     from piip.files import check_outputs
 
     source = find_config(config)

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from piip.config.base import Strict, default_type, models_in, of_type
+from piip.config.experiment import Config
 from piip.config.reading import read_value
-from piip.config.training import Config
+from piip.config.strict import Strict, default_type, models_in, of_type
 from piip.errors import ConfigError
 
 COMMAND_LINE = "command line"

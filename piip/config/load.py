@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from piip.config.base import nearest
 from piip.config.draft import Draft
+from piip.config.experiment import Config
 from piip.config.mistakes import explain
 from piip.config.reading import read_yaml
-from piip.config.training import Config
+from piip.config.strict import nearest
 from piip.errors import ConfigError, first_few
 
 _log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from piip.config.base import Strict, models_in, nearest, of_type, types_of
 from piip.config.draft import COMMAND_LINE
+from piip.config.strict import Strict, default_type, models_in, nearest, of_type, types_of
 from piip.errors import first_few
 
 _MAPPING = "a mapping of keys, as in {{key: value}}"
@@ -87,14 +87,14 @@ def _describe(
     error: Any, root: type[Strict], data: dict[str, Any], origin: Mapping[str, str], source: str
 ) -> tuple[str, str, str]:
     kind, context = error["type"], error.get("ctx", {})
-    place, given = _follow(error["loc"], root), f" (got {_shown(error['input'])})"
+    place, given = _follow(error["loc"], root, data), f" (got {_shown(error['input'])})"
     keys = place.keys
     words = next((words for start, words in _WORDS.items() if kind.startswith(start)), None)
     if kind == "unknown_key":
         what, given = f"{error['msg']}; {_hint(context['key'], place, root)}", ""
         keys = [*keys, context["key"]]
-    elif kind.startswith("union_tag"):
-        types, keys = types_of(place.models), [*keys, "type"]
+    elif kind == "unknown_type":
+        types, keys = types_of(place.family), [*keys, "type"]
         what, named = f"name one of {', '.join(types)}", error["input"].get("type", "")
         given = "" if isinstance(named, str) else f" (got {_shown(named)})"
         if isinstance(named, str) and named:
@@ -116,23 +116,23 @@ def _describe(
     return f"{_culprit(keys, concerned, origin, source)}: {dotted}", what, given
 
 
-def _follow(location: Sequence[str | int], root: type[Strict]) -> _Place:
-    """The keys of a file that lead to a mistake: pydantic's location without what it adds for the members of unions.
-
-    The models are followed along, since a key may be called like a member.
-    """
+def _follow(location: Sequence[str | int], root: type[Strict], data: Any) -> _Place:
+    """The keys of a file that lead to a mistake, and the models along them; the data say which member of a family."""
     keys: list[str] = []
     models = family = [root]
     field: FieldInfo | None = None
     for part in location:
         if isinstance(part, int):
             keys.append(str(part))
-        elif len(models) > 1:  # here pydantic adds the type that tells them apart
-            models = of_type(models, part)
         elif models and part in models[0].model_fields:
             keys.append(part)
             field = models[0].model_fields[part]
             models = family = models_in(field.annotation)
+        else:
+            continue
+        found = _value(data, keys, None)
+        if field is not None and isinstance(found, dict):
+            models = of_type(family, found.get("type", default_type(field)))
     return _Place(keys, models, family, field)
 
 

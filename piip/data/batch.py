@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from piip.data.mixing import Mixing
-from piip.data.transforms import Sample, normalise_and_pad, pad
+from piip.data.transforms.batch import normalise_and_pad, pad
+from piip.data.transforms.classification.mixing import Mixing
+from piip.data.transforms.sample import Sample
 from piip.errors import PiipError
-from piip.metrics import ImageId
+from piip.metrics.base import ImageId
 
 # Bytes, of the beginning of a tensor in the memory of its batch.
 _ALIGNMENT = 64

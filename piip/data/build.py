@@ -9,70 +9,13 @@ import torch
 import torch.distributed
 from torch.utils.data import DataLoader
 
-from piip.config import (
-    ClassificationTransforms,
-    CocoData,
-    Config,
-    DatasetConfig,
-    ImageFolderData,
-    LabelMapData,
-)
+from piip.config.experiment import Config
 from piip.data.batch import Batch, collate
-from piip.data.class_names import imagenet_classes, read_class_names
-from piip.data.coco import CocoDataset
-from piip.data.dataset import ImageDataset
-from piip.data.image_folder import ImageFolderDataset
-from piip.data.label_maps import LabelMapDataset
 from piip.data.loader import Loader
-from piip.data.mixing import Mixing
 from piip.data.sampler import EvalSampler, TrainSampler
 from piip.data.samples import Samples
-from piip.data.shape_crops import write_crops
-from piip.data.shape_maps import MAP_CLASS_NAMES, write_shape_maps
-from piip.data.shapes import write_shapes
+from piip.data.sets.base import ImageDataset
 from piip.data.workers import SLICE, hand_over, leave_signals_to_parent
-
-
-def build_dataset(config: DatasetConfig, *, training: bool) -> ImageDataset:
-    """The data set of a config; generated ones are written first. Raises DataError naming file and entry at fault."""
-    if isinstance(config, CocoData):
-        return CocoDataset(
-            images=config.images,
-            annotations=config.annotations,
-            training=training,
-            keep_empty=config.keep_empty,
-            min_side=config.min_side,
-            max_image_pixels=config.max_image_pixels,
-            masks=config.masks,
-        )
-    if isinstance(config, ImageFolderData):
-        return ImageFolderDataset(
-            root=config.root, class_names=config.class_names, max_image_pixels=config.max_image_pixels
-        )
-    if isinstance(config, LabelMapData):
-        return LabelMapDataset(
-            images=config.images,
-            labels=config.labels,
-            class_names=read_class_names(config.class_names),
-            reduce_zero_label=config.reduce_zero_label,
-            max_image_pixels=config.max_image_pixels,
-        )
-    if config.form == "crops":
-        return ImageFolderDataset(root=write_crops(config))
-    if config.form == "label_maps":
-        images, labels = write_shape_maps(config)
-        return LabelMapDataset(images=images, labels=labels, class_names=MAP_CLASS_NAMES)
-    images, annotations = write_shapes(config)
-    return CocoDataset(images=images, annotations=annotations, training=training)
-
-
-def known_class_names(config: DatasetConfig) -> list[str] | None:
-    """The names of a public data set's classes, in label order, where the config says which it is; no file is read."""
-    if isinstance(config, ImageFolderData) and config.class_names == "imagenet":
-        return imagenet_classes()
-    if isinstance(config, LabelMapData) and config.class_names == "ade20k":
-        return read_class_names(config.class_names)
-    return None
 
 
 def build_loader(
@@ -109,10 +52,9 @@ def build_loader(
     else:
         sampler = EvalSampler(images=len(dataset), batch_size=data.eval_batch_size, rank=rank, world=world)
     transforms = data.train_transforms if training else data.val_transforms
-    mixing: Mixing | None = None
-    if training and isinstance(transforms, ClassificationTransforms):
-        mixing = Mixing(
-            config=transforms,
+    mixing = None
+    if training:
+        mixing = transforms.build_mixing(
             num_classes=len(dataset.class_names),
             batch_size=data.batch_size // (world * config.optim.accumulate),
             seed=config.train.seed,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from timm.data.imagenet_info import ImageNetInfo
 
-from piip.data.ade20k import ADE20K_CLASSES
+from piip.data.sets.label_maps.ade20k import ADE20K_CLASSES
 from piip.errors import DataError, visible
 
 _MOST_BYTES = 20_000_000

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from piip.data import workers
 from piip.data.batch import Batch
-from piip.data.dataset import ImageDataset
 from piip.data.sampler import EvalSampler, TrainSampler
+from piip.data.sets.base import ImageDataset
 from piip.errors import PiipError
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from piip.data.transforms import generator
+from piip.data.transforms.sample import generator
 from piip.errors import ConfigError
 
 Key = tuple[int, int]

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from piip.config import TransformConfig
-from piip.data.dataset import ImageDataset
 from piip.data.sampler import SAMPLE_STREAM, Key
-from piip.data.transforms import Sample, generator, transform
+from piip.data.sets.base import ImageDataset
+from piip.data.transforms.config import TransformsConfig
+from piip.data.transforms.sample import Sample, generator
 from piip.errors import DataError, PiipError
 
 # Images that cannot be read one after the other before training gives up: then it is the disk, not the image.
@@ -22,7 +22,7 @@ class Samples(Dataset[Any]):
     Errors are returned, not raised: torch would turn them into tracebacks on the way to the parent process.
     """
 
-    def __init__(self, dataset: ImageDataset, transforms: TransformConfig, seed: int, training: bool) -> None:
+    def __init__(self, dataset: ImageDataset, transforms: TransformsConfig, seed: int, training: bool) -> None:
         self._dataset, self._transforms, self._seed, self._training = dataset, transforms, seed, training
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class Samples(Dataset[Any]):
             except PiipError as error:
                 return error
             sample: Sample = {"image": image, "image_id": self._dataset.image_id(index), "replaced": []}
-            return transform(sample, self._transforms, None)
+            return self._transforms.apply(sample, None)
 
         rng = generator(self._seed, SAMPLE_STREAM, epoch, index)
         replaced: list[str] = []
@@ -46,5 +46,5 @@ class Samples(Dataset[Any]):
             except DataError as error:
                 replaced.append(str(error))
                 continue
-            return transform(sample | {"key": key, "replaced": replaced}, self._transforms, rng)
+            return self._transforms.apply(sample | {"key": key, "replaced": replaced}, rng)
         return DataError(f"{len(replaced)} images in a row cannot be read; the first: {replaced[0]}")

@@ -1,1 +1,0 @@
-"""Training, evaluation and prediction: one loop for every task."""

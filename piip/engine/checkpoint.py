@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 import piip
-from piip.engine.integrity import describe_files, read_document, read_meta, write_document
-from piip.engine.unpickle import load_pickle
-from piip.engine.weights import LoadedWeights, load_file, write_weights
 from piip.errors import CheckpointError, MissingFile
 from piip.files import free_space, sync, write_file
+from piip.weights.files import LoadedWeights, load_file, write_weights
+from piip.weights.integrity import describe_files, read_document, read_meta, write_document
+from piip.weights.unpickle import load_pickle
 
 POINTERS = ("last", "best")
 

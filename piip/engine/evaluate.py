@@ -11,24 +11,27 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from piip.config import Config, DatasetConfig
-from piip.data import ImageDataset, build_dataset, build_loader, check_classes, on_device
-from piip.data.files import list_folder
+from piip.config.experiment import Config
+from piip.data.build import build_loader
+from piip.data.folders import list_folder
 from piip.data.images import IMAGE_SUFFIXES
+from piip.data.prefetch import on_device
+from piip.data.sets.base import ImageDataset, check_classes
+from piip.data.sets.config import DatasetConfig
 from piip.engine import distributed
 from piip.engine.checkpoint import load_weights
 from piip.engine.device import compute_dtype, tf32
 from piip.engine.log import Bar, logging_to
-from piip.engine.weights import LoadedWeights
 from piip.errors import ConfigError, DataError, PiipError
 from piip.files import check_outputs, to_json, write_file
-from piip.metrics import Metric
+from piip.metrics.base import Metric
 from piip.precision import prepare
+from piip.weights.files import LoadedWeights
 
 if TYPE_CHECKING:
     import torch
 
-    from piip.data import Loader
+    from piip.data.loader import Loader
     from piip.model import Model
 
 _log = logging.getLogger(__name__)
@@ -92,13 +95,13 @@ def run_evaluation(
     written, if given. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. backend: which COCO evaluation computes the
     metrics, where there is one. Raises PiipError and its kinds.
     """
-    from piip.model import build_model
+    from piip.load import build_model
 
     with distributed.session(device) as target, logging_to() as console:
         model = build_model(config.model)
         loaded = load_weights(model, weights)
         with distributed.main_process_first():
-            dataset = build_dataset(config.data.val, training=False)
+            dataset = config.data.val.build(training=False)
         check_classes(config.model.head.num_classes, dataset)
         check_trained_classes(loaded, dataset)
         _log.info("evaluating %s on %d images on %s", loaded.file, len(dataset), target)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from piip.config import OptimConfig, ScheduleConfig
+from piip.config.experiment import OptimConfig, ScheduleConfig
 
 
 def parameter_groups(

@@ -11,19 +11,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from piip.config import Config
-from piip.data import known_class_names
-from piip.data.files import IRREGULAR, UNREAD, ending_of, list_folder
-from piip.data.images import IMAGE_SUFFIXES, MAX_IMAGE_PIXELS, UNREAD_SUFFIXES, read_image
+from piip.config.experiment import Config
+from piip.data.folders import IRREGULAR, UNREAD, ending_of, list_folder
+from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image
 from piip.data.report import Report
 from piip.engine.checkpoint import load_weights
 from piip.engine.device import choose_device, compute_dtype, tf32
 from piip.engine.log import Bar, logging_to
 from piip.errors import DataError, PiipError, first_few
 from piip.files import check_outputs, to_json, write_file
-from piip.model import build_model
+from piip.load import build_model
 from piip.precision import prepare
-from piip.results import build_writer
 from piip.signals import StopSignals
 
 _RESULTS = "predictions.json"
@@ -73,11 +71,11 @@ def run_prediction(
         model.transforms = config.data.val_transforms
         loaded = load_weights(model, weights)
         count = config.model.head.num_classes
-        names = loaded.class_names or known_class_names(config.data.val) or []
+        names = loaded.class_names or config.data.val.known_class_names() or []
         names = names if len(names) == count else [f"class {label}" for label in range(count)]
         prepare(model.to(target), compute_dtype(target, config.train.precision))
-        limit = getattr(config.data.val, "max_image_pixels", MAX_IMAGE_PIXELS)
-        writer = build_writer(model.head.task, names, score_threshold=score_threshold)
+        limit = config.data.val.max_image_pixels
+        writer = config.model.head.build_writer(names, score_threshold=score_threshold)
         predictions: list[Prediction] = []
         failure: OSError | None = None
         stop = StopSignals()

@@ -10,12 +10,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from piip.config import Config, config_from_dict, dump_config
+from piip.config.experiment import Config
+from piip.config.load import config_from_dict, dump_config
 from piip.engine import distributed
 from piip.engine.checkpoint import POINTERS, checkpoints, follow, newest_checkpoint, remove_leftovers
-from piip.engine.integrity import read_meta
 from piip.errors import CheckpointError, ConfigError, MissingFile, PiipError
 from piip.files import lock, write_file
+from piip.weights.integrity import read_meta
 
 _log = logging.getLogger(__name__)
 

@@ -11,25 +11,19 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 
 from piip import rng
-from piip.config import Config
-from piip.convert import load_pretrained
+from piip.branches.pretrained import load_pretrained
+from piip.config.experiment import Config
 from piip.engine import distributed
-from piip.engine.checkpoint import (
-    load_trainer_state,
-    point,
-    prune,
-    read_evaluation,
-    save_checkpoint,
-    write_evaluation,
-)
+from piip.engine.checkpoint import load_trainer_state, point, prune, read_evaluation, save_checkpoint, write_evaluation
 from piip.engine.evaluate import Evaluation
-from piip.engine.integrity import read_meta
 from piip.engine.meter import Meter
 from piip.engine.optim import build_optimizer
 from piip.engine.step import Step
-from piip.engine.weights import load_file
 from piip.errors import CheckpointError, DataError
-from piip.model import Model, build_model
+from piip.load import build_model
+from piip.model import Model
+from piip.weights.files import load_file
+from piip.weights.integrity import read_meta
 
 _log = logging.getLogger(__name__)
 

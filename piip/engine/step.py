@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_
 
-from piip.config import OptimConfig
-from piip.data import Batch
+from piip.config.experiment import OptimConfig
+from piip.data.batch import Batch
 from piip.engine import distributed
 from piip.engine.device import autocast
 from piip.errors import NonFiniteLoss
 from piip.host import HostCopy
-from piip.metrics import ImageId
+from piip.metrics.base import ImageId
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from piip import rng
-from piip.config import Config
-from piip.data import (
-    build_dataset,
-    build_loader,
-    check_classes,
-    check_same_classes,
-    check_targets,
-    explain_worker_death,
-    on_device,
-)
+from piip.config.experiment import Config
+from piip.data.build import build_loader
+from piip.data.prefetch import on_device
+from piip.data.sets.base import check_classes, check_same_classes, check_targets
+from piip.data.workers import explain_worker_death
 from piip.engine import distributed
 from piip.engine.checkpoint import follow
 from piip.engine.device import compute_dtype, peak_memory_mib, tf32
@@ -89,8 +84,8 @@ class Trainer:
         self.config, self.output, self.device, self.stop, self.console = config, output, device, stop, console
         rng.seed(config.train.seed)
         with distributed.main_process_first():
-            train_data = build_dataset(config.data.train, training=True)
-            val_data = build_dataset(config.data.val, training=False)
+            train_data = config.data.train.build(training=True)
+            val_data = config.data.val.build(training=False)
         check_classes(config.model.head.num_classes, train_data)
         check_same_classes(train_data, val_data)
         pin = device.type == "cuda"

@@ -12,13 +12,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from piip.config import HeadConfig, MaskRCNNConfig, ModelConfig
+from piip.config.experiment import ModelConfig
 from piip.flops.costs import Cost, Count, Part
-from piip.flops.paper import backbone_from_letters, branch_names, paper_count
-from piip.heads import DINO, Classifier, MaskRCNN
-from piip.model import Model, build_model
-
-__all__ = ["Cost", "Count", "Part", "actual_count", "backbone_from_letters", "branch_names", "paper_count"]
+from piip.heads.classifier.head import Classifier
+from piip.heads.config import HeadConfig
+from piip.heads.dino.head import DINO
+from piip.heads.mask_rcnn.config import MaskRCNNConfig
+from piip.heads.mask_rcnn.head import MaskRCNN
+from piip.load import build_model
+from piip.model import Model
 
 # Besides views and pointwise ops, what counts as free by convention, having no formula in torch's registry: allocation
 # and copies, norms, softmax and other reductions, and pooling.
@@ -76,7 +78,7 @@ def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
 
 def _parts(model: Model, config: ModelConfig) -> dict[str, str]:
     """What the table tells apart: label -> name of the module inside the model."""
-    branches = {label: f"backbone.branches.{index}" for index, label in enumerate(branch_names(config.backbone))}
+    branches = {label: f"backbone.branches.{index}" for index, label in enumerate(config.backbone.branch_names)}
     shared = {name: f"backbone.{name}" for name, _ in model.backbone.named_children() if name != "branches"}
     heads = {f"{name} head": f"head.{name}" for name, _ in model.head.named_children()}
     if isinstance(model.head, Classifier):

@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from piip.config import ModelConfig, load_config, shipped_configs
+from piip.config.experiment import ModelConfig
+from piip.config.load import load_config, shipped_configs
 from piip.files import write_file
 from piip.flops.costs import Cost
 

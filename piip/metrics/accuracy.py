@@ -72,6 +72,6 @@ class AccuracyMetric(Metric[tuple[int, ...]]):
     def draw(self, folder: Path) -> list[Path]:
         """confusion.png: which classes are taken for which."""
         # Loads matplotlib, which is slow.
-        from piip.metrics.confusion import draw_confusion
+        from piip.metrics.confusion_chart import draw_confusion
 
         return [draw_confusion(self.confusion(), self._class_names, folder / "confusion.png")]

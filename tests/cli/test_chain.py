@@ -141,13 +141,13 @@ def test_a_stopped_training_saves_says_how_to_go_on_and_exits_75_or_130(tmp_path
 
 def test_convert_reports_what_became_of_every_weight(monkeypatch, tmp_path):
     """The report's own correctness is the converter's matter; here is what of it is shown."""
-    import piip.convert
+    from piip.official import checkpoints
 
-    report = piip.convert.ConversionReport(
+    report = checkpoints.ConversionReport(
         loaded=["a", "b"], resized=["pos"], unused=[f"key{index}" for index in range(12)], unknown=[], missing=["w"]
     )
     (tmp_path / "a.pth").touch()
-    monkeypatch.setattr(piip.convert, "convert_checkpoint", lambda *_, **settings: report)
+    monkeypatch.setattr(checkpoints, "convert_checkpoint", lambda *_, **settings: report)
     done = succeed("convert-ckpt", tmp_path / "a.pth", tmp_path / "b.safetensors", "--config", NANO, "--no-strict")
     rows = figures(done.stdout)
     assert rows["written"] == [str(tmp_path / "b.safetensors")]

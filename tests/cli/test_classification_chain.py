@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from piip.cli.metrics import class_table
+from piip.cli.tables import class_table
 from tests.cli.chain import figures, small, succeed
 
 NANO = "classification/piip_nano_shapes"

@@ -233,7 +233,7 @@ def test_flops_table_is_aligned_and_fits_a_terminal():
 
 
 def test_models_lists_every_shipped_config_with_its_published_figures():
-    from piip.config import shipped_configs
+    from piip.config.load import shipped_configs
 
     document = json.loads(run("models", "--json").stdout)
     assert [row["name"] for row in document] == list(shipped_configs())

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from piip.config import dump_config, load_config
-from piip.convert import convert_back
+from piip.config.load import dump_config, load_config
 from piip.engine import predict as predict_module
-from piip.engine.weights import write_weights
-from piip.model import build_model
+from piip.load import build_model
+from piip.official.checkpoints import convert_back
+from piip.weights.files import write_weights
 from tests.cli.chain import run, succeed
 from tests.engine.tiny import environment, tiny_config
 

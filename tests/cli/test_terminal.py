@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from piip.cli import errors
 from piip.cli.console import facts, print_json
-from piip.cli.metrics import class_table
+from piip.cli.tables import class_table
 from piip.data.report import Report
 from piip.engine.log import logging_to
 from piip.errors import DataError, first_few, visible

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from piip.config import ConvNeXtConfig, DINOConfig, config_dir, load_config, shipped_configs
+from piip.branches.convnext.config import ConvNeXtConfig
+from piip.config.load import config_dir, load_config, shipped_configs
+from piip.heads.dino.config import DINOConfig
 from tests.config.cases import CONVNEXT, DINO, MINIMAL, SHAPES, TSB, UPERNET, message
 
 # --- inheritance -----------------------------------------------------------------------------------------------------
@@ -93,7 +95,7 @@ def test_a_mix_of_convnext_and_vit_takes_any_shipped_detector_as_its_base(write,
 
 @pytest.mark.parametrize("base", [TSB, CONVNEXT, DINO, "detection/mask_rcnn_piip_h6b_1024_512_speedup"])
 def test_such_a_mix_can_be_built(write, base):
-    from piip.model import build_model
+    from piip.load import build_model
 
     path = write(f"base: {base}\nmodel: {{backbone: {{branches: {MIX}, resolutions: [1024, 512], interactions: 12, "
                  "outputs: []}}")  # fmt: skip

@@ -6,17 +6,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from piip import config as config_module
-from piip.config import (
-    BackboneConfig,
-    Config,
-    ViTConfig,
-    config_from_dict,
-    dump_config,
-    find_config,
-    load_config,
-    shipped_configs,
-)
+from piip.backbone.config import BackboneConfig
+from piip.branches.vit.config import ViTConfig
+from piip.config import load as load_module
+from piip.config.experiment import Config
+from piip.config.load import config_from_dict, dump_config, find_config, load_config, shipped_configs
 from tests.config.cases import MINIMAL, TSB, message
 
 # --- what is shipped ------------------------------------------------------------------------------------------------
@@ -72,8 +66,8 @@ def test_released_tsb_row_has_the_settings_of_the_official_config():
 
 
 def test_an_installation_without_configs_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(config_module.load, "_CONFIG_DIRS", (tmp_path,))
-    assert "reinstall piip" in message(config_module.config_dir)
+    monkeypatch.setattr(load_module, "_CONFIG_DIRS", (tmp_path,))
+    assert "reinstall piip" in message(load_module.config_dir)
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from piip.config import load_config
+from piip.config.load import load_config
 from piip.errors import DataError
 from tests.config.cases import MINIMAL, SHAPES, message
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from piip.config import config_from_dict, dump_config, load_config, shipped_configs
+from piip.config.load import config_from_dict, dump_config, load_config, shipped_configs
 from tests.config.cases import CLASSIFIER, MINIMAL, SHAPES, TSB, UPERNET
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from piip.config import config_from_dict, find_config, load_config, shipped_configs
+from piip.config.load import config_from_dict, find_config, load_config, shipped_configs
 from piip.errors import ConfigError
 from tests.config.cases import CLASSIFIER, CONVNEXT, DINO, MINIMAL, SHAPES, TSB, UPERNET, message
 

@@ -11,12 +11,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from piip.config import Config, load_config
-from piip.convert import convert_back, convert_checkpoint
-from piip.convert.keys import family, key_table
-from piip.engine.weights import read_weights
+from piip.config.experiment import Config
+from piip.config.load import load_config
 from piip.errors import CheckError
-from piip.model import build_model
+from piip.load import build_model
+from piip.official.checkpoints import convert_back, convert_checkpoint
+from piip.official.keys import family, key_table
+from piip.weights.files import read_weights
 
 NANO = "detection/mask_rcnn_piip_nano_shapes"
 SMALL = [

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from piip.config import Config, load_config
-from piip.convert.keys import UNUSED, KeyTable, key_table
-from piip.convert.official import ConversionReport, convert_state_dict
-from piip.model import build_model
+from piip.config.experiment import Config
+from piip.config.load import load_config
+from piip.load import build_model
+from piip.official.checkpoints import ConversionReport, convert_state_dict
+from piip.official.keys import UNUSED, KeyTable, key_table
 from tests.convert.official import official_keys
 
 # How many keys of each list have no counterpart in ours; all others have exactly one.

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from piip.config import load_config
-from piip.convert.official_config import explain_official_config, explain_settings, write_explained_config
-from piip.convert.python_config import read_python_config
+from piip.config.load import load_config
 from piip.errors import ConfigError
+from piip.official.configs.explain import explain_official_config, explain_settings, write_explained_config
+from piip.official.configs.python import read_python_config
 from tests.cli.chain import run, succeed
 from tests.convert.official import official_recipes
 

@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from scipy import interpolate
 
-from piip.branches import Branch, ConvNeXt, ViT
-from piip.convert import load_pretrained
-from piip.convert.keys import KeyTable
-from piip.convert.resample import resample_position_bias
+from piip.branches.base import Branch
+from piip.branches.convnext.convnext import ConvNeXt
+from piip.branches.pretrained import load_pretrained
+from piip.branches.vit.resample import resample_position_bias
+from piip.branches.vit.vit import ViT
 from piip.errors import CheckpointError
 from piip.features import FeatureSpec
-from piip.heads import Classifier
+from piip.heads.classifier.head import Classifier
+from piip.official.keys import KeyTable
 
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 4}
 

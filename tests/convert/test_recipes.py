@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
-from piip.config import BranchConfig, Config, ConvNeXtConfig, UperNetConfig, load_config
+from piip.branches.config import BranchConfig
+from piip.branches.convnext.config import ConvNeXtConfig
+from piip.config.experiment import Config
+from piip.config.load import load_config
+from piip.heads.upernet.config import UperNetConfig
 from tests.convert.official import official_recipes
 
 MASK_RCNN = sorted(stem for stem in official_recipes() if stem.startswith("mask_rcnn_"))

@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from piip.config import Config, load_config
-from piip.convert import convert_back, convert_checkpoint, load_pretrained
-from piip.convert.keys import key_table
-from piip.engine.weights import read_weights
+from piip.backbone.build import build_branch
+from piip.branches.pretrained import load_pretrained
+from piip.config.experiment import Config
+from piip.config.load import load_config
 from piip.errors import CheckError
-from piip.model import build_branch, build_model
+from piip.load import build_model
+from piip.official.checkpoints import convert_back, convert_checkpoint
+from piip.official.keys import key_table
+from piip.weights.files import read_weights
 
 # The released network, narrower and shallower.
 NARROW = [

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from piip.convert.sources import read_state_dict
 from piip.errors import CheckpointError, MissingFile
+from piip.weights.read import read_state_dict
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
 

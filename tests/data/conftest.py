@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piip.data.coco import CocoDataset
+from piip.data.sets.coco.dataset import CocoDataset
 
 SIZES = {7: (40, 60), 3: (50, 36), 12: (64, 64)}  # image id -> (height, width)
 

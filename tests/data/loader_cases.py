@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from piip.config import Config, config_from_dict
-from piip.data import Batch, Loader
+from piip.config.experiment import Config
+from piip.config.load import config_from_dict
+from piip.data.batch import Batch
+from piip.data.loader import Loader
 
 SHAPES = {"type": "shapes", "images": 12, "size": 64}
 

@@ -18,8 +18,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as mask_utils
 
 from piip.data.class_names import read_class_names
-from piip.data.coco import CocoDataset
-from piip.data.masks import covers
+from piip.data.sets.coco.dataset import CocoDataset
+from piip.data.sets.coco.rle import covers
 from piip.errors import DataError
 
 

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from piip.data.transforms.apply import transform
 from PIL import Image, ImageFilter, ImageOps
 from timm.data import create_transform
 from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms.functional import pil_to_tensor
 
-from piip.config import ClassificationTransforms
-from piip.data.transforms import generator, prepare, transform
-from piip.data.transforms.sample import drawing_from
+from piip.data.transforms.batch import prepare
+from piip.data.transforms.classification.config import ClassificationTransforms
+from piip.data.transforms.sample import drawing_from, generator
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:

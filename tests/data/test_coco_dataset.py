@@ -12,10 +12,10 @@ from conftest import Coco
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from piip.config import CocoData
-from piip.data import build_dataset
-from piip.data.coco import CocoDataset, self_test
-from piip.data.dataset import check_classes, check_same_classes, check_targets
+from piip.data.build import build_dataset
+from piip.data.sets.base import check_classes, check_same_classes, check_targets
+from piip.data.sets.coco.config import CocoData
+from piip.data.sets.coco.dataset import CocoDataset, self_test
 from piip.errors import CheckError, ConfigError, DataError
 
 Find = Callable[[CocoDataset, int], int]

@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from piip.config import ImageFolderData
-from piip.data import ImageFolderDataset, build_dataset, check_classes, check_same_classes, known_class_names
+from piip.data.build import build_dataset, known_class_names
 from piip.data.class_names import imagenet_classes
+from piip.data.sets.base import check_classes, check_same_classes
+from piip.data.sets.image_folder.config import ImageFolderData
+from piip.data.sets.image_folder.dataset import ImageFolderDataset
 from piip.errors import ConfigError, DataError
 
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from piip.config import LabelMapData
-from piip.data import LabelMapDataset, build_dataset
-from piip.data.ade20k import ADE20K_CLASSES
+from piip.data.build import build_dataset
 from piip.data.class_names import read_class_names
 from piip.data.images import read_indices
+from piip.data.sets.label_maps.ade20k import ADE20K_CLASSES
+from piip.data.sets.label_maps.config import LabelMapData
+from piip.data.sets.label_maps.dataset import LabelMapDataset
 from piip.errors import DataError
 
 RNG = np.random.default_rng(3)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from piip.config import Config
-from piip.data import Batch, build_dataset, build_loader
-from piip.data.batch import pack_masks, unpack_masks
-from piip.data.coco import CocoDataset
+from piip.config.experiment import Config
+from piip.data.batch import Batch, pack_masks, unpack_masks
+from piip.data.build import build_dataset, build_loader
 from piip.data.sampler import EvalSampler, TrainSampler
-from piip.data.transforms import prepare
+from piip.data.sets.coco.dataset import CocoDataset
+from piip.data.transforms.batch import prepare
 from piip.errors import ConfigError, DataError
 from tests.data.loader_cases import epoch, make_config
 

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from piip.data import Batch, Loader, build_dataset, build_loader, explain_worker_death
+from piip.data.batch import Batch
+from piip.data.build import build_dataset, build_loader
+from piip.data.loader import Loader
 from piip.data.sampler import TrainSampler
 from piip.data.samples import Samples
-from piip.data.workers import leave_signals_to_parent
+from piip.data.workers import explain_worker_death, leave_signals_to_parent
 from piip.errors import PiipError
 from tests.data.loader_cases import epoch, make_config
 from tests.engine.tiny import run_python

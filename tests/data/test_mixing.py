@@ -11,11 +11,13 @@ import torch
 from timm.data import Mixup
 from torch import Tensor
 
-from piip.config import ClassificationTransforms, Config, config_from_dict
-from piip.data import Batch, build_dataset, build_loader
-from piip.data.mixing import MIX_STREAM, Mixing
-from piip.data.transforms import generator
-from piip.data.transforms.sample import drawing_from
+from piip.config.experiment import Config
+from piip.config.load import config_from_dict
+from piip.data.batch import Batch
+from piip.data.build import build_dataset, build_loader
+from piip.data.transforms.classification.config import ClassificationTransforms
+from piip.data.transforms.classification.mixing import MIX_STREAM, Mixing
+from piip.data.transforms.sample import drawing_from, generator
 from piip.errors import ConfigError
 
 CLASSES = 7

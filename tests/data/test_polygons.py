@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
-from piip.data import polygons
-from piip.data.polygons import polygon_rle
+from piip.data.sets.coco import polygons
+from piip.data.sets.coco.polygons import polygon_rle
 from piip.errors import DataError
 
 

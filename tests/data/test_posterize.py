@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from piip.data.transforms.apply import transform
 from PIL import Image, ImageOps
 
-from piip.config import ClassificationTransforms
-from piip.data.transforms import generator, transform
-from piip.data.transforms.classification import _posterize
+from piip.data.transforms.classification.config import ClassificationTransforms
+from piip.data.transforms.classification.recipe import _posterize
+from piip.data.transforms.sample import generator
 
 
 def test_posterising_to_no_bits_gives_black_and_to_some_what_pillow_gives() -> None:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from piip.data import Batch, on_device
+from piip.data.batch import Batch
+from piip.data.prefetch import on_device
 
 Events = list[tuple[str, object]]
 

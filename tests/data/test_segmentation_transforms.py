@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from piip.data.transforms.apply import transform
 
-from piip.config import SegmentationTransforms
-from piip.data.transforms import generator, transform
-from piip.data.transforms.photometric import distort, hsv_to_rgb, rgb_to_hsv
+from piip.data.transforms.sample import generator
+from piip.data.transforms.segmentation.config import SegmentationTransforms
+from piip.data.transforms.segmentation.photometric import distort, hsv_to_rgb, rgb_to_hsv
 
 # OpenCV treats the last pixels of a row that do not fill a vector register another way; none are left over here.
 PHOTO = np.random.default_rng(1).integers(0, 256, (30, 64, 3), dtype=np.uint8)

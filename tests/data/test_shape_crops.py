@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piip.config import ShapesData
-from piip.data import ImageFolderDataset, build_dataset, shape_crops
-from piip.data.shape_crops import draw_crop, write_crops
-from piip.data.shapes import CLASS_NAMES, draw_image
-from piip.data.transforms import generator
+from piip.data.build import build_dataset
+from piip.data.sets.image_folder.dataset import ImageFolderDataset
+from piip.data.sets.shapes import crops as shape_crops
+from piip.data.sets.shapes.config import ShapesData
+from piip.data.sets.shapes.crops import draw_crop, write_crops
+from piip.data.sets.shapes.instances import CLASS_NAMES, draw_image
+from piip.data.transforms.sample import generator
 from piip.errors import PiipError
 
 

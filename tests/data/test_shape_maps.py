@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from piip.config import ShapesData
-from piip.data import CocoDataset, LabelMapDataset, build_dataset
-from piip.data.shapes import CLASS_NAMES
+from piip.data.build import build_dataset
+from piip.data.sets.coco.dataset import CocoDataset
+from piip.data.sets.label_maps.dataset import LabelMapDataset
+from piip.data.sets.shapes.config import ShapesData
+from piip.data.sets.shapes.instances import CLASS_NAMES
 
 
 def config(root: Path, **changes: object) -> ShapesData:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from piip.config import ShapesData
-from piip.data import build_dataset, shapes
-from piip.data.coco import CocoDataset, self_test
-from piip.data.shapes import CLASS_NAMES, draw_image, write_shapes
-from piip.data.transforms import generator
+from piip.data.build import build_dataset
+from piip.data.sets.coco.dataset import CocoDataset, self_test
+from piip.data.sets.shapes import instances as shapes
+from piip.data.sets.shapes.config import ShapesData
+from piip.data.sets.shapes.instances import CLASS_NAMES, draw_image, write_shapes
+from piip.data.transforms.sample import generator
 from piip.errors import PiipError
 
 

@@ -8,17 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from piip.data.transforms.apply import transform
 
-from piip.config import DetectionTransforms, ZoomConfig
-from piip.data.transforms import (
-    generator,
-    normalise_and_pad,
-    prepare,
-    resize_image,
-    resize_masks,
-    resized_size,
-    transform,
-)
+from piip.data.transforms.batch import normalise_and_pad, prepare
+from piip.data.transforms.detection.config import DetectionTransforms, ZoomConfig
+from piip.data.transforms.resize import resize_image, resize_masks, resized_size
+from piip.data.transforms.sample import generator
 from piip.errors import DataError
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

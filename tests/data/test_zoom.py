@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from piip.data.transforms.apply import transform
 
-from piip.config import DetectionTransforms
-from piip.data.transforms import resized_size, transform
+from piip.data.transforms.detection.config import DetectionTransforms
+from piip.data.transforms.resize import resized_size
 
 SCALES = [(90, 40), (90, 48), (90, 56)]
 ZOOM_SCALES, SIDES = [(90, 30), (90, 45)], (20, 35)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from piip.config import Config
+from piip.config.experiment import Config
 from piip.engine import state, train
 from piip.engine.evaluate import run_evaluation
 from piip.errors import CheckpointError, NonFiniteLoss, PiipError, Stopped

@@ -26,7 +26,7 @@ from piip.engine.checkpoint import (
     read_meta,
     save_checkpoint,
 )
-from piip.engine.weights import read_weights
+from piip.weights.files import read_weights
 
 SIZE = 500_000
 

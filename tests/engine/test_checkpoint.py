@@ -27,8 +27,8 @@ from piip.engine.checkpoint import (
     save_checkpoint,
     write_evaluation,
 )
-from piip.engine.weights import write_weights
 from piip.errors import CheckpointError
+from piip.weights.files import write_weights
 from tests.engine.tiny import HERE, run_python
 
 NAMES = ["cat", "dog"]

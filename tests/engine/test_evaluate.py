@@ -10,8 +10,9 @@ import torch
 from piip.engine.checkpoint import follow
 from piip.engine.evaluate import run_evaluation
 from piip.engine.train import train
-from piip.engine.weights import load_file
-from piip.model import Model, build_model
+from piip.load import build_model
+from piip.model import Model
+from piip.weights.files import load_file
 from tests.engine.tiny import tiny_config
 
 

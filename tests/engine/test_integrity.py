@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from piip.engine import integrity
 from piip.engine.checkpoint import (
     find_weights,
     load_trainer_state,
@@ -26,9 +25,10 @@ from piip.engine.checkpoint import (
     save_checkpoint,
     write_evaluation,
 )
-from piip.engine.integrity import read_document, read_meta, write_document
-from piip.engine.weights import write_weights
 from piip.errors import CheckpointError
+from piip.weights import integrity
+from piip.weights.files import write_weights
+from piip.weights.integrity import read_document, read_meta, write_document
 
 CONFIG = {"name": "tiny", "train": {"evaluate_ema": False}}
 FILES = ("model.safetensors", "ema.safetensors", "trainer.pt", "meta.json", "evaluation.json")

@@ -14,10 +14,11 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from piip.config import OptimConfig, ScheduleConfig, load_config
-from piip.convert.keys import key_table
+from piip.config.experiment import OptimConfig, ScheduleConfig
+from piip.config.load import load_config
 from piip.engine.optim import build_optimizer, lr_factor, parameter_groups, set_lr, total_iterations
-from piip.model import build_model
+from piip.load import build_model
+from piip.official.keys import key_table
 
 RECORDED = json.loads(gzip.decompress((Path(__file__).parent / "official_groups.json.gz").read_bytes()))
 

@@ -14,14 +14,14 @@ from pycocotools import mask as mask_utils
 from safetensors.torch import load_file
 from torch import Tensor
 
-from piip.data import build_dataset
+from piip.data.build import build_dataset
 from piip.engine.device import autocast, choose_device
 from piip.engine.evaluate import run_evaluation
 from piip.engine.predict import find_images, run_prediction
-from piip.engine.weights import write_weights
 from piip.errors import CheckpointError, ConfigError, DataError
-from piip.model import build_model
+from piip.load import build_model
 from piip.results.drawing import class_colour, draw_detections
+from piip.weights.files import write_weights
 from tests.engine.tiny import tiny_config
 
 NAMES = ["circle", "rectangle", "triangle", "star", "cross"]

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from piip.config import ShapesData, dump_config, load_config
-from piip.data import build_dataset
+from piip.config.load import dump_config, load_config
+from piip.data.build import build_dataset
+from piip.data.sets.shapes.config import ShapesData
 from piip.engine import distributed
 from piip.engine.checkpoint import checkpoints
 from piip.engine.run_dir import locked

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from piip.data import build_dataset
+from piip.data.build import build_dataset
 from piip.engine.train import train
 from tests.engine.tiny import tiny_segmentation_config
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from piip.config import OptimConfig
-from piip.data import Batch
+from piip.config.experiment import OptimConfig
+from piip.data.batch import Batch
 from piip.engine.step import Step, StepResult, optimizer_step
 from piip.errors import NonFiniteLoss
 from tests.no_waits import Waits

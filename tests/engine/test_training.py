@@ -20,7 +20,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from piip.config import load_config
+from piip.config.load import load_config
 from piip.engine import train as train_module
 from piip.engine.checkpoint import (
     checkpoints,

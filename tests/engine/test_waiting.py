@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from piip.config import Config
-from piip.data import Batch, Loader
+from piip.config.experiment import Config
+from piip.data.batch import Batch
+from piip.data.loader import Loader
 from piip.engine.checkpoint import checkpoints
 from piip.engine.train import train
 from piip.errors import Stopped

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from piip.engine.weights import load_file as load_into
-from piip.engine.weights import write_weights
+from piip.weights.files import load_file as load_into
+from piip.weights.files import write_weights
 
 
 def test_equal_weights_make_equal_files(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 import piip
-from piip.config import Config, config_from_dict
+from piip.config.experiment import Config
+from piip.config.load import config_from_dict
 
 STEPS_PER_EPOCH = 3
 HERE = Path(__file__).parent

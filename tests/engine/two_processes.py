@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from piip.config import OptimConfig
-from piip.data import Batch
+from piip.config.experiment import OptimConfig
+from piip.data.batch import Batch
 from piip.engine import distributed
 from piip.engine import train as train_module
 from piip.engine.checkpoint import follow, newest_checkpoint

@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from piip.config import Config, load_config
-from piip.convert.keys import key_table
-from piip.convert.official import convert_state_dict
-from piip.model import Model, build_model
+from piip.config.experiment import Config
+from piip.config.load import load_config
+from piip.load import build_model
+from piip.model import Model
+from piip.official.checkpoints import convert_state_dict
+from piip.official.keys import key_table
 from tests.convert.official import official_keys
 from tests.golden.rule import golden_image, golden_value, recorded_positions
 

@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from piip.config import config_from_dict, load_config
-from piip.convert import convert_checkpoint
-from piip.convert.keys import KeyTable
-from piip.data import Batch
+from piip.config.load import config_from_dict, load_config
+from piip.data.batch import Batch
 from piip.engine.checkpoint import load_weights
 from piip.heads.mask_rcnn.roi import pool
-from piip.model import Model, build_model
+from piip.load import build_model
+from piip.model import Model
+from piip.official.checkpoints import convert_checkpoint
+from piip.official.keys import KeyTable
 from tests.golden.cases import CASES, FOLDER, Case, backbone_errors, build
 from tests.golden.rule import golden_image, golden_targets, golden_value
 

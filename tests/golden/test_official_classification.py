@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from piip.branches import Branch, Tokens
-from piip.config import Config, load_config
-from piip.model import build_model
+from piip.branches.base import Branch, Tokens
+from piip.config.experiment import Config
+from piip.config.load import load_config
+from piip.load import build_model
 from tests.golden.cases import Case, load_official
 
 TOLERANCE = 1e-4  # of a tensor's standard deviation

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from piip.convert import convert_checkpoint
 from piip.engine.checkpoint import load_weights
-from piip.model import Model, build_model
+from piip.load import build_model
+from piip.model import Model
+from piip.official.checkpoints import convert_checkpoint
 from tests.golden.cases import Case, backbone_errors
 
 TOLERANCE = 1e-4  # of a tensor's standard deviation

@@ -12,15 +12,18 @@ import torch.nn.functional as F
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from piip.branches import Tokens, ViT
-from piip.config import Config, ModelConfig, load_config
-from piip.convert import load_pretrained
-from piip.data import Batch
+from piip.branches.base import Tokens
+from piip.branches.pretrained import load_pretrained
+from piip.branches.vit.vit import ViT
+from piip.config.experiment import Config, ModelConfig
+from piip.config.load import load_config
+from piip.data.batch import Batch
 from piip.engine.state import RunState
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads import Classifier
-from piip.model import Model, build_model
+from piip.heads.classifier.head import Classifier
+from piip.load import build_model
+from piip.model import Model
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 SPECS = [FeatureSpec(8, 16), FeatureSpec(12, 24)]

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from piip.config import ModelConfig
+from piip.config.experiment import ModelConfig
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 from piip.flops.actual import actual_count
-from piip.heads import DINO
 from piip.heads.dino.denoising import disturb, draw_noise
+from piip.heads.dino.head import DINO
 from piip.heads.dino.objects import gather_objects
 
 STRIDES = (8, 16, 32, 64)

@@ -12,13 +12,13 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from piip.features import FeatureSpec
+from piip.heads.deformable.maps import flatten
 from piip.heads.dino.answers import Answers, inverse_sigmoid
 from piip.heads.dino.decoder import encode_boxes
 from piip.heads.dino.denoising import Noise, disturb, draw_noise, hidden_queries, number_of_groups
 from piip.heads.dino.losses import Matching, average_over_processes, losses
-from piip.heads.dino.maps import flatten
 from piip.heads.dino.objects import Objects, gather_objects
-from piip.necks import ChannelMapper
+from piip.necks.channel_mapper import ChannelMapper
 
 SIZES = [(70, 150), (96, 100)]  # in a batch of 96 x 160 pixels
 CLASSES = 4

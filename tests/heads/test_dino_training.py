@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
-from piip.config import Config
-from piip.data import Batch
+from piip.config.experiment import Config
+from piip.data.batch import Batch
 from piip.engine.evaluate import run_evaluation
 from piip.engine.predict import run_prediction
 from piip.engine.train import train
-from piip.model import build_model
+from piip.load import build_model
 from tests.engine.tiny import tiny_config
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from piip import host
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads import MaskRCNN
+from piip.heads.mask_rcnn.head import MaskRCNN
 from piip.heads.mask_rcnn.masks import paste_masks
 
 SPECS = [FeatureSpec(16, stride) for stride in (4, 8, 16, 32, 64)]

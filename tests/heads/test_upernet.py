@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads import UperNet
-from piip.heads.upernet import ConvNorm
+from piip.heads.upernet.head import ConvNorm, UperNet
 
 STRIDES = (4, 8, 16, 32)
 SPECS = [FeatureSpec(8, stride) for stride in STRIDES]

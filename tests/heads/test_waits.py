@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from piip import host
-from piip.config import Config, load_config
-from piip.data import Batch
+from piip.config.experiment import Config
+from piip.config.load import load_config
+from piip.data.batch import Batch
 from piip.engine.step import Step, optimizer_step
 from piip.host import HostCopy
-from piip.model import build_model
+from piip.load import build_model
 from tests.engine.tiny import tiny_config, tiny_segmentation_config
 from tests.no_waits import Waits
 

@@ -15,8 +15,8 @@ from timm.utils import accuracy
 from torch import Tensor
 
 from piip.errors import PiipError
-from piip.metrics import AccuracyMetric
-from piip.metrics.confusion import draw_confusion
+from piip.metrics.accuracy import AccuracyMetric
+from piip.metrics.confusion_chart import draw_confusion
 from piip.metrics.iou_chart import draw_ious
 from tests.no_waits import Waits
 

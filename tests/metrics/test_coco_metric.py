@@ -18,7 +18,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from piip.data.coco import CocoDataset
+from piip.data.sets.coco.dataset import CocoDataset
 from piip.errors import DataError, PiipError
 
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")

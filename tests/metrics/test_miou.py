@@ -13,7 +13,7 @@ import torch.multiprocessing
 from PIL import Image
 
 from piip.errors import PiipError
-from piip.metrics import MIoUMetric
+from piip.metrics.miou import MIoUMetric
 from tests.no_waits import Waits
 
 NAMES = ["sky", "tree", "road", "sea"]

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from piip.config import TransformConfig
-from piip.data.transforms.apply import transform
+from piip.data.transforms.config import TransformsConfig
 from piip.errors import DataError
 
 
@@ -38,7 +37,7 @@ def _padded_size(images: Sequence[Tensor], divisor: int) -> tuple[int, int]:
     return height, width
 
 
-def prepare(images: Sequence[Tensor], transforms: TransformConfig) -> tuple[Tensor, list[tuple[int, int]]]:
+def prepare(images: Sequence[Tensor], transforms: TransformsConfig) -> tuple[Tensor, list[tuple[int, int]]]:
     """Images as the network takes them in evaluation, but not normalised yet: resized and padded.
 
     images: uint8 RGB (3, H, W), of any sizes.
@@ -51,5 +50,5 @@ def prepare(images: Sequence[Tensor], transforms: TransformConfig) -> tuple[Tens
         if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
             kind = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}"
             raise DataError(f"images must be non-empty uint8 RGB tensors of shape (3, H, W), got {kind}")
-    resized = [transform({"image": image}, transforms, None)["image"] for image in images]
+    resized = [transforms.apply({"image": image}, None)["image"] for image in images]
     return pad(resized, transforms.pad_divisor), [(image.shape[1], image.shape[2]) for image in resized]

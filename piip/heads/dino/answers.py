@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from piip.heads.dino.maps import Maps
+from piip.heads.deformable.maps import Maps
 
 # Boxes this close to a border of the image are moved as if they were this far away, so that logits stay finite.
 EPSILON = 1e-3

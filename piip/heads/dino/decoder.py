@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from piip.heads.deformable.encoder import FeedForward
+from piip.heads.deformable.maps import Maps, sine_encoding
 from piip.heads.dino.answers import Answers, Predictor, inverse_sigmoid
-from piip.heads.dino.encoder import FeedForward
-from piip.heads.dino.maps import Maps, sine_encoding
 from piip.ops import MSDeformAttn
 from piip.precision import full_precision
 

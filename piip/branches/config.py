@@ -1,0 +1,34 @@
+"""What the settings of every branch are."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from piip.config.strict import Component
+
+if TYPE_CHECKING:
+    from piip.branches.base import Branch
+
+
+class BranchConfig(Component):
+    """One branch of the pyramid: a backbone, and where its pretrained weights come from."""
+
+    default_type: ClassVar = "vit"
+    init: str | None = Field(None, description="file or timm name of pretrained weights")
+
+    @abstractmethod
+    def build(self) -> Branch:
+        """The branch, freshly initialised."""
+
+    @property
+    def label(self) -> str:
+        """What tables call a branch of these settings, such as T or convnext_tiny."""
+        return self.type
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the branch carries a class token beside its map."""
+        return False

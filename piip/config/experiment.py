@@ -1,0 +1,183 @@
+"""The experiment as a whole: its model, its data, and how the model is trained.
+
+The imports of rooms are the list of the types that the package brings along: a component is known once its config is
+defined, whoever defines it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from piip.backbone.config import BackboneConfig
+from piip.branches.convnext.config import ConvNeXtConfig
+from piip.branches.vit.config import ViTConfig
+from piip.config.strict import Strict, scaled
+from piip.data.sets.coco.config import CocoData
+from piip.data.sets.config import DatasetConfig
+from piip.data.sets.image_folder.config import ImageFolderData
+from piip.data.sets.label_maps.config import LabelMapData
+from piip.data.sets.shapes.config import ShapesData
+from piip.data.transforms.classification.config import ClassificationTransforms
+from piip.data.transforms.config import TransformsConfig
+from piip.data.transforms.detection.config import DetectionTransforms
+from piip.data.transforms.segmentation.config import SegmentationTransforms
+from piip.heads.classifier.config import ClassifierConfig
+from piip.heads.config import HeadConfig
+from piip.heads.dino.config import DINOConfig
+from piip.heads.mask_rcnn.config import MaskRCNNConfig
+from piip.heads.upernet.config import UperNetConfig
+from piip.necks.config import FPNConfig, NeckConfig
+
+# Every type of component in the package.
+COMPONENTS = (
+    *(ViTConfig, ConvNeXtConfig),
+    *(MaskRCNNConfig, DINOConfig, UperNetConfig, ClassifierConfig),
+    *(CocoData, LabelMapData, ImageFolderData, ShapesData),
+    *(DetectionTransforms, SegmentationTransforms, ClassificationTransforms),
+)
+
+
+class ModelConfig(Strict):
+    backbone: BackboneConfig
+    neck: NeckConfig = FPNConfig()
+    head: HeadConfig = MaskRCNNConfig()
+    mean: tuple[float, float, float] = Field(
+        (127.5, 127.5, 127.5), description="RGB mean in 0..255, subtracted from the image"
+    )
+    std: tuple[float, float, float] = Field((127.5, 127.5, 127.5), description="RGB standard deviation in 0..255")
+
+    @model_validator(mode="after")
+    def _fitting_head(self) -> ModelConfig:
+        self.head.check_network(self.backbone, self.neck)
+        return self
+
+
+class DataConfig(Strict):
+    train: DatasetConfig
+    val: DatasetConfig
+    train_transforms: TransformsConfig
+    val_transforms: TransformsConfig
+    batch_size: int = Field(
+        16, gt=0, description="images per optimizer step, over all processes and accumulation steps"
+    )
+    eval_batch_size: int = Field(1, gt=0, description="images per process and evaluation step")
+    workers: int = Field(2, ge=0, le=256, description="loader processes per training process")
+
+
+class OptimConfig(Strict):
+    """AdamW with layer-wise learning-rate decay as released (mmcv_custom/layer_decay_optimizer_constructor.py)."""
+
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = Field(1.0, gt=0, le=1, description="learning-rate factor per layer from the output downwards")
+    new_lr_scale: float = Field(
+        1.0, gt=0, description="learning-rate factor of what no pretrained network has, such as the interactions"
+    )
+    decay_all: bool = Field(False, description="weight decay on norms and biases too, as plain AdamW has it")
+    clip_grad_norm: float | None = Field(None, gt=0)
+    accumulate: int = Field(1, gt=0, description="forward-backward passes per optimizer step")
+
+
+class ScheduleConfig(Strict):
+    """Learning rate over the run; the length is given in epochs or in iterations, and so are the milestones."""
+
+    epochs: int | None = Field(None, gt=0)
+    iterations: int | None = Field(None, gt=0)
+    policy: Literal["step", "cosine", "poly", "timm_cosine"] = Field(
+        "step", description="timm_cosine: as the released classification loop, with the settings that begin with timm_"
+    )
+    milestones: tuple[int, ...] = Field((), examples=[[8, 11]])
+    gamma: float = Field(0.1, gt=0, le=1)
+    power: float = Field(1.0, gt=0)
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    warmup_iterations: int = Field(500, ge=0)
+    warmup_ratio: float = Field(0.001, ge=0, le=1)
+    timm_warmup_epochs: int = Field(5, ge=0)
+    timm_warmup_lr: float = Field(1e-6, ge=0, description="where the warm-up starts, for all parameters alike")
+    timm_min_lr: float = Field(1e-5, ge=0, description="where the cosine ends, for all parameters alike")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> ScheduleConfig:
+        if (self.epochs is None) == (self.iterations is None):
+            raise ValueError(
+                "give exactly one of epochs and iterations, and null for the other, as in schedule.iterations=null"
+            )
+        if self.policy == "timm_cosine" and self.epochs is None:
+            raise ValueError("policy timm_cosine counts epochs: give epochs instead of iterations")
+        return self
+
+
+class TrainConfig(Strict):
+    seed: int = 0
+    deterministic: bool = Field(
+        False, description="deterministic kernels on GPUs too, at some cost; torch warns of operators without one"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on GPUs that have it")
+    tf32: bool | None = Field(
+        None,
+        description="TF32 on GPUs for what stays in float32; null: torch's own setting, convolutions but not products",
+    )
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the exponential moving average of the weights")
+    evaluate_ema: bool = Field(True, description="false: the average is kept, but the weights themselves are evaluated")
+    ema_warmup: bool = Field(False, description="let the decay rise as 1 - steps^(-2/3) up to ema, for short runs")
+    eval_every: int = Field(1, gt=0, description="in the unit of schedule: epochs or iterations")
+    checkpoint_every: int = Field(1, gt=0, description="in the unit of schedule: epochs or iterations")
+    keep_checkpoints: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
+    log_every: int = Field(20, gt=0, description="iterations between log lines")
+
+
+class Published(Strict):
+    """What the paper's tables say of this row."""
+
+    model: str
+    box_ap: float | None = None
+    mask_ap: float | None = None
+    miou: float | None = None
+    top1: float | None = None
+    params: str | None = None
+    flops: str | None = None
+
+
+class Config(Strict):
+    """One experiment."""
+
+    name: str
+    official: str | None = Field(
+        None, description="file stem of the official config this reproduces; accepted as an alias"
+    )
+    published: Published | None = None
+    alternative: str | None = Field(
+        None, description="config of another form of this network, for checkpoints that fit that form instead"
+    )
+    scale: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        exclude=True,
+        description="factor of every size in pixels of what the network sees: resolutions, resize, crop, windows of "
+        "evaluation; 1 once it is applied",
+    )
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _apply_scale(self) -> Config:
+        return self if self.scale == 1 else scaled(self, self.scale).model_copy(update={"scale": 1.0})
+
+    @model_validator(mode="after")
+    def _one_task(self) -> Config:
+        task = self.model.head.task
+        for name in ("train_transforms", "val_transforms"):
+            found = getattr(self.data, name).task
+            if found != task:
+                raise ValueError(
+                    f"data.{name} are for {found}, but model.head {self.model.head.type} is for {task}: set "
+                    f"data.{name}.type: {task}, with its settings"
+                )
+        return self

@@ -1,0 +1,35 @@
+"""The settings of images in a folder per class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from piip.data.sets.config import DatasetConfig
+
+if TYPE_CHECKING:
+    from piip.data.sets.image_folder.dataset import ImageFolderDataset
+
+
+class ImageFolderData(DatasetConfig):
+    """Images in one folder per class, named like it: the layout of ImageNet."""
+
+    type: Literal["image_folder"] = "image_folder"
+    root: Path
+    class_names: Path | Literal["imagenet"] | None = Field(
+        None,
+        description="text file with 'folder name' a line, which also gives the order; imagenet: the 1000 synsets and "
+        "their names; else folders in their order",
+    )
+
+    def build(self, *, training: bool) -> ImageFolderDataset:
+        from piip.data.sets.image_folder.dataset import ImageFolderDataset
+
+        return ImageFolderDataset(root=self.root, class_names=self.class_names, max_image_pixels=self.max_image_pixels)
+
+    def known_class_names(self) -> list[str] | None:
+        from piip.data.class_names import imagenet_classes
+
+        return imagenet_classes() if self.class_names == "imagenet" else None

@@ -1,0 +1,124 @@
+"""Images and, in PNG files of the same names, the label of every pixel: the layout of ADE20K and many others."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from piip.data.folders import list_files, list_images
+from piip.data.images import MAX_IMAGE_PIXELS, read_index_header, read_indices, read_sized_image
+from piip.data.records import Records
+from piip.data.report import Report
+from piip.data.sets.base import ImageDataset
+from piip.errors import DataError, first_few
+from piip.metrics.miou import NO_LABEL, MIoUMetric
+
+logger = logging.getLogger(__name__)
+
+
+class _Pair(NamedTuple):
+    """Files relative to their folders, and the size of both."""
+
+    image: str
+    labels: str
+    height: int
+    width: int
+
+
+class LabelMapDataset(ImageDataset):
+    """Images and label maps for semantic segmentation.
+
+    images: folder of the images, with subfolders or without. labels: folder of the label maps, laid out alike: that of
+    `a/b.jpg` is `a/b.png`, a grey or palette PNG of 1 to 16 bits whose stored numbers are the labels. Maps belong to
+    upright pixels, as images are read; 255 is no label. A map without an image is left out with a warning.
+    class_names: in label order. reduce_zero_label: 0 is no label either, and k stands for label k - 1, as in ADE20K.
+
+    Links are followed. Pairs and the headers of the maps are checked at once, the pixels of a file when it is read.
+    Raises DataError for images without a map, two images with the same map, files that are not PNGs of one number a
+    pixel, and links in a circle.
+    """
+
+    provides = frozenset({"label_map"})
+
+    def __init__(
+        self,
+        *,
+        images: Path,
+        labels: Path,
+        class_names: Sequence[str],
+        reduce_zero_label: bool = False,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
+    ) -> None:
+        if not 0 < len(class_names) <= NO_LABEL:
+            raise DataError(f"{len(class_names)} classes for {labels}; label maps may have 1 to {NO_LABEL}")
+        self.source, self.labels, self.report = images, labels, Report(str(labels))
+        self.class_names, self.max_image_pixels = list(class_names), max_image_pixels
+        self._first = int(reduce_zero_label)
+        self._pairs = Records(self._list())
+        pairs = (self._pairs[index] for index in range(len(self)))
+        self.aspect_ratios = np.array([pair.height / pair.width for pair in pairs])
+        if self.report.counts:
+            logger.warning("%s", self.report)
+
+    def _list(self) -> Iterator[_Pair]:
+        maps = {os.path.splitext(name)[0]: name for name in sorted(list_files(self.labels, {".png"}, self.report))}
+        images: dict[str, str] = {}
+        for name in sorted(list_images(self.source, self.report)):
+            other = images.setdefault(os.path.splitext(name)[0], name)
+            if other != name:
+                raise DataError(f"{other} and {name} in {self.source} would share a label map; rename or remove one")
+        missing = [name for stem, name in images.items() if stem not in maps]
+        if missing or not images:
+            which = f"{len(missing)} of {len(images)} images have no PNG of their name: {first_few(missing)}"
+            fault = which if images else "no images"
+            raise DataError(f"{self.source} with the label maps {self.labels}: {fault}; correct 'images' or 'labels'")
+        for stem, name in maps.items():
+            if stem not in images:
+                self.report.add("label map without an image left out", name)
+        for stem, name in images.items():
+            header = read_index_header(self.labels / maps[stem])
+            yield _Pair(name, maps[stem], header.height, header.width)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def image_id(self, index: int) -> str:
+        """The image's path relative to its folder."""
+        return self._pairs[index].image
+
+    def image(self, index: int) -> Tensor:
+        """The image, uint8 RGB (3, H, W), upright. Raises DataError when it is damaged or not of its map's size."""
+        pair = self._pairs[index]
+        return read_sized_image(
+            self.source / pair.image,
+            size=(pair.height, pair.width),
+            source=self.labels / pair.labels,
+            max_pixels=self.max_image_pixels,
+        )
+
+    def target(self, index: int) -> dict[str, Tensor]:
+        """label_map: uint8 (H, W), 255 for no label. Raises DataError for a damaged map and labels without a class."""
+        path = self.labels / self._pairs[index].labels
+        stored = read_indices(path, self.max_image_pixels)
+        unlabelled = (stored == NO_LABEL) | (stored < self._first)
+        labels = np.where(unlabelled, NO_LABEL, stored - self._first)
+        wrong = ~unlabelled & (labels >= len(self.class_names))
+        if wrong.any():
+            last = len(self.class_names) - 1 + self._first
+            raise DataError(
+                f"label map {path} holds {stored[wrong].min()}, but its {len(self.class_names)} classes have the "
+                f"numbers {self._first} to {last}, and {NO_LABEL} is no label; correct the map or the class names"
+            )
+        return {"label_map": torch.from_numpy(labels.astype(np.uint8))}
+
+    def metric(self, *, backend: Literal["faster", "pycocotools"] = "faster") -> MIoUMetric:
+        """Mean intersection over union."""
+        indices = {self.image_id(index): index for index in range(len(self))}
+        return MIoUMetric(self.class_names, lambda image_id: self.target(indices[image_id])["label_map"])

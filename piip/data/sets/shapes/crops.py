@@ -1,0 +1,58 @@
+"""The generated shapes as single objects, in a folder a class: the same pictures, each cut to one of its objects."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from piip.data.sets.shapes.config import ShapesData
+from piip.data.sets.shapes.generated import save_image, write_once
+from piip.data.sets.shapes.instances import CLASS_NAMES, draw_image, shape_generator
+
+# Part of the cache's name: raise it when the drawing changes.
+_VERSION = 1
+# Side of the picture an object is cut from, as a multiple of that of the crop; the crop is then enlarged a little.
+_SCENE = 2
+# Side of the crop as a multiple of the object's longer one.
+_MARGIN = (1.05, 1.4)
+
+
+def write_crops(config: ShapesData) -> Path:
+    """Makes sure that the set exists below `config.root`, whole or not at all; one crop an image of the set.
+
+    Returns its folder, with a folder for every class. Raises PiipError when the files cannot be written.
+    """
+    final = config.root / f"crops-{config.split}-{config.images}x{config.size}-seed{config.seed}-v{_VERSION}"
+    write_once(final, lambda folder: _write(config, folder))
+    return final
+
+
+def _write(config: ShapesData, folder: Path) -> None:
+    for name in CLASS_NAMES:
+        (folder / name).mkdir()
+    for number in range(config.images):
+        picture, label = draw_crop(config.size, shape_generator(config, number))
+        save_image(picture, folder / CLASS_NAMES[label] / f"{number + 1:06d}.jpg")
+
+
+def draw_crop(size: int, rng: np.random.Generator) -> tuple[Image.Image, int]:
+    """A square of size x size pixels around one object, and its label; parts of others may show beside it."""
+    scene, objects = draw_image(_SCENE * size, rng)
+    # The frontmost, which no other hides.
+    label, visible = objects[-1]
+    return scene.crop(_square(visible, rng)).resize((size, size), Image.Resampling.BICUBIC), label
+
+
+def _square(visible: NDArray[np.bool_], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a square within the picture that holds the mask, which is not in its middle."""
+    spans = [np.flatnonzero(visible.any(axis=axis))[[0, -1]] + (0, 1) for axis in (0, 1)]
+    longest = max(int(stop - start) for start, stop in spans)
+    side = min(math.ceil(longest * rng.uniform(*_MARGIN)), len(visible))
+    corner = [
+        int(rng.integers(max(0, stop - side), min(start, len(visible) - side) + 1)) for start, stop in spans
+    ]  # fmt: skip
+    return corner[0], corner[1], corner[0] + side, corner[1] + side

@@ -1,0 +1,58 @@
+"""The settings of the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from piip.features import FeatureSpec
+from piip.heads.config import HeadConfig
+
+if TYPE_CHECKING:
+    from piip.backbone.config import BackboneConfig
+    from piip.heads.classifier.head import Classifier
+    from piip.necks.config import NeckConfig
+    from piip.results.classes import ClassificationWriter
+
+
+class ClassifierConfig(HeadConfig):
+    """A norm and a linear classifier a branch, whose logits are averaged; on a backbone without merge."""
+
+    task: ClassVar = "classification"
+    type: Literal["classifier"] = "classifier"
+    num_classes: int = Field(1000, gt=0)
+    token: Literal["first_patch", "class", "mean"] = Field(
+        "first_patch",
+        description="what is classified: the top-left patch (as the released checkpoints do), the class token, or the "
+        "mean over the patches",
+    )
+    norm_eps: float = Field(1e-6, gt=0)
+
+    def build(self, specs: Sequence[FeatureSpec]) -> Classifier:
+        from piip.heads.classifier.head import Classifier
+
+        return Classifier(specs=specs, **self.model_dump(exclude={"type"}))
+
+    def build_writer(self, class_names: Sequence[str], *, score_threshold: float) -> ClassificationWriter:
+        from piip.results.classes import ClassificationWriter
+
+        return ClassificationWriter(class_names, score_threshold=score_threshold)
+
+    @property
+    def reads_last_interaction(self) -> bool:
+        # Class tokens take no part in interactions, so nothing of the last one reaches them.
+        return self.token != "class"
+
+    def check_network(self, backbone: BackboneConfig, neck: NeckConfig) -> None:
+        if backbone.merge or neck.type != "none":
+            raise ValueError(
+                "a classifier reads the maps of the branches: set backbone.merge: false and neck: {type: none}"
+            )
+        without = [index for index, branch in enumerate(backbone.branches) if not branch.has_class_token]
+        if self.token == "class" and without:
+            raise ValueError(
+                f"head.token: class needs a class token in every branch: set class_token: true in branch "
+                f"{without[0]}, or take head.token: mean"
+            )

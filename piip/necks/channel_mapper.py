@@ -1,0 +1,51 @@
+"""One width for all maps, as DINO wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from piip.errors import ConfigError
+from piip.features import FeatureSpec
+from piip.necks.base import Neck
+
+
+class ChannelMapper(Neck):
+    """One width for all maps, without mixing them (mmdetection's neck for Deformable-DETR and its successors).
+
+    specs: the maps that come in, finest first.
+    out_channels: width of every map that goes out, a multiple of 32.
+    levels: how many maps go out; those beyond the incoming ones are convolved to half the resolution of the one before.
+    Raises ConfigError if there are fewer levels than maps coming in.
+    """
+
+    def __init__(self, *, specs: Sequence[FeatureSpec], out_channels: int = 256, levels: int = 4) -> None:
+        super().__init__()
+        if levels < len(specs):
+            raise ConfigError(
+                f"channel_mapper on {len(specs)} feature maps needs neck.levels of at least {len(specs)}; got {levels}"
+            )
+        widths = [specs[-1].channels] + [out_channels] * (levels - len(specs) - 1)
+        self.convs = nn.ModuleList(_conv_norm(spec.channels, out_channels, 1, stride=1) for spec in specs)
+        self.extra = nn.ModuleList(
+            _conv_norm(width, out_channels, 3, stride=2) for width in widths[: levels - len(specs)]
+        )
+        strides = [spec.stride for spec in specs]
+        strides += [strides[-1] * 2**extra for extra in range(1, levels - len(specs) + 1)]
+        self.specs = [FeatureSpec(out_channels, stride) for stride in strides]
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps (B, C, H, W), finest first -> `levels` maps of `out_channels`, finest first."""
+        maps = [conv(x) for conv, x in zip(self.convs, features, strict=True)]
+        x = features[-1]  # the first extra map comes from the last one that came in, not from its mapped version
+        for conv in self.extra:
+            x = conv(x)
+            maps.append(x)
+        return maps
+
+
+def _conv_norm(in_channels: int, out_channels: int, kernel: int, *, stride: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+    nn.init.xavier_uniform_(conv.weight)
+    return nn.Sequential(conv, nn.GroupNorm(32, out_channels))

@@ -1,0 +1,47 @@
+"""Necks: from the maps of a backbone to the pyramid that a head works on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from piip.errors import ConfigError
+from piip.features import FeatureSpec
+from piip.necks.base import Neck
+
+
+class FPN(Neck):
+    """Feature pyramid network (Lin et al., 2017, "Feature Pyramid Networks for Object Detection").
+
+    specs: the maps that come in, finest first.
+    out_channels: width of every map that goes out.
+    levels: how many maps go out; those beyond the incoming ones take every second cell of the one before.
+    Raises ConfigError if there are fewer levels than maps coming in.
+    """
+
+    def __init__(self, *, specs: Sequence[FeatureSpec], out_channels: int = 256, levels: int = 5) -> None:
+        super().__init__()
+        if levels < len(specs):
+            raise ConfigError(
+                f"an FPN on {len(specs)} feature maps needs neck.levels of at least {len(specs)}, got {levels}"
+            )
+        self.lateral = nn.ModuleList(nn.Conv2d(spec.channels, out_channels, 1) for spec in specs)
+        self.output = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in specs)
+        for name, parameter in self.named_parameters():
+            nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.xavier_uniform_(parameter)
+        strides = [spec.stride for spec in specs]
+        strides += [strides[-1] * 2**extra for extra in range(1, levels - len(specs) + 1)]
+        self.specs = [FeatureSpec(out_channels, stride) for stride in strides]
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps (B, C, H, W), finest first -> `levels` maps of `out_channels`, finest first."""
+        maps = [conv(x) for conv, x in zip(self.lateral, features, strict=True)]
+        for fine in range(len(maps) - 2, -1, -1):
+            # By size, not by factor: a coarse map is not always half as large (floor and ceil on the way down).
+            maps[fine] = maps[fine] + F.interpolate(maps[fine + 1], size=maps[fine].shape[2:], mode="nearest")
+        maps = [conv(x) for conv, x in zip(self.output, maps, strict=True)]
+        while len(maps) < len(self.specs):
+            maps.append(F.max_pool2d(maps[-1], 1, stride=2))
+        return maps

@@ -1,0 +1,22 @@
+"""The neck of heads that need none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from piip.features import FeatureSpec
+from piip.necks.base import Neck
+
+
+class NoNeck(Neck):
+    """The maps go to the head as they are. specs: theirs."""
+
+    def __init__(self, *, specs: Sequence[FeatureSpec]) -> None:
+        super().__init__()
+        self.specs = list(specs)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps (B, C, H, W) -> the same."""
+        return features

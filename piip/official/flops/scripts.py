@@ -1,0 +1,137 @@
+"""Parameters and multiply-accumulates as the papers' tables count them, by formula from a config.
+
+The official repository counts with two scripts. `classification/get_flops.py` gave the columns of all tables but one;
+`mmdetection/get_flops_det.py` gave those of the ConvNeXt table. Neither is what a network costs (see
+`piip.flops.actual_count` for that); they are kept so that a number can be held against the published ones.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from piip.backbone.config import BackboneConfig
+from piip.branches.convnext.config import ConvNeXtConfig
+from piip.branches.vit.config import ViTConfig
+from piip.errors import ConfigError
+from piip.flops.costs import Cost, Count, Part, linear, norm
+from piip.official.flops.parts import (
+    CONVNEXT_SIZES,
+    Map,
+    after_groups,
+    branch_norm,
+    conv_merge,
+    convnext,
+    convnext_size,
+    interactions,
+    is_deit,
+    is_plain,
+    pretrain_sides,
+    pyramid,
+    vit,
+)
+
+# The classifier that the classification script puts on every backbone before it counts.
+_CLASSES = 1000
+
+
+def paper_script(backbone: BackboneConfig) -> Literal["classification", "detection"] | None:
+    """The script a table would have counted this backbone with: the first where it can, else the second.
+
+    None for a ConvNeXt of no published size, whose layers are not known here, and for unmerged branches without class
+    tokens, which no table has.
+    """
+    if any(isinstance(b, ConvNeXtConfig) and convnext_size(b) is None for b in backbone.branches):
+        return None
+    if not backbone.merge and not all(isinstance(b, ViTConfig) and b.class_token for b in backbone.branches):
+        return None
+    return "classification" if all(is_plain(branch) for branch in backbone.branches) else "detection"
+
+
+def paper_count(backbone: BackboneConfig) -> Count:
+    """The count as the paper's tables have it, by `paper_script`. Raises ConfigError where neither script reaches."""
+    script = paper_script(backbone)
+    if script is None:
+        raise ConfigError(
+            f"the paper's count is defined for ViTs and for {', '.join(CONVNEXT_SIZES)}; "
+            "for a classifier, for ViTs with class tokens"
+        )
+    return classification_count(backbone) if script == "classification" else detection_count(backbone)
+
+
+def paper_cost(backbone: BackboneConfig) -> Cost | None:
+    """The total of `paper_count`, or None where the paper's conventions do not reach."""
+    return paper_count(backbone).total if paper_script(backbone) else None
+
+
+def classification_count(backbone: BackboneConfig) -> Count:
+    """What `classification/get_flops.py` prints, as exact integers, for plain ViT branches.
+
+    Every image is square, each branch has a position embedding of its own resolution, branches are merged by group
+    norms and linear layers instead of convolutions, there is no feature pyramid, and a norm and a 1000-way classifier
+    stand on top. Attention products are added by formula over unpadded tokens.
+    A backbone without merge is one of the classification rows, with a class token and a classifier on every branch.
+    """
+    class_tokens = not backbone.merge
+    maps, parts = [], []
+    for name, branch, size in zip(backbone.branch_names, backbone.branches, backbone.resolutions, strict=True):
+        if not isinstance(branch, ViTConfig) or not is_plain(branch):
+            raise ConfigError("the classification script counts plain ViT branches only")
+        side = size // branch.patch_size
+        # Its ViT for DeiT pads windows behind the qkv layer, its other ViT before.
+        cost = vit(branch, side, position_side=side, pad_before_qkv=not is_deit(branch), class_token=class_tokens)
+        if class_tokens:
+            cost += branch_norm(branch, side**2) + linear(1, branch.embed_dim, _CLASSES)
+        maps.append([Map(branch.embed_dim, side)] * branch.depth)
+        parts.append(Part(name, cost))
+    groups = after_groups(backbone, maps)
+    last = backbone.branches[-1]
+    width, cells = groups[-1][-1].width, groups[-1][0].cells
+    if len(backbone.branches) > 1:
+        parts.append(Part("interactions", interactions(groups, backbone.interaction)))
+    if class_tokens:
+        return Count(tuple(parts))
+    if len(backbone.branches) > 1:
+        merges = (norm(x.cells, x.width) + linear(x.cells, x.width, width) for x in groups[-1][:-1])
+        norms = (norm(x.cells, width) for x in groups[-1])
+        parts.append(Part("merge", sum((*merges, *norms), Cost(params=len(backbone.branches)))))
+        top = norm(cells, width)
+    else:
+        assert isinstance(last, ViTConfig)
+        top = branch_norm(last, cells)
+    parts.append(Part("classifier", top + linear(1, width, _CLASSES)))
+    return Count(tuple(parts))
+
+
+def detection_count(backbone: BackboneConfig) -> Count:
+    """What `mmdetection/get_flops_det.py` prints, as exact integers, for the backbone of a detector.
+
+    The finest image is square. Windows are padded before the qkv layer, merges are 3 x 3 convolutions; the pyramid's
+    parameters count, its operations only on a single branch. Attention products are added by formula over unpadded
+    tokens. What the script does not see is left out here too: RMS norms, the norms of ConvNeXt, the qkv layer of BEiT.
+    """
+    maps, parts = [], []
+    for name, branch, size in zip(backbone.branch_names, backbone.branches, backbone.resolutions, strict=True):
+        if isinstance(branch, ConvNeXtConfig):
+            cost, after_blocks = convnext(branch, size)
+        else:
+            assert isinstance(branch, ViTConfig)  # as `paper_script` has found
+            side, learned = size // branch.patch_size, branch.pretrain_size // branch.patch_size
+            cost = vit(branch, side, position_side=learned, pad_before_qkv=True)
+            after_blocks = [Map(branch.embed_dim, side)] * branch.depth
+        maps.append(after_blocks)
+        parts.append(Part(name, cost))
+    groups = after_groups(backbone, maps)
+    outputs = [groups[group] for group in (*backbone.outputs, len(groups) - 1)]
+    several = len(backbone.branches) > 1
+    if several:
+        # For two and four branches the script takes the queries of its formula at the pretraining resolution.
+        sides = None if len(backbone.branches) == 3 else pretrain_sides(backbone)
+        parts.append(Part("interactions", interactions(groups, backbone.interaction, formula_sides=sides)))
+        light = bool(backbone.outputs)
+        parts.append(Part("merge", sum((conv_merge(maps, light=light) for maps in outputs), Cost())))
+    if isinstance(backbone.branches[0], ViTConfig):
+        # Only the released three-branch network owns the finest level where DINO does not ask for it.
+        finest = backbone.finest_level or len(backbone.branches) == 3
+        levels = pyramid(outputs[0], outputs[min(1, len(outputs) - 1)], finest=finest, single=not several)
+        parts.append(Part("pyramid", levels.weights if several else levels))
+    return Count(tuple(parts))
