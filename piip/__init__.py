@@ -20,5 +20,5 @@ def __getattr__(name: str) -> Any:
     if name == "ops":
         return importlib.import_module("piip.ops")
     if name in __all__:
-        return getattr(importlib.import_module("piip.model"), name)
+        return getattr(importlib.import_module("piip.model" if name == "Model" else "piip.load"), name)
     raise AttributeError(f"module 'piip' has no attribute '{name}'")

@@ -190,7 +190,7 @@ def test_every_published_row_is_a_shipped_config():
 def test_letters_may_be_of_either_case_and_default_to_the_released_resolutions():
     assert backbone_from_letters("TSB") == backbone_from_letters("tsb", (1568, 1120, 672))
     assert backbone_from_letters("b").resolutions == (1024,)
-    assert branch_names(backbone_from_letters("tsbl")) == ["T 1568", "S 1120", "B 672", "L 448"]
+    assert backbone_from_letters("tsbl").branch_names == ["T 1568", "S 1120", "B 672", "L 448"]
 
 
 @pytest.mark.parametrize(

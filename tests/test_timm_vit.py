@@ -8,7 +8,6 @@ import pytest
 import timm
 import torch
 
-from piip.backbone.build import build_branch
 from piip.branches.pretrained import load_pretrained
 from piip.branches.vit.config import ViTConfig
 
@@ -21,7 +20,7 @@ def test_a_branch_named_after_a_timm_model_computes_what_it_computes(tmp_path: P
     source.cls_token = None  # a branch has none
     source.num_prefix_tokens = 0
     torch.save(source.state_dict(), tmp_path / "deit3.pth")
-    branch = build_branch(ViTConfig(model="deit3_small_patch16_224", pretrain_size=64)).eval()
+    branch = ViTConfig(model="deit3_small_patch16_224", pretrain_size=64).build().eval()
     load_pretrained(branch, str(tmp_path / "deit3.pth"))
     images = torch.randn(1, 3, 64, 64)
     x = source.patch_embed(images) + source.pos_embed

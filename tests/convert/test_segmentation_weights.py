@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from piip.backbone.build import build_branch
 from piip.branches.pretrained import load_pretrained
 from piip.config.experiment import Config
 from piip.config.load import load_config
@@ -82,7 +81,7 @@ def test_pretrained_patches_and_positions_take_the_sizes_of_the_crop(
     config: Config, branch: int, side: int, tmp_path: Path
 ) -> None:
     """MAE's ViT-H and InternViT-6B were pretrained on 16 x 16 patches of 14 pixels, a class token in front."""
-    ours = build_branch(config.model.backbone.branches[branch])
+    ours = config.model.backbone.branches[branch].build()
     torch.manual_seed(0)
     state = {key: torch.randn_like(value) for key, value in ours.state_dict().items() if ".ls" not in key or branch}
     width = ours.specs[0].channels

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from piip.data.transforms.apply import transform
 from PIL import Image, ImageFilter, ImageOps
 from timm.data import create_transform
 from torch import Tensor
@@ -35,7 +34,7 @@ def as_sample(image: Image.Image) -> dict[str, Any]:
 
 def changed(image: Image.Image, number: int = 0, **settings: Any) -> Tensor:
     config = ClassificationTransforms(**settings)
-    sample = transform(as_sample(image), config, generator(0, 1, 0, number))
+    sample = config.apply(as_sample(image), generator(0, 1, 0, number))
     assert sample["target"]["label"] == 3
     assert sample["original_size"] == (image.height, image.width)
     assert sample["image"].dtype == torch.uint8
@@ -56,7 +55,7 @@ def test_evaluation_is_the_released_bicubic_resize_and_centre_crop(size: tuple[i
     image = picture(*size)
     config = ClassificationTransforms(size=48, crop_ratio=ratio)
     released = T.Compose([T.Resize(int(48 / ratio), interpolation=3), T.CenterCrop(48), T.ToTensor()])
-    ours = transform({"image": pil_to_tensor(image)}, config, None)["image"]
+    ours = config.apply({"image": pil_to_tensor(image)}, None)["image"]
     assert torch.equal(ours.float() / 255, released(image))
     assert torch.equal(ours, changed(image, size=48, crop_ratio=ratio, crop="centre", flip=0.0))
     batch, sizes = prepare([pil_to_tensor(image)], config)

@@ -12,7 +12,6 @@ from conftest import Coco
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from piip.data.build import build_dataset
 from piip.data.sets.base import check_classes, check_same_classes, check_targets
 from piip.data.sets.coco.config import CocoData
 from piip.data.sets.coco.dataset import CocoDataset, self_test
@@ -211,7 +210,7 @@ def test_the_self_test_names_classes_that_cannot_reach_ap_1(coco: Coco, monkeypa
 def test_without_masks_a_set_gives_boxes_and_is_scored_by_them(coco: Coco, index_of: Find) -> None:
     coco.write()
     config = CocoData(images=coco.images, annotations=coco.file, min_side=1, masks=False)
-    dataset, whole = build_dataset(config, training=False), coco.load(training=False)
+    dataset, whole = config.build(training=False), coco.load(training=False)
     for index in range(len(whole)):
         expected = whole.target(index)
         assert {name: value.tolist() for name, value in dataset.target(index).items()} == {

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from piip.data.build import build_dataset, known_class_names
 from piip.data.class_names import imagenet_classes
 from piip.data.sets.base import check_classes, check_same_classes
 from piip.data.sets.image_folder.config import ImageFolderData
@@ -56,7 +55,7 @@ def test_classes_labels_and_files_are_those_of_torchvision(root: Path) -> None:
 
 def test_a_config_builds_the_same_set_for_training_and_evaluation(root: Path) -> None:
     for training in (True, False):
-        dataset = build_dataset(ImageFolderData(root=root), training=training)
+        dataset = ImageFolderData(root=root).build(training=training)
         assert len(dataset) == 5
 
 
@@ -192,9 +191,9 @@ def test_imagenet_has_its_names_in_label_order(tmp_path: Path) -> None:
     assert (names[0], names[1], names[207], names[999]) == ("tench", "goldfish", "golden retriever", "toilet tissue")
     assert [name for name in names if name.startswith("crane")] == ["crane (n02012849)", "crane (n03126707)"]
     config = ImageFolderData(root=tmp_path / "absent", class_names="imagenet")
-    assert known_class_names(config) == names
+    assert config.known_class_names() == names
     with pytest.raises(DataError, match="cannot read the folder"):
-        build_dataset(config, training=False)
+        config.build(training=False)
 
 
 def make_trouble(folder: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from piip.data.build import build_dataset
 from piip.data.class_names import read_class_names
 from piip.data.images import read_indices
 from piip.data.sets.label_maps.ade20k import ADE20K_CLASSES
@@ -219,11 +218,11 @@ def test_the_number_of_classes_must_fit_the_maps(maps: Maps) -> None:
 def test_label_map_config_reaches_the_dataset(maps: Maps, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("one\ntwo\n")
     settings = {"images": maps.images, "labels": maps.labels, "reduce_zero_label": True, "max_image_pixels": 64}
-    dataset = build_dataset(LabelMapData(class_names=tmp_path / "names.txt", **settings), training=True)
+    dataset = LabelMapData(class_names=tmp_path / "names.txt", **settings).build(training=True)
     assert isinstance(dataset, LabelMapDataset)
     assert dataset.class_names == ["one", "two"]
     assert dataset.max_image_pixels == 64
     reduced = {0: 255, 1: 0, 2: 1, 255: 255}
     assert dataset.target(0)["label_map"].tolist() == [[reduced[v] for v in row] for row in maps.values["a"].tolist()]
-    ade = build_dataset(LabelMapData(class_names="ade20k", **settings), training=False)
+    ade = LabelMapData(class_names="ade20k", **settings).build(training=False)
     assert ade.class_names == list(ADE20K_CLASSES)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from piip.config.experiment import Config
 from piip.data.batch import Batch, pack_masks, unpack_masks
-from piip.data.build import build_dataset, build_loader
+from piip.data.build import build_loader
 from piip.data.sampler import EvalSampler, TrainSampler
 from piip.data.sets.coco.dataset import CocoDataset
 from piip.data.transforms.batch import prepare
@@ -35,7 +35,7 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
 
 def test_a_training_batch_keeps_the_contract(root: Path) -> None:
     config = make_config(root)
-    dataset = build_dataset(config.data.train, training=True)
+    dataset = config.data.train.build(training=True)
     batches = [batch.to("cpu") for batch in epoch(build_loader(config, dataset, training=True), 0)]
     assert len(batches) == 3
     assert sorted(id_ for batch in batches for id_ in batch.image_ids) == list(range(1, 13))
@@ -65,7 +65,7 @@ def test_a_training_batch_keeps_the_contract(root: Path) -> None:
 
 
 def test_workers_change_neither_images_nor_order(root: Path) -> None:
-    dataset = build_dataset(make_config(root).data.train, training=True)
+    dataset = make_config(root).data.train.build(training=True)
     alone = build_loader(make_config(root), dataset, training=True)
     helped = build_loader(make_config(root, workers=2), dataset, training=True)
     for number in (0, 1):
@@ -75,9 +75,9 @@ def test_workers_change_neither_images_nor_order(root: Path) -> None:
 
 def test_an_epoch_entered_midway_continues_bit_for_bit(root: Path) -> None:
     config = make_config(root)
-    dataset = build_dataset(config.data.train, training=True)
+    dataset = config.data.train.build(training=True)
     whole = epoch(build_loader(config, dataset, training=True), 3)
-    resumed = build_loader(make_config(root, workers=1), build_dataset(config.data.train, training=True), training=True)
+    resumed = build_loader(make_config(root, workers=1), config.data.train.build(training=True), training=True)
     assert_same(epoch(resumed, 3, start=1), whole[1:])
     assert_same(epoch(resumed, 3, start=2), whole[2:])
     assert epoch(resumed, 3, start=3) == []
@@ -88,7 +88,7 @@ def test_an_epoch_entered_midway_continues_bit_for_bit(root: Path) -> None:
 
 def test_epochs_and_seeds_differ_in_order_and_augmentation(root: Path) -> None:
     config = make_config(root)
-    dataset = build_dataset(config.data.train, training=True)
+    dataset = config.data.train.build(training=True)
     loader = build_loader(config, dataset, training=True)
     other = config.model_copy(update={"train": config.train.model_copy(update={"seed": 1})})
     runs = [epoch(loader, 0), epoch(loader, 1), epoch(build_loader(other, dataset, training=True), 0)]
@@ -103,7 +103,7 @@ def test_epochs_and_seeds_differ_in_order_and_augmentation(root: Path) -> None:
 
 def test_loading_leaves_the_global_random_state_alone(root: Path) -> None:
     config = make_config(root)
-    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader = build_loader(config, config.data.train.build(training=True), training=True)
     torch.manual_seed(5)
     np.random.seed(5)  # noqa: NPY002
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -147,7 +147,7 @@ def test_all_images_are_used_over_the_epochs_and_shapes_are_grouped() -> None:
 
 def test_batch_sizes_that_do_not_divide_are_a_config_error(root: Path) -> None:
     config = make_config(root, accumulate=3)
-    dataset = build_dataset(config.data.train, training=True)
+    dataset = config.data.train.build(training=True)
     message = (
         "data.batch_size 4 is not divisible by 2 processes x optim.accumulate 3; set data.batch_size to a multiple of 6"
     )
@@ -157,14 +157,14 @@ def test_batch_sizes_that_do_not_divide_are_a_config_error(root: Path) -> None:
 
 def test_too_few_images_for_one_step_are_a_config_error(root: Path) -> None:
     config = make_config(root, batch_size=13)
-    dataset = build_dataset(config.data.train, training=True)
+    dataset = config.data.train.build(training=True)
     with pytest.raises(ConfigError, match=r"has 12 images, fewer than data\.batch_size 13; set data\.batch_size to 12"):
         build_loader(config, dataset, training=True)
 
 
 def test_starting_beyond_the_epoch_is_refused(root: Path) -> None:
     config = make_config(root)
-    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader = build_loader(config, config.data.train.build(training=True), training=True)
     with pytest.raises(ValueError, match="has 3 batches, cannot start at 4"):
         loader.set_start(4)
 
@@ -172,7 +172,7 @@ def test_starting_beyond_the_epoch_is_refused(root: Path) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 20])
 def test_evaluation_sees_each_image_exactly_once_over_the_ranks(root: Path, world: int) -> None:
     config = make_config(root)
-    dataset = build_dataset(config.data.val, training=False)
+    dataset = config.data.val.build(training=False)
     seen = []
     for rank in range(world):
         loader = build_loader(config, dataset, training=False, rank=rank, world=world)
@@ -186,7 +186,7 @@ def test_evaluation_sees_each_image_exactly_once_over_the_ranks(root: Path, worl
 
 def test_evaluation_prepares_images_like_prediction(root: Path) -> None:
     config = make_config(root)
-    dataset = build_dataset(config.data.val, training=False)
+    dataset = config.data.val.build(training=False)
     for number, batch in enumerate(build_loader(config, dataset, training=False)):
         raw = [dataset.image(2 * number + offset) for offset in range(2)]
         pixels, sizes = prepare(raw, config.data.val_transforms)
@@ -200,7 +200,7 @@ def test_evaluation_prepares_images_like_prediction(root: Path) -> None:
 def damaged(tmp_path: Path) -> tuple[Config, Path]:
     """Twelve generated images of which number 3 is cut short."""
     config = make_config(tmp_path)
-    dataset = build_dataset(config.data.train, training=True)
+    dataset = config.data.train.build(training=True)
     path = dataset.folder / dataset.record(2).file_name
     path.write_bytes(path.read_bytes()[:700])
     return config, path
@@ -212,7 +212,7 @@ def test_a_damaged_image_is_named_once_counted_and_replaced_by_the_next(
 ) -> None:
     config, path = damaged
     config = make_config(path.parents[2], workers=workers)
-    dataset = build_dataset(config.data.train, training=True)
+    dataset = config.data.train.build(training=True)
     before = path.read_bytes()
     loader = build_loader(config, dataset, training=True)
     with caplog.at_level(logging.WARNING):
@@ -227,7 +227,7 @@ def test_a_damaged_image_is_named_once_counted_and_replaced_by_the_next(
     assert re.search(rf"undecodable image replaced by the next one in training: cannot decode image {path}: ", lines[0])
     assert dataset.report.counts == {"undecodable image replaced by the next one in training": 1}
     assert path.read_bytes() == before
-    again = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    again = build_loader(config, config.data.train.build(training=True), training=True)
     assert_same(epoch(again, 1), runs[1])
     again.close()
 
@@ -236,7 +236,7 @@ def test_a_damaged_image_is_named_once_counted_and_replaced_by_the_next(
 def test_evaluation_of_a_damaged_image_is_an_error_that_names_it(damaged: tuple[Config, Path], workers: int) -> None:
     config, path = damaged
     config = make_config(path.parents[2], workers=workers, val=config.data.train.model_dump(mode="json"))
-    loader = build_loader(config, build_dataset(config.data.val, training=False), training=False)
+    loader = build_loader(config, config.data.val.build(training=False), training=False)
     with pytest.raises(DataError) as error:
         list(loader)
     loader.close()
@@ -246,7 +246,7 @@ def test_evaluation_of_a_damaged_image_is_an_error_that_names_it(damaged: tuple[
 
 def test_training_gives_up_when_no_image_can_be_read(tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    dataset = build_dataset(config.data.train, training=True)
+    dataset = config.data.train.build(training=True)
     for index in range(len(dataset)):
         (dataset.folder / dataset.record(index).file_name).write_bytes(b"gone")
     with pytest.raises(DataError, match=r"12 images in a row cannot be read; the first: .*\.jpg is not an image"):
@@ -255,7 +255,7 @@ def test_training_gives_up_when_no_image_can_be_read(tmp_path: Path) -> None:
 
 def test_a_batch_moves_to_a_device_as_a_whole(root: Path) -> None:
     config = make_config(root)
-    batch = epoch(build_loader(config, build_dataset(config.data.train, training=True), training=True), 0)[0]
+    batch = epoch(build_loader(config, config.data.train.build(training=True), training=True), 0)[0]
     moved = batch.to("meta", non_blocking=True)
     assert moved.images.device.type == "meta"
     assert {value.device.type for target in moved.targets for value in target.values()} == {"meta"}
@@ -274,7 +274,7 @@ def test_masks_packed_into_bits_come_out_as_they_were(count: int, width: int) ->
 
 def test_masks_travel_in_an_eighth_of_their_bytes(root: Path) -> None:
     config = make_config(root)
-    for batch in epoch(build_loader(config, build_dataset(config.data.train, training=True), training=True), 0):
+    for batch in epoch(build_loader(config, config.data.train.build(training=True), training=True), 0):
         for sent, target in zip(batch.targets, batch.to("cpu").targets, strict=True):
             assert "masks" not in sent
             assert sent["mask_bits"].numel() * 8 == target["masks"].numel()  # whose width is a multiple of 8 here
@@ -282,7 +282,7 @@ def test_masks_travel_in_an_eighth_of_their_bytes(root: Path) -> None:
 
 def test_a_batch_in_one_piece_of_memory_is_the_same_batch(root: Path) -> None:
     config = make_config(root)
-    batch = epoch(build_loader(config, build_dataset(config.data.train, training=True), training=True), 0)[0]
+    batch = epoch(build_loader(config, config.data.train.build(training=True), training=True), 0)[0]
     batch.targets[1] = {"label": torch.tensor(3), "boxes": torch.zeros(0, 4), "probabilities": torch.rand(7)}
     shared = batch.share_memory()
     assert_same([shared], [batch])
@@ -296,7 +296,7 @@ def test_a_batch_in_one_piece_of_memory_is_the_same_batch(root: Path) -> None:
 
 def test_a_batch_from_a_loader_process_takes_one_open_file(root: Path) -> None:
     config = make_config(root, workers=1)
-    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader = build_loader(config, config.data.train.build(training=True), training=True)
     batches, held = iter(loader), []
     held.append(next(batches))
     before = len(os.listdir("/proc/self/fd"))
@@ -307,12 +307,12 @@ def test_a_batch_from_a_loader_process_takes_one_open_file(root: Path) -> None:
 
 
 def test_coco_config_reaches_the_dataset(tmp_path: Path) -> None:
-    generated = build_dataset(make_config(tmp_path).data.train, training=True)
+    generated = make_config(tmp_path).data.train.build(training=True)
     Image.new("RGB", (64, 64)).save(generated.folder / "000001.jpg")
     coco = {"type": "coco", "images": str(generated.folder), "annotations": str(generated.source)}
 
     def build(**changes: object) -> CocoDataset:
-        return build_dataset(make_config(tmp_path, train=coco | changes).data.train, training=True)
+        return make_config(tmp_path, train=coco | changes).data.train.build(training=True)
 
     assert len(build()) == 12
     with pytest.raises(DataError, match="side below 65 pixels"):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from piip.data.batch import Batch
-from piip.data.build import build_dataset, build_loader
+from piip.data.build import build_loader
 from piip.data.loader import Loader
 from piip.data.sampler import TrainSampler
 from piip.data.samples import Samples
@@ -28,7 +28,7 @@ from tests.engine.tiny import run_python
 def begin(root: Path, workers: int) -> tuple[Loader, Iterator[Batch]]:
     """A loader whose workers have all started: one batch of each has been taken."""
     config = make_config(root, workers=workers, batch_size=1)
-    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader = build_loader(config, config.data.train.build(training=True), training=True)
     loader.set_epoch(0)
     batches = iter(loader)
     for _ in range(workers):
@@ -76,7 +76,7 @@ def signal_early(worker: int) -> None:
 
 def test_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> None:
     config = make_config(root, workers=1)
-    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader = build_loader(config, config.data.train.build(training=True), training=True)
     loader._loader.worker_init_fn = signal_early
     assert len(epoch(loader, 0)) == 3
     loader.close()
@@ -103,7 +103,7 @@ def test_a_signal_that_arrives_while_workers_start_reaches_the_parent_afterwards
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(root, workers=1)
-    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader = build_loader(config, config.data.train.build(training=True), training=True)
     seen: list[object] = []
     keys_of_batches = TrainSampler.__iter__
 
@@ -128,7 +128,7 @@ def test_an_epoch_begins_although_processes_are_stuck_in_the_one_before(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(root)
-    expected = epoch(build_loader(config, build_dataset(config.data.train, training=True), training=True), 1)
+    expected = epoch(build_loader(config, config.data.train.build(training=True), training=True), 1)
     original = Samples.__getitem__
 
     def get(samples: Samples, key: tuple[int, int]) -> object:
@@ -140,7 +140,7 @@ def test_an_epoch_begins_although_processes_are_stuck_in_the_one_before(
     get.taken = 0
     monkeypatch.setattr(Samples, "__getitem__", get)
     config = make_config(root, workers=1)
-    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+    loader = build_loader(config, config.data.train.build(training=True), training=True)
     loader.set_epoch(0)
     next(iter(loader))
     (stuck,) = loader._processes
@@ -167,9 +167,7 @@ def test_a_wait_asks_whether_to_go_on_and_notices_that_nobody_takes_batches(root
 
     config = make_config(root)
     asked: list[int] = []
-    loader = build_loader(
-        config, build_dataset(config.data.train, training=True), training=True, check=lambda: asked.append(1)
-    )
+    loader = build_loader(config, config.data.train.build(training=True), training=True, check=lambda: asked.append(1))
     batch = epoch(loader, 0)[0]
     loader._iterator = iterator = Waiting()
     assert loader._next() is batch

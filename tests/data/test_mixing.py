@@ -14,7 +14,7 @@ from torch import Tensor
 from piip.config.experiment import Config
 from piip.config.load import config_from_dict
 from piip.data.batch import Batch
-from piip.data.build import build_dataset, build_loader
+from piip.data.build import build_loader
 from piip.data.transforms.classification.config import ClassificationTransforms
 from piip.data.transforms.classification.mixing import MIX_STREAM, Mixing
 from piip.data.transforms.sample import drawing_from, generator
@@ -150,7 +150,7 @@ def make_config(root: Path, *, workers: int = 0, **changes: Any) -> Config:
 
 
 def epoch(config: Config, number: int, start: int = 0, **rank: int) -> list[Batch]:
-    loader = build_loader(config, build_dataset(config.data.train, training=True), training=True, **rank)
+    loader = build_loader(config, config.data.train.build(training=True), training=True, **rank)
     loader.set_epoch(number)
     loader.set_start(start)
     batches = list(loader)
@@ -192,7 +192,7 @@ def test_an_odd_share_of_a_rank_is_refused_before_training(root: Path) -> None:
 
 def test_evaluation_neither_mixes_nor_has_targets(root: Path) -> None:
     config = make_config(root)
-    dataset = build_dataset(config.data.val, training=False)
+    dataset = config.data.val.build(training=False)
     batches = list(build_loader(config, dataset, training=False))
     assert [len(item.images) for item in batches] == [2, 1]
     assert all(item.targets == [] for item in batches)
@@ -200,7 +200,7 @@ def test_evaluation_neither_mixes_nor_has_targets(root: Path) -> None:
 
 def test_a_damaged_image_gives_its_place_to_the_next_as_elsewhere(tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    dataset = build_dataset(config.data.train, training=True)
+    dataset = config.data.train.build(training=True)
     (dataset.source / dataset.image_id(2)).write_bytes(b"no image")
     loader = build_loader(config, dataset, training=True)
     loader.set_epoch(0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from piip.data.transforms.apply import transform
 from PIL import Image, ImageOps
 
 from piip.data.transforms.classification.config import ClassificationTransforms
@@ -24,4 +23,4 @@ def test_every_operation_runs_at_the_greatest_magnitude() -> None:
     config = ClassificationTransforms(size=16, augment="rand", rand_augment="rand-m10-n8-p1.0-inc1")
     for number in range(20):
         sample = {"image": torch.full((3, 20, 20), 200, dtype=torch.uint8), "image_id": "a", "target": {}}
-        assert transform(sample, config, generator(0, 1, 0, number))["image"].shape == (3, 16, 16)
+        assert config.apply(sample, generator(0, 1, 0, number))["image"].shape == (3, 16, 16)

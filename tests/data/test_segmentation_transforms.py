@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from piip.data.transforms.apply import transform
 
 from piip.data.transforms.sample import generator
 from piip.data.transforms.segmentation.config import SegmentationTransforms
@@ -40,7 +39,7 @@ def test_evaluation_sizes_are_those_of_the_released_resize(size: tuple[int, int]
     image = torch.zeros(3, *size, dtype=torch.uint8)
     if official_eval_size(*size)[0] > 20_000:
         image = image[:, :20]
-    changed = transform({"image": image}, SegmentationTransforms(resize=(None, 512)), None)
+    changed = SegmentationTransforms(resize=(None, 512)).apply({"image": image}, None)
     assert tuple(changed["image"].shape[1:]) == official_eval_size(*image.shape[1:])
     assert changed["original_size"] == tuple(image.shape[1:])
     assert "target" not in changed
@@ -50,7 +49,7 @@ def test_training_resizes_images_and_labels_as_opencv_does_by_a_factor_from_the_
     config = settings(ratio_range=(0.5, 2.0))
     shapes = set()
     for number in range(40):
-        changed = transform(sample(), config, generator(number))
+        changed = config.apply(sample(), generator(number))
         height, width = changed["image"].shape[1:]
         shapes.add(width)
         factor = generator(number).uniform(0.5, 2.0)
@@ -65,7 +64,7 @@ def test_training_resizes_images_and_labels_as_opencv_does_by_a_factor_from_the_
 
 
 def test_a_flip_mirrors_image_and_labels() -> None:
-    plain, flipped = (transform(sample(), settings(flip=share), generator(0)) for share in (0.0, 1.0))
+    plain, flipped = (settings(flip=share).apply(sample(), generator(0)) for share in (0.0, 1.0))
     assert torch.equal(flipped["image"], plain["image"].flip(2))
     assert torch.equal(flipped["target"]["label_map"], plain["target"]["label_map"].flip(1))
 
@@ -83,7 +82,7 @@ def test_crops_take_the_same_part_of_both_from_anywhere_in_the_image() -> None:
     whole = located()
     corners = set()
     for number in range(300):
-        changed = transform(whole, settings(resize=(80, 60), crop=40), generator(number))
+        changed = settings(resize=(80, 60), crop=40).apply(whole, generator(number))
         top, left = changed["image"][:2, 0, 0].tolist()
         corners.add((top, left))
         assert torch.equal(changed["image"], whole["image"][:, top : top + 40, left : left + 40])
@@ -96,7 +95,7 @@ def test_crops_take_the_same_part_of_both_from_anywhere_in_the_image() -> None:
 
 
 def test_a_crop_larger_than_the_image_is_the_image() -> None:
-    changed = transform(located(), settings(resize=(80, 60), crop=70), generator(0))
+    changed = settings(resize=(80, 60), crop=70).apply(located(), generator(0))
     assert changed["image"].shape[1:] == changed["target"]["label_map"].shape == (60, 70)
 
 
@@ -109,7 +108,7 @@ def test_a_crop_with_too_much_of_one_class_is_drawn_anew_ten_times_at_most() -> 
     shares = {}
     for cap in (1.0, 0.75):
         config = settings(resize=(80, 60), crop=30, crop_max_share=cap)
-        shares[cap] = np.mean([mixed(transform(located(), config, generator(number))) for number in range(300)])
+        shares[cap] = np.mean([mixed(config.apply(located(), generator(number))) for number in range(300)])
     # Of the 51 places from left to right the first 8 hold more than a quarter of the class at the left.
     assert shares[1.0] == pytest.approx(8 / 51, abs=0.06)
     assert shares[0.75] == pytest.approx(1 - (1 - 8 / 51) ** 11, abs=0.06)
@@ -117,7 +116,7 @@ def test_a_crop_with_too_much_of_one_class_is_drawn_anew_ten_times_at_most() -> 
     uniform = located()
     uniform["target"]["label_map"].fill_(0)
     rng = generator(5)
-    transform(uniform, settings(resize=(80, 60), crop=30, crop_max_share=0.75), rng)
+    settings(resize=(80, 60), crop=30, crop_max_share=0.75).apply(uniform, rng)
     other = generator(5)
     other.uniform(1, 1)
     for _ in range(11):
@@ -190,7 +189,7 @@ def test_photometric_distortion_is_the_official_one() -> None:
 
 def test_only_a_config_that_says_so_distorts_and_labels_keep_theirs() -> None:
     plain, distorted = (
-        [transform(sample(), settings(photometric=wanted), generator(number)) for number in range(20)]
+        [settings(photometric=wanted).apply(sample(), generator(number)) for number in range(20)]
         for wanted in (False, True)
     )
     assert all(torch.equal(a["image"], plain[0]["image"]) for a in plain)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from piip.data.build import build_dataset
 from piip.data.sets.image_folder.dataset import ImageFolderDataset
 from piip.data.sets.shapes import crops as shape_crops
 from piip.data.sets.shapes.config import ShapesData
@@ -27,7 +26,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_config_gives_labelled_square_images_of_all_classes(tmp_path: Path) -> None:
-    dataset = build_dataset(config(tmp_path), training=True)
+    dataset = config(tmp_path).build(training=True)
     assert isinstance(dataset, ImageFolderDataset)
     assert dataset.class_names == sorted(CLASS_NAMES)
     assert len(dataset) == 12

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from piip.data.build import build_dataset
 from piip.data.sets.coco.dataset import CocoDataset
 from piip.data.sets.label_maps.dataset import LabelMapDataset
 from piip.data.sets.shapes.config import ShapesData
@@ -19,8 +18,8 @@ def config(root: Path, **changes: object) -> ShapesData:
 
 
 def test_maps_show_the_visible_part_of_every_instance_on_a_background_class(tmp_path: Path) -> None:
-    instances = build_dataset(config(tmp_path), training=False)
-    maps = build_dataset(config(tmp_path, form="label_maps"), training=False)
+    instances = config(tmp_path).build(training=False)
+    maps = config(tmp_path, form="label_maps").build(training=False)
     assert isinstance(instances, CocoDataset)
     assert isinstance(maps, LabelMapDataset)
     assert maps.class_names == ["background", *CLASS_NAMES]
@@ -35,17 +34,17 @@ def test_maps_show_the_visible_part_of_every_instance_on_a_background_class(tmp_
 def test_a_set_is_written_once_and_the_same_everywhere(tmp_path: Path) -> None:
     contents = []
     for root in (tmp_path / "a", tmp_path / "b"):
-        build_dataset(config(root, form="label_maps"), training=True)
+        config(root, form="label_maps").build(training=True)
         files = {path.relative_to(root): path for path in root.rglob("*") if path.is_file()}
         contents.append({name: path.read_bytes() for name, path in files.items()})
         before = {name: path.stat().st_mtime_ns for name, path in files.items()}
-        build_dataset(config(root, form="label_maps"), training=True)
+        config(root, form="label_maps").build(training=True)
         assert {name: path.stat().st_mtime_ns for name, path in files.items()} == before
     assert contents[0] == contents[1]
     assert len(contents[0]) == 10
 
 
 def test_all_classes_occur(tmp_path: Path) -> None:
-    dataset = build_dataset(config(tmp_path, form="label_maps", images=20, size=64), training=True)
+    dataset = config(tmp_path, form="label_maps", images=20, size=64).build(training=True)
     found = np.unique(np.stack([dataset.target(index)["label_map"] for index in range(len(dataset))]))
     assert found.tolist() == [0, 1, 2, 3, 4, 5]

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from piip.data.build import build_dataset
 from piip.data.sets.coco.dataset import CocoDataset, self_test
 from piip.data.sets.shapes import instances as shapes
 from piip.data.sets.shapes.config import ShapesData
@@ -81,7 +80,7 @@ def test_several_processes_may_ask_for_a_set_at_once(tmp_path: Path) -> None:
     assert len(set(results)) == 1
     assert len(results) == 3
     assert [path.name for path in tmp_path.iterdir()] == [results[0][0].parent.name]
-    assert len(build_dataset(config(tmp_path), training=False)) == 4
+    assert len(config(tmp_path).build(training=False)) == 4
 
 
 def test_masks_are_the_visible_parts_and_boxes_bound_them(tmp_path: Path) -> None:
@@ -138,7 +137,7 @@ def test_masks_lie_where_the_objects_are_painted(monkeypatch: pytest.MonkeyPatch
 
 
 def test_ground_truth_as_prediction_gives_ap_1(tmp_path: Path) -> None:
-    dataset = build_dataset(config(tmp_path, images=6), training=False)
+    dataset = config(tmp_path, images=6).build(training=False)
     assert isinstance(dataset, CocoDataset)
     assert dataset.report.counts == {}
     values = self_test(dataset)

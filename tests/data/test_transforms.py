@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from piip.data.transforms.apply import transform
 
 from piip.data.transforms.batch import normalise_and_pad, prepare
 from piip.data.transforms.detection.config import DetectionTransforms, ZoomConfig
@@ -109,7 +108,7 @@ def sample() -> dict[str, object]:
 
 def test_boxes_and_masks_follow_the_image() -> None:
     config = DetectionTransforms(resize=((120, 120),))
-    changed = transform(sample(), config, None)
+    changed = config.apply(sample(), None)
     assert changed["original_size"] == (40, 60)
     assert changed["image_id"] == 5
     assert changed["image"].shape == (3, 80, 120)
@@ -125,8 +124,8 @@ def test_boxes_and_masks_follow_the_image() -> None:
 
 def test_flip_mirrors_image_boxes_and_masks() -> None:
     rng = generator(0)
-    plain = transform(sample(), DetectionTransforms(resize=((90, 70),)), None)
-    flipped = transform(sample(), DetectionTransforms(resize=((90, 70),), flip=1.0), rng)
+    plain = DetectionTransforms(resize=((90, 70),)).apply(sample(), None)
+    flipped = DetectionTransforms(resize=((90, 70),), flip=1.0).apply(sample(), rng)
     assert torch.equal(flipped["image"], plain["image"].flip(2))
     assert torch.equal(flipped["target"]["masks"], plain["target"]["masks"].flip(2))
     x1, y1, x2, y2 = plain["target"]["boxes"].unbind(1)
@@ -143,7 +142,7 @@ def test_an_image_without_objects_keeps_empty_targets() -> None:
         "masks": torch.zeros(0, 40, 60, dtype=torch.uint8),
         "crowd_boxes": torch.zeros(0, 4),
     }
-    target = transform(empty, DetectionTransforms(resize=((120, 120),), flip=1.0), generator(1))["target"]
+    target = DetectionTransforms(resize=((120, 120),), flip=1.0).apply(empty, generator(1))["target"]
     assert {key: tuple(value.shape) for key, value in target.items()} == {
         "boxes": (0, 4),
         "labels": (0,),
@@ -154,10 +153,10 @@ def test_an_image_without_objects_keeps_empty_targets() -> None:
 
 def test_multi_scale_training_draws_every_scale_and_about_the_given_share_of_flips() -> None:
     config = DetectionTransforms(resize=((60, 60), (90, 90), (120, 120)), flip=0.25)
-    plain = {scale: transform(sample(), DetectionTransforms(resize=(scale,)), None)["image"] for scale in config.resize}
+    plain = {scale: DetectionTransforms(resize=(scale,)).apply(sample(), None)["image"] for scale in config.resize}
     widths, flips = [], 0
     for index in range(300):
-        image = transform(sample(), config, generator(3, index))["image"]
+        image = config.apply(sample(), generator(3, index))["image"]
         widths.append(image.shape[2])
         flips += not torch.equal(image, plain[(image.shape[2],) * 2])
     counts = [widths.count(width) for width in (60, 90, 120)]
@@ -185,7 +184,7 @@ def test_a_crop_is_a_part_of_the_image_with_the_objects_that_reach_into_it() -> 
     config = DetectionTransforms(resize=((100, 80),), crop=25)
     seen = set()
     for index in range(200):
-        result = transform(objects(80, 100), config, generator(5, index))
+        result = config.apply(objects(80, 100), generator(5, index))
         image, target = result["image"], result["target"]
         height, width = image.shape[1:]
         top, left = image[0, 0, 0].item(), image[1, 0, 0].item()
@@ -209,20 +208,20 @@ def test_a_crop_is_a_part_of_the_image_with_the_objects_that_reach_into_it() -> 
 
 def test_a_crop_is_never_larger_than_the_image() -> None:
     config = DetectionTransforms(resize=((100, 80),), crop=1024)
-    assert torch.equal(transform(objects(80, 100), config, generator(0))["image"], objects(80, 100)["image"])
+    assert torch.equal(config.apply(objects(80, 100), generator(0))["image"], objects(80, 100)["image"])
 
 
 def test_a_zoom_cuts_before_it_resizes_in_the_given_share_of_cases() -> None:
     zoom = ZoomConfig(probability=0.3, resize=((50, 40),), crop=(20, 20))
     config = DetectionTransforms(zoom=zoom, resize=((100, 80),))
-    whole = transform(objects(80, 100), DetectionTransforms(resize=((100, 80),)), generator(0))["image"]
-    sizes = [tuple(transform(objects(80, 100), config, generator(1, index))["image"].shape[1:]) for index in range(300)]
+    whole = DetectionTransforms(resize=((100, 80),)).apply(objects(80, 100), generator(0))["image"]
+    sizes = [tuple(config.apply(objects(80, 100), generator(1, index))["image"].shape[1:]) for index in range(300)]
     assert set(sizes) == {(80, 100), (80, 80)}  # a square part of a wide image
     assert 60 < sizes.count((80, 80)) < 120
-    assert torch.equal(transform(objects(80, 100), config, None)["image"], whole)
+    assert torch.equal(config.apply(objects(80, 100), None)["image"], whole)
     zoom = ZoomConfig(probability=1.0, resize=((100, 80),), crop=(20, 60))
     config = DetectionTransforms(zoom=zoom, resize=((200, 200),))
-    sizes = [tuple(transform(objects(80, 100), config, generator(1, index))["image"].shape[1:]) for index in range(300)]
+    sizes = [tuple(config.apply(objects(80, 100), generator(1, index))["image"].shape[1:]) for index in range(300)]
     assert all(max(size) == 200 and min(size) >= 200 * 20 / 60 for size in sizes)  # height and width drawn apart
     assert min(min(size) for size in sizes) < 90
     assert len({size[0] > size[1] for size in sizes}) == 2

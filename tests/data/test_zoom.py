@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from piip.data.transforms.apply import transform
 
 from piip.data.transforms.detection.config import DetectionTransforms
 from piip.data.transforms.resize import resized_size
@@ -36,7 +35,7 @@ def test_zooming_is_resize_crop_and_resize_and_then_comes_the_crop_to_the_traini
     picture = np.stack([x * 3, y * 4, (x + y) % 251], axis=-1).astype(np.uint8)
     for seed in range(20):
         sample = {"image": torch.from_numpy(picture).permute(2, 0, 1)}
-        found = transform(sample, config, np.random.default_rng(seed))
+        found = config.apply(sample, np.random.default_rng(seed))
         draw = np.random.default_rng(seed)
         draw.random()
         expected = cut(resized(picture, ZOOM_SCALES[draw.integers(2)]), SIDES, draw)

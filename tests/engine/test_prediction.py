@@ -14,7 +14,6 @@ from pycocotools import mask as mask_utils
 from safetensors.torch import load_file
 from torch import Tensor
 
-from piip.data.build import build_dataset
 from piip.engine.device import autocast, choose_device
 from piip.engine.evaluate import run_evaluation
 from piip.engine.predict import find_images, run_prediction
@@ -171,7 +170,7 @@ def test_colours_of_classes_are_fixed_and_different() -> None:
 def test_weights_of_other_classes_are_not_evaluated(weights: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     state = build_model(config.model).state_dict()
-    build_dataset(config.data.val, training=False)
+    config.data.val.build(training=False)
     write_weights(tmp_path / "other.safetensors", state, class_names=["circle", "square", *NAMES[2:]])
     with pytest.raises(ConfigError, match="class 1 is 'square' there and 'rectangle' here"):
         run_evaluation(config, weights=tmp_path / "other.safetensors")

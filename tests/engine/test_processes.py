@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from piip.config.load import dump_config, load_config
-from piip.data.build import build_dataset
 from piip.data.sets.shapes.config import ShapesData
 from piip.engine import distributed
 from piip.engine.checkpoint import checkpoints
@@ -136,7 +135,7 @@ def test_every_form_of_drawn_data_looks_for_signals_between_images(
     alarm = threading.Timer(0.3, os.kill, (os.getpid(), number))
     alarm.start()
     with StopSignals(), pytest.raises(kind, match="stopped before the first step"):
-        build_dataset(data, training=True)
+        data.build(training=True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from piip.data.build import build_dataset
 from piip.engine.train import train
 from tests.engine.tiny import tiny_segmentation_config
 
@@ -27,7 +26,7 @@ def test_a_few_steps_fit_two_images(tmp_path: Path) -> None:
         train={"eval_every": 60},
     )
     found = train(config, output=tmp_path / "run")
-    dataset = build_dataset(config.data.val, training=False)
+    dataset = config.data.val.build(training=False)
     labels = torch.cat([dataset.target(index)["label_map"].flatten() for index in range(2)]).long()
     counts = torch.bincount(labels)
     # What an answer of background alone gives.

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from piip.results import build_writer
-from piip.results.classes import draw_classes
+from piip.results.classes import ClassificationWriter, draw_classes
 from piip.results.drawing import class_colour
 
 NAMES = ["cat", "dog", "a name so long that no picture of whatever width could possibly show all of it", "cow"]
@@ -24,7 +23,7 @@ def photo(height: int, width: int) -> Tensor:
 
 
 def test_the_document_has_labels_names_and_scores_of_every_image(tmp_path: Path) -> None:
-    writer = build_writer("classification", NAMES, score_threshold=0.5)
+    writer = ClassificationWriter(NAMES, score_threshold=0.5)
     found = writer.add(Path("some/b.png"), photo(30, 40), RESULT, tmp_path / "b")
     writer.add(Path("c.png"), photo(20, 10), RESULT, tmp_path / "c.d")
     assert {path.name for path in tmp_path.iterdir()} == {"b.jpg", "c.d.jpg"}
@@ -40,7 +39,7 @@ def test_the_document_has_labels_names_and_scores_of_every_image(tmp_path: Path)
 
 
 def test_words_begin_with_the_likeliest_and_leave_out_what_is_next_to_nothing(tmp_path: Path) -> None:
-    writer = build_writer("classification", NAMES, score_threshold=0.3)
+    writer = ClassificationWriter(NAMES, score_threshold=0.3)
     found = writer.add(Path("b.png"), photo(30, 40), RESULT, tmp_path / "b")
     assert writer.describe(found) == "0.91 dog, 0.09 cat"
 

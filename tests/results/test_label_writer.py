@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from piip.files import to_json
-from piip.results import build_writer
 from piip.results.drawing import class_colour
+from piip.results.label_maps import LabelMapWriter
 from piip.results.label_overlay import draw_label_map
 
 NAMES = ["sky", "tree", "road", "sea"]
@@ -37,7 +37,7 @@ def grey(height: int, width: int) -> Tensor:
 
 
 def test_labels_are_stored_as_they_are_in_the_classes_colours(tmp_path: Path) -> None:
-    writer = build_writer("segmentation", NAMES, score_threshold=0.99)
+    writer = LabelMapWriter(NAMES, score_threshold=0.99)
     labels = torch.randint(0, 4, (37, 53), dtype=torch.uint8)
     writer.add(Path("photo.jpg"), grey(37, 53), found(labels), tmp_path / "photo_2")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photo_2.jpg", "photo_2.png"]
@@ -51,7 +51,7 @@ def test_labels_are_stored_as_they_are_in_the_classes_colours(tmp_path: Path) ->
 
 def test_more_classes_than_a_palette_holds_are_stored_in_16_bits(tmp_path: Path) -> None:
     names = [f"class {label}" for label in range(400)]
-    writer = build_writer("segmentation", names, score_threshold=0)
+    writer = LabelMapWriter(names, score_threshold=0)
     labels = torch.arange(400).reshape(20, 20)
     writer.add(Path("photo.jpg"), grey(20, 20), found(labels), tmp_path / "photo")
     with Image.open(tmp_path / "photo.png") as image:
@@ -59,7 +59,7 @@ def test_more_classes_than_a_palette_holds_are_stored_in_16_bits(tmp_path: Path)
 
 
 def test_the_document_and_the_words_say_what_covers_how_much(tmp_path: Path) -> None:
-    writer = build_writer("segmentation", NAMES, score_threshold=0.3)
+    writer = LabelMapWriter(NAMES, score_threshold=0.3)
     shares = writer.add(Path("in/photo.jpg"), grey(20, 30), found(halves()), tmp_path / "photo")
     assert shares == {"road": 0.75, "tree": 0.25}
     assert writer.describe(shares) == "75 % road, 25 % tree"
@@ -80,7 +80,7 @@ def test_the_document_and_the_words_say_what_covers_how_much(tmp_path: Path) -> 
 
 
 def test_small_shares_and_many_classes_are_cut_short_in_words() -> None:
-    writer = build_writer("segmentation", NAMES, score_threshold=0)
+    writer = LabelMapWriter(NAMES, score_threshold=0)
     assert writer.describe({"sky": 0.996, "sea": 0.004}) == "100 % sky, <1 % sea"
     assert writer.describe({str(number): 0.125 for number in range(8)}).endswith("12 % 5, ...")
 
