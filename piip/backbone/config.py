@@ -65,7 +65,7 @@ class BackboneConfig(Strict):
         branches = data.get("branches")
         if not isinstance(branches, list | tuple):
             return data
-        if len(shared) > sum(len(member.model_fields) for member in BranchConfig.members.values()):
+        if len(shared) > sum(len(member.model_fields) for member in BranchConfig.known().values()):
             raise ValueError(f"every_branch has {len(shared)} settings, more than there are")
         filled = [shared | branch if isinstance(branch, dict) else branch for branch in branches]
         return data | {"branches": filled, "every_branch": {}}

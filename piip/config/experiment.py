@@ -1,8 +1,4 @@
-"""The experiment as a whole: its model, its data, and how the model is trained.
-
-The imports of rooms are the list of the types that the package brings along: a component is known once its config is
-defined, whoever defines it.
-"""
+"""The experiment as a whole: its model, its data, and how the model is trained."""
 
 from __future__ import annotations
 
@@ -11,32 +7,12 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from piip.backbone.config import BackboneConfig
-from piip.branches.convnext.config import ConvNeXtConfig
-from piip.branches.vit.config import ViTConfig
 from piip.config.strict import Strict, scaled
-from piip.data.sets.coco.config import CocoData
 from piip.data.sets.config import DatasetConfig
-from piip.data.sets.image_folder.config import ImageFolderData
-from piip.data.sets.label_maps.config import LabelMapData
-from piip.data.sets.shapes.config import ShapesData
-from piip.data.transforms.classification.config import ClassificationTransforms
 from piip.data.transforms.config import TransformsConfig
-from piip.data.transforms.detection.config import DetectionTransforms
-from piip.data.transforms.segmentation.config import SegmentationTransforms
-from piip.heads.classifier.config import ClassifierConfig
 from piip.heads.config import HeadConfig
-from piip.heads.dino.config import DINOConfig
 from piip.heads.mask_rcnn.config import MaskRCNNConfig
-from piip.heads.upernet.config import UperNetConfig
 from piip.necks.config import FPNConfig, NeckConfig
-
-# Every type of component in the package.
-COMPONENTS = (
-    *(ViTConfig, ConvNeXtConfig),
-    *(MaskRCNNConfig, DINOConfig, UperNetConfig, ClassifierConfig),
-    *(CocoData, LabelMapData, ImageFolderData, ShapesData),
-    *(DetectionTransforms, SegmentationTransforms, ClassificationTransforms),
-)
 
 
 class ModelConfig(Strict):

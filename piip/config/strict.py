@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
@@ -66,9 +71,10 @@ def _times(value: Any, factor: float) -> Any:
 class Component(Strict):
     """Base of the families of components: branches, necks, heads, data sets, transforms and metrics.
 
-    A family is a direct subclass, and its members are the subclasses of that, each with a `type: Literal["name"]` of
-    its own. A field annotated with the family takes any member that has been defined by the time a config is read:
-    those of the package, which `piip.config.experiment` imports, and those of anybody else.
+    A family is a direct subclass, in the module `config` of a package. Its members are the subclasses of that, each
+    with a `type: Literal["name"]` of its own, and a field annotated with the family takes any of them: those in the
+    module `config` of a folder of the package, those that installed packages name in an entry point group called like
+    the package, and those that have been defined by anybody else.
 
     default_type: the type that is meant where none is given; None where one has to be.
     """
@@ -81,6 +87,12 @@ class Component(Strict):
     def is_family(cls) -> bool:
         """Whether this is a family, and not one of its members."""
         return cls.__mro__[2] is Strict
+
+    @classmethod
+    def known(cls) -> dict[str, type[Any]]:
+        """The members of a family by their types."""
+        _import_members(cls.__module__.rpartition(".")[0])
+        return cls.members
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -105,16 +117,30 @@ class Component(Strict):
             return data
         if not isinstance(data, dict):
             raise PydanticCustomError("model_type", "a mapping is needed")
-        member = cls.members.get(str(data.get("type", cls.default_type)))
+        member = cls.known().get(str(data.get("type", cls.default_type)))
         if member is None:
             raise PydanticCustomError("unknown_type", "unknown type")
         return member.model_validate(data)
 
 
+@cache
+def _import_members(package: str) -> None:
+    if not package:  # a family of a script
+        return
+    for room in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if room.ispkg and importlib.util.find_spec(f"{package}.{room.name}.config"):
+            importlib.import_module(f"{package}.{room.name}.config")
+    for entry in _entry_points().select(group=package):
+        entry.load()
+
+
+_entry_points = cache(importlib.metadata.entry_points)
+
+
 def models_in(annotation: Any) -> list[type[Strict]]:
     """The models in a type such as `tuple[A, ...]`: what may stand at a key of this type, or in its list."""
     if families := _families(annotation):
-        return [member for family in families for member in family.members.values()]
+        return [member for family in families for member in family.known().values()]
     if isinstance(annotation, type) and issubclass(annotation, Strict):
         return [annotation]
     return [model for inner in get_args(annotation) for model in models_in(inner)]

@@ -86,12 +86,12 @@ def test_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> Non
 def test_spawned_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> None:
     script = f"""
         import multiprocessing, signal
-        from piip.data import build_dataset, build_loader
+        from piip.data.build import build_loader
         from tests.data.loader_cases import epoch, make_config
         from tests.data.test_loader_workers import signal_early
         multiprocessing.set_start_method("spawn")
         config = make_config({str(root)!r}, workers=1)
-        loader = build_loader(config, build_dataset(config.data.train, training=True), training=True)
+        loader = build_loader(config, config.data.train.build(training=True), training=True)
         loader._loader.worker_init_fn = signal_early
         print(len(epoch(loader, 0)), signal.pthread_sigmask(signal.SIG_BLOCK, []))
         loader.close()
@@ -181,7 +181,7 @@ def test_a_wait_asks_whether_to_go_on_and_notices_that_nobody_takes_batches(root
 def test_python_exits_although_workers_ignore_sigterm(root: Path, training: bool) -> None:
     """multiprocessing ends its children with SIGTERM at exit and waits for them: without Loader's care, for ever."""
     script = f"""
-        from piip.data import build_dataset, build_loader
+        from piip.data.build import build_loader
         from tests.data.loader_cases import make_config
         config = make_config({str(root)!r}, workers=1, batch_size=1, eval_batch_size=1)
         dataset = build_dataset(config.data.train, training={training})

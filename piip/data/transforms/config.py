@@ -32,13 +32,18 @@ class TransformsConfig(Component):
     def long_side(self) -> int:
         """Of the images that the network trains on, at most, in pixels."""
 
-    @abstractmethod
     def apply(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
         """Transforms a sample.
 
         sample: `image` uint8 (3, H, W) and, for training, `target` in its pixels. rng: draws all choices of training;
-        without one the sample is prepared as in evaluation. Returns the sample with image and target changed.
+        without one the sample is prepared as in evaluation. Returns the sample with image and target changed and
+        `original_size` (H, W) added.
         """
+        return self.transform(sample | {"original_size": tuple(sample["image"].shape[-2:])}, rng)
+
+    @abstractmethod
+    def transform(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
+        """What `apply` does, for a recipe to say."""
 
     def build_mixing(self, *, num_classes: int, batch_size: int, seed: int) -> Any:
         """What mixes the images of whole training batches, as `classification.mixing` does; or None."""

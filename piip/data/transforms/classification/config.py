@@ -71,7 +71,7 @@ class ClassificationTransforms(TransformsConfig):
             )
         return policy
 
-    def apply(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
+    def transform(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
         from piip.data.transforms.classification.recipe import transform_labelled
 
         return transform_labelled(sample, self, rng)

@@ -59,7 +59,7 @@ class DetectionTransforms(TransformsConfig):
         """Of the images that the network trains on, at most, in pixels."""
         return self.crop or max(long for long, _ in self.resize)
 
-    def apply(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
+    def transform(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
         from piip.data.transforms.detection.recipe import transform_objects
 
         return transform_objects(sample, self, rng)

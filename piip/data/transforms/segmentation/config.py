@@ -45,7 +45,7 @@ class SegmentationTransforms(TransformsConfig):
         """Of the images that the network trains on, at most, in pixels."""
         return self.crop or self.resize[0] or self.resize[1]
 
-    def apply(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
+    def transform(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
         from piip.data.transforms.segmentation.recipe import transform_label_map
 
         return transform_label_map(sample, self, rng)
