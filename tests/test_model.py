@@ -165,7 +165,7 @@ def test_padded_pixels_train_as_normalised_images_do(nano: Model) -> None:
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
-    code = "import piip, piip.config, sys, json; print(json.dumps([piip.__version__, 'torch' in sys.modules]))"
+    code = "import piip, piip.config.load, sys, json; print(json.dumps([piip.__version__, 'torch' in sys.modules]))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert json.loads(output) == [piip.__version__, False]
 

@@ -80,7 +80,7 @@ def test_of_many_classes_the_worst_are_shown_worst_first_and_unmeasured_ones_las
 
 def test_a_long_table_says_where_all_classes_are(trained, monkeypatch):
     root, _ = trained
-    monkeypatch.setattr("piip.cli.metrics.MOST_ROWS", 4)
-    monkeypatch.setattr("piip.cli.metrics.WORST_ROWS", 2)
+    monkeypatch.setattr("piip.cli.tables.MOST_ROWS", 4)
+    monkeypatch.setattr("piip.cli.tables.WORST_ROWS", 2)
     done = succeed("eval", NANO, *settings(root), "--weights", root / "run")
     assert "the 2 worst of 5 classes; --json and metrics.json of --output have all" in done.stdout

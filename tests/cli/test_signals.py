@@ -30,7 +30,7 @@ piip.__main__.main()
 ENDS = [("SIGTERM", 75, "stopped by SIGTERM\n"), ("SIGINT", 130, "interrupted\n")]
 
 
-@pytest.mark.parametrize("module", ["piip.cli.main", "typer", "piip.config", "torch"])
+@pytest.mark.parametrize("module", ["piip.cli.main", "typer", "piip.config.load", "torch"])
 @pytest.mark.parametrize(("name", "code", "line"), ENDS)
 def test_a_signal_during_an_import_ends_the_command_with_a_line(module: str, name: str, code: int, line: str) -> None:
     done = subprocess.run(
@@ -44,13 +44,13 @@ def test_a_signal_during_an_import_ends_the_command_with_a_line(module: str, nam
 def test_a_signal_during_work_unwinds_it(tmp_path: Path, name: str, code: int, line: str) -> None:
     script = f"""
 import os, signal, sys
-import piip.__main__, piip.config
+import piip.__main__, piip.config.load
 from piip.files import replacing
 from pathlib import Path
 def work():
     with replacing(Path({str(tmp_path / "file")!r})):
         os.kill(os.getpid(), signal.{name})
-piip.config.shipped_configs = work
+piip.config.load.shipped_configs = work
 sys.argv = ["piip", "models"]
 piip.__main__.main()
 """

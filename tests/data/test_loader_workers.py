@@ -184,7 +184,7 @@ def test_python_exits_although_workers_ignore_sigterm(root: Path, training: bool
         from piip.data.build import build_loader
         from tests.data.loader_cases import make_config
         config = make_config({str(root)!r}, workers=1, batch_size=1, eval_batch_size=1)
-        dataset = build_dataset(config.data.train, training={training})
+        dataset = config.data.train.build(training={training})
         batches = iter(build_loader(config, dataset, training={training}))
         next(batches)
     """

@@ -203,7 +203,7 @@ def start(config: Path, output: Path, resume: bool) -> subprocess.Popen[bytes]:
 import sys
 import time
 from pathlib import Path
-from piip.config import load_config
+from piip.config.load import load_config
 from piip.engine import train as module
 from piip.engine.train import train
 from piip.errors import PiipError

@@ -27,7 +27,7 @@ STUCK = """
 import sys
 import time
 from pathlib import Path
-from piip.config import load_config
+from piip.config.load import load_config
 from piip.data.samples import Samples
 from piip.engine.train import train
 from piip.errors import PiipError
