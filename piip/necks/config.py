@@ -35,7 +35,7 @@ class FPNConfig(NeckConfig):
     def build(self, specs: Sequence[FeatureSpec]) -> Neck:
         from piip.necks.fpn import FPN
 
-        return FPN(specs=specs, **self.model_dump(exclude={"type"}))
+        return FPN(self, specs)
 
 
 class ChannelMapperConfig(NeckConfig):
@@ -48,7 +48,7 @@ class ChannelMapperConfig(NeckConfig):
     def build(self, specs: Sequence[FeatureSpec]) -> Neck:
         from piip.necks.channel_mapper import ChannelMapper
 
-        return ChannelMapper(specs=specs, **self.model_dump(exclude={"type"}))
+        return ChannelMapper(self, specs)
 
 
 class NoNeckConfig(NeckConfig):
@@ -59,4 +59,4 @@ class NoNeckConfig(NeckConfig):
     def build(self, specs: Sequence[FeatureSpec]) -> Neck:
         from piip.necks.none import NoNeck
 
-        return NoNeck(specs=specs)
+        return NoNeck(specs)
