@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 
 class NeckConfig(Component):
-    """From the maps of the backbone to those that a head works on."""
+    """From the maps of the backbone to those that a head works on.
+
+    passes_maps: whether the head gets the maps of the backbone as they are.
+    """
 
     default_type: ClassVar = "fpn"
+    passes_maps: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, specs: Sequence[FeatureSpec]) -> Neck:
@@ -55,6 +59,7 @@ class NoNeckConfig(NeckConfig):
     """The maps of the backbone go to the head as they are."""
 
     type: Literal["none"] = "none"
+    passes_maps: ClassVar = True
 
     def build(self, specs: Sequence[FeatureSpec]) -> Neck:
         from piip.necks.none import NoNeck
