@@ -43,10 +43,10 @@ class Branch(nn.Module):
     def run_blocks(self, x: Tokens, start: int, stop: int) -> Tokens:
         """Applies blocks start to stop - 1 to a feature map (B, H, W, C) -> (B, H', W', C'), see `specs`."""
 
-    @abstractmethod
     def layer_of(self, parameter: str) -> int | None:
         """Depth of a parameter for layer-wise learning-rate decay.
 
         parameter: its name inside the branch. Returns 0 for the embedding, i + 1 for block i, None for what trains at
-        the full rate.
+        the full rate, as by default everything does.
         """
+        return None

@@ -51,10 +51,6 @@ class ConvNeXt(Branch):
                 y = block(y)
         return Tokens(y.permute(0, 2, 3, 1))
 
-    def layer_of(self, parameter: str) -> int | None:
-        """None: all layers train at the full rate, as released."""
-        return None
-
     def _blocks(self) -> list[list[nn.Module]]:
         """The blocks of every stage, in order; the first stage has no downsampling layer."""
         return [
