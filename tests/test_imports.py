@@ -23,6 +23,7 @@ PACKAGE = ROOT / "piip"
 ORDER = [
     "piip",
     "piip.errors",
+    "piip.conventions",
     "piip.features",
     "piip.by_size",
     "piip.host",
@@ -45,8 +46,6 @@ ORDER = [
     "piip.config",
     "piip.data.build",  # it puts together what an experiment says of its data
     "piip.model",
-    "piip.weights.files",  # they know what a model is
-    "piip.weights.find",
     "piip.load",
     "piip.flops",
     "piip.engine",
