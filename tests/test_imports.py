@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from piip.config.strict import Component, types_of
+from piip.config.strict import Component, Strict, types_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "piip"
@@ -197,6 +197,42 @@ def test_the_search_for_such_questions_finds_them(line: str) -> None:
         _asks_for_class(node, {"MaskRCNNConfig"}) or _compares_type(node, types) for node in ast.walk(ast.parse(line))
     )
     assert not _compares_type(ast.parse("device.type == 'cuda'", mode="eval").body, types)
+
+
+def settings(module: str) -> set[str]:
+    """The settings that the config beside a module, and above it, give defaults to."""
+    names = set()
+    while module := module.rpartition(".")[0]:
+        beside = vars(sys.modules.get(f"{module}.config", object)).values()
+        models = [model for model in beside if isinstance(model, type) and issubclass(model, Strict)]
+        names |= {name for model in models for name, field in model.model_fields.items() if not field.is_required()}
+    return names
+
+
+def defaults(path: Path) -> Iterator[str]:
+    """The arguments of constructors that have a default."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            told, given = node.args.args, node.args.defaults
+            yield from (argument.arg for argument in told[len(told) - len(given) :])
+            yield from (arg.arg for arg, value in zip(node.args.kwonlyargs, node.args.kw_defaults) if value is not None)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_default_is_written_in_the_config_alone(module: str) -> None:
+    assert settings(module) & set(defaults(MODULES[module])) == set()
+
+
+def test_no_config_goes_through_an_untyped_pipe() -> None:
+    pipes = [
+        f"{module}:{node.lineno}"
+        for module, path in MODULES.items()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg is None and "model_dump" in ast.dump(keyword.value)
+    ]
+    assert pipes == []
 
 
 def test_packages_are_empty_so_that_a_config_imports_no_torch() -> None:

@@ -69,6 +69,10 @@ def _times(value: Any, factor: float) -> Any:
     return None if value is None else max(1, round(value * factor))
 
 
+# The members of a family by their types.
+Members = dict[str, type[Strict]]
+
+
 class Component(Strict):
     """Base of the families of components: branches, necks, heads, data sets, transforms and metrics.
 
@@ -81,7 +85,7 @@ class Component(Strict):
     """
 
     default_type: ClassVar[str | None] = None
-    members: ClassVar[dict[str, type[Any]]]
+    members: ClassVar[Members]
     type: str
 
     @classmethod
@@ -90,7 +94,7 @@ class Component(Strict):
         return cls.__mro__[2] is Strict  # pydantic asks this of Component too, before that name is bound
 
     @classmethod
-    def known(cls) -> dict[str, type[Any]]:
+    def known(cls) -> Members:
         """The members of a family by their types. Raises ConfigError when an installed package's cannot be imported."""
         _import_members(cls.__module__.rpartition(".")[0])
         return cls.members
