@@ -43,8 +43,9 @@ def build_backbone(config: BackboneConfig, *, last_interaction: bool = True) -> 
         )
     if config.outputs and config.outputs[-1] >= len(groups) - 1:
         raise ConfigError(f"model.backbone.outputs: name interactions before the last, 0 to {len(groups) - 2}")
-    intermediate = {group: _merge(groups[group], light=True) for group in config.outputs}
-    merge = _merge(groups[-1], light=bool(config.outputs))
+    light = bool(config.outputs)
+    intermediate = {group: _merge(groups[group], light=light) for group in config.outputs}
+    merge = _merge(groups[-1], light=light)
     pyramid, specs = _feature_pyramid([_merged(groups[group]) for group in (*config.outputs, -1)], config)
     return PIIP(
         branches=branches,

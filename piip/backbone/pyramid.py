@@ -16,8 +16,8 @@ class SimpleFeaturePyramid(nn.Module):
     """Four scales from maps of one scale: 4 times, twice, once and half of it (Li et al., 2022, "ViTDet").
 
     specs: the maps that come in, of one stride that is divisible by 4: a single map, or one for each scale.
-    norm: what follows the first upsampling: "group" in the pyramid networks, "layer" over channels in the plain ViT.
-    finest: whether the map of 4 times the resolution is wanted.
+    norm: what follows the first upsampling: group norm in networks of several branches, layer norm over channels in the
+    plain ViT. finest: whether the map of 4 times the resolution is made.
     """
 
     def __init__(self, *, specs: Sequence[FeatureSpec], norm: Literal["group", "layer"], finest: bool) -> None:

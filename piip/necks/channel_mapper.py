@@ -1,4 +1,4 @@
-"""One width for all maps, as DINO wants it."""
+"""The neck of DINO: all maps brought to one width."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class NeckConfig(Component):
-    """From the maps of the backbone to those that a head works on.
+    """What makes the maps that a head works on from those of the backbone.
 
     passes_maps: whether the head gets the maps of the backbone as they are.
     """

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import nn
 
+from piip.branches.base import Tokens
 from piip.branches.vit.config import ViTConfig
-from piip.branches.vit.vit import Attention, ViT, expand_offsets, resize_pos_embed
+from piip.branches.vit.vit import Attention, ViT, expand_offsets, join, resize_pos_embed, split
 
 
 def vit(**settings: Any) -> ViT:
@@ -36,6 +37,17 @@ def test_window_attention_is_global_attention_inside_each_zero_padded_window() -
         for left in range(0, 12, 4):
             expected[:, top : top + 4, left : left + 4] = everywhere(padded[:, top : top + 4, left : left + 4])
     torch.testing.assert_close(windowed(x), expected[:, :6, :9])
+
+
+def test_a_map_and_its_class_token_are_one_row_between_join_and_split() -> None:
+    tokens = Tokens(torch.randn(2, 3, 5, 16), torch.randn(2, 16))
+    row = join(tokens)
+    assert row.shape == (2, 1, 1 + 3 * 5, 16)
+    assert row[:, 0, 0].equal(tokens.class_token)
+    assert all(a.equal(b) for a, b in zip(split(row, like=tokens), tokens, strict=True))
+    alone = Tokens(tokens.map)
+    assert join(alone) is tokens.map
+    assert split(join(alone), like=alone) == alone
 
 
 def test_position_embedding_at_its_own_grid_is_untouched_and_elsewhere_bicubic() -> None:
