@@ -84,14 +84,17 @@ def room_of(module: str) -> int:
     return ORDER.index(max(rooms, key=len))
 
 
+@cache
+def member_rooms() -> list[str]:
+    """The folders of the members of all families, such as piip.heads.dino."""
+    packages = {family.__module__.rpartition(".")[0] for family in FAMILIES}
+    rooms = {member.__module__.rpartition(".")[0] for family in FAMILIES for member in family.known().values()}
+    return sorted(room for room in rooms if room in MODULES and room not in packages)
+
+
 def member_room(module: str) -> str | None:
-    """The folder of a family's member, such as piip.heads.dino, that a module lies in."""
-    packages = [family.__module__.rpartition(".")[0] for family in FAMILIES]
-    for package in packages:
-        room = f"{package}.{module.removeprefix(package + '.').split('.')[0]}"
-        if module.startswith(f"{package}.") and f"{room}.config" in MODULES:
-            return room
-    return None
+    """The folder of a member that a module lies in."""
+    return next((room for room in member_rooms() if module.startswith(f"{room}.")), None)
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "piip"])
