@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <type_traits>
 
-#include "deform_attn.h"
+#include "../deform_attn.h"
 #include "simd.h"
 
 namespace piip {

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "bilinear.h"
+#include "../bilinear.h"
 #include "deform_attn_planes.h"
 #include "parallel.h"
 #include "shuffles.h"

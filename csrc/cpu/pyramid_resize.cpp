@@ -1,6 +1,8 @@
 // Pyramid resizing on the CPU. A task is a horizontal strip of the image, whose rows are read once and in order: as
 // soon as the rows are there that a level row takes from, it is blended vertically, then horizontally, and written.
 // Compiled once per instruction set; dispatch.cpp chooses.
+#include "../pyramid_resize.h"
+
 #include <algorithm>
 #include <memory>
 #include <type_traits>
@@ -8,7 +10,6 @@
 
 #include "dispatch.h"
 #include "parallel.h"
-#include "pyramid_resize.h"
 #include "pyramid_resize_blend.h"
 #include "pyramid_resize_rows.h"
 #include "pyramid_resize_tables.h"

@@ -7,8 +7,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "../pyramid_resize.h"
 #include "parallel.h"
-#include "pyramid_resize.h"
 #include "simd.h"
 
 namespace piip {

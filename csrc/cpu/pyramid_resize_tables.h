@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "pyramid_resize.h"
+#include "../pyramid_resize.h"
 #include "pyramid_resize_rows.h"
 
 namespace piip {

@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "common.h"
+#include "../common.h"
 
 #if defined(__F16C__)
 #include <immintrin.h>

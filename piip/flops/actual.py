@@ -17,6 +17,7 @@ from piip.flops.costs import Cost, Count, Part
 from piip.flops.paper import backbone_from_letters, branch_names, paper_count
 from piip.heads import DINO, Classifier, MaskRCNN
 from piip.model import Model, build_model
+from piip.ops import register_flop_formulas
 
 __all__ = ["Cost", "Count", "Part", "actual_count", "backbone_from_letters", "branch_names", "paper_count"]
 
@@ -36,8 +37,7 @@ def _taps(count: int) -> Callable[..., int]:
     """The FLOPs of resampling that reads `count` cells for every cell it writes."""
 
     def flops(*_: Any, out_shape: Any, **__: Any) -> int:
-        shapes = out_shape if isinstance(out_shape[0], torch.Size) else [out_shape]
-        return 2 * count * sum(math.prod(shape) for shape in shapes)
+        return 2 * count * math.prod(out_shape)
 
     return flops
 
@@ -45,7 +45,6 @@ def _taps(count: int) -> Callable[..., int]:
 _RESAMPLING = {
     torch.ops.aten.upsample_bilinear2d: _taps(4),
     torch.ops.aten.upsample_bicubic2d: _taps(16),
-    torch.ops.piip.pyramid_resize: _taps(4),
 }
 _FILLING = {Tensor.add_, Tensor.clamp_, Tensor.erfinv_, Tensor.fill_, Tensor.mul_}
 _FILLING |= {Tensor.normal_, Tensor.uniform_, Tensor.zero_}
@@ -61,6 +60,7 @@ def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
     with torch.device("meta"), _Uninitialised():
         model = build_model(config).eval().requires_grad_(False)
         images = torch.empty(1, 3, *size)
+    register_flop_formulas()
     seen = _SeenOps()
     with torch.no_grad(), seen, FlopCounterMode(display=False, custom_mapping=_RESAMPLING) as counter:
         _Inference(model, config.head)(images)

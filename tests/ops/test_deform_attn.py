@@ -87,7 +87,7 @@ PROBLEMS = st.fixed_dictionaries(
 
 def generated(examples: int) -> settings:
     """Fewer examples where the kernels are emulated, which takes longer, for two architectures and in two modes."""
-    count = examples // 3 if isinstance(_extension._C, Emulated) else examples
+    count = examples // 3 if isinstance(_extension.CPU, Emulated) else examples
     return settings(max_examples=count, deadline=None, derandomize=True)
 
 
@@ -383,7 +383,7 @@ def test_gradients_that_are_no_numbers_do_not_vanish(device, bad):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_deterministic_cuda_backward_repeats(accelerator, width, dtype):
     case = make_case(shapes=[(4, 4)], queries=150, width=width, dtype=dtype).to(device=accelerator)
-    emulation, grads = _extension._C, []
+    emulation, grads = _extension.CPU, []
     for reversed in (False, True, False):
         if isinstance(emulation, Emulated):
             emulation.reverse(reversed)  # a GPU chooses its order itself

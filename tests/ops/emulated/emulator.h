@@ -60,7 +60,7 @@ struct Parameters {
 inline bool only_recording = false;
 void record_launch(uintptr_t kernel, dim3 grid, dim3 block, size_t shared_bytes, const Parameters& parameters);
 
-// The accesses that the hooks of csrc/cuda_common.h report. The lanes of a warp that access in the same line of a
+// The accesses that the hooks of csrc/cuda/common.h report. The lanes of a warp that access in the same line of a
 // kernel, each for the n-th time since the warp last met, are taken for one instruction; more than 16 bytes a lane are
 // several. This is exact where lanes skip no access of a line, and else merges what they do at different times.
 //
