@@ -42,7 +42,7 @@ struct Layout {
         throw std::invalid_argument("spatial_shapes must hold maps of at most 2^24 cells a side");
       if (cells >= INT32_MAX / steps)
         throw std::invalid_argument(
-            "spatial_shapes must hold maps that take less than 16 GiB a head as float32, padded");
+            "spatial_shapes must hold maps that take less than 16 GiB per head as float32, padded");
     }
     cells += 1;
   }

@@ -55,7 +55,7 @@ def deform_attn(
 
     value: (B, S, M, D), the L maps one after the other, row by row.
     spatial_shapes: L (H, W) pairs whose areas add up to S; on the CPU no side above 2^24, and less than 16 GiB of
-    float32 a head. Host integers are best: reading a GPU tensor waits for the device.
+    float32 per head. Host integers are best: reading a GPU tensor waits for the device.
     reference_points: (1 or B, Q, 1 or L, 2 or 4), points (x, y) or boxes (x, y, w, h) in [0, 1] of the map.
     sampling_offsets: (B, Q, M, L, P, 2), (x, y) in cells of their map; for boxes in units of half a side divided by P.
     attention_logits: (B, Q, M, L * P) or (B, Q, M, L, P).
