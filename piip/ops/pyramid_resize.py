@@ -204,8 +204,39 @@ def _definition(images: Tensor, channels_last: bool, sizes: list[int], factors: 
     )
 
 
-def _scales(std: list[float] | None) -> list[float]:
-    return [] if std is None else [1.0 / x for x in std]
+def _problem(
+    images: Tensor,
+    shape: Sequence[int],
+    channels_last: bool,
+    levels: list[Tensor],
+    sizes: list[int],
+    factors: list[float],
+    mode: str,
+    antialias: bool,
+    mean: list[float] | None,
+    std: list[float] | None,
+    valid: list[int] | None,
+) -> Any:
+    """A call of a kernel, which reads images and writes levels or, in the backward, the gradients the other way."""
+    batch, channels, height, width = shape
+    return extension().PyramidResize(
+        images=pointer(images),
+        batch=batch,
+        channels=channels,
+        height=height,
+        width=width,
+        channels_last=channels_last,
+        image_dtype=DTYPE_TAGS[images.dtype],
+        levels=[pointer(level) for level in levels],
+        sizes=sizes,
+        factors=factors,
+        level_dtype=DTYPE_TAGS[levels[0].dtype],
+        filter=MODES[mode],
+        antialias=antialias,
+        mean=mean or [],
+        scale=[1.0 / x for x in std or []],
+        valid_sizes=valid or [],
+    )
 
 
 def _forward(
@@ -222,7 +253,8 @@ def _forward(
 ) -> list[Tensor]:
     refuse_forward_mode("pyramid_resize", images)
     settings = sizes, factors, mode, antialias, mean, std, dtype, valid
-    batch, channels, height, width = check_pyramid(images, channels_last, *settings)
+    shape = check_pyramid(images, channels_last, *settings)
+    batch, channels = shape[:2]
     if not has_kernels(images):
         # An op may not return its input.
         return [level.clone() for level in _definition(images, channels_last, *settings)]
@@ -230,24 +262,7 @@ def _forward(
         images = images.contiguous()
     levels = [images.new_empty(batch, channels, h, w, dtype=dtype) for h, w in zip(sizes[::2], sizes[1::2])]
     if batch:
-        problem = extension().PyramidResize(
-            images=pointer(images),
-            batch=batch,
-            channels=channels,
-            height=height,
-            width=width,
-            channels_last=channels_last,
-            image_dtype=DTYPE_TAGS[images.dtype],
-            levels=[pointer(level) for level in levels],
-            sizes=sizes,
-            factors=factors,
-            level_dtype=DTYPE_TAGS[dtype],
-            filter=MODES[mode],
-            antialias=antialias,
-            mean=mean or [],
-            scale=_scales(std),
-            valid_sizes=valid or [],
-        )
+        problem = _problem(images, shape, channels_last, levels, sizes, factors, mode, antialias, mean, std, valid)
         launch("pyramid_resize_forward", images, problem)
     return levels
 
@@ -275,25 +290,8 @@ def _backward(
     grads = [grad.contiguous() for grad in grads]
     out = grads[0].new_empty(shape, dtype=dtype)
     if shape[0]:
-        batch, channels, height, width = shape
-        problem = extension().PyramidResize(
-            images=pointer(out),
-            batch=batch,
-            channels=channels,
-            height=height,
-            width=width,
-            channels_last=False,
-            image_dtype=DTYPE_TAGS[dtype],
-            levels=[pointer(grad) for grad in grads],
-            sizes=sizes,
-            factors=factors,
-            level_dtype=DTYPE_TAGS[grads[0].dtype],
-            filter=MODES[mode],
-            antialias=antialias,
-            mean=[0.0] * len(std) if std else [],
-            scale=_scales(std),
-            valid_sizes=valid or [],
-        )
+        no_mean = [0.0] * len(std) if std else None
+        problem = _problem(out, shape, False, grads, sizes, factors, mode, antialias, no_mean, std, valid)
         launch("pyramid_resize_backward", out, problem)
     return out
 
@@ -313,9 +311,9 @@ def _backward_fake(grads: list[Tensor], shape: list[int], *settings: Any) -> Ten
 
 
 def _flops(images: Sequence[int], channels_last: bool, *settings: Any, out_shape: Any = None, **_: Any) -> int:
-    """A multiply-add for every pixel that an output pixel takes from, as torch's own resampling is counted here.
+    """A multiply-add for every pixel that an output pixel takes from, as torch's own resampling is counted.
 
-    The published figures leave the resizing of images out; `piip.flops.actual` lists it as `other`.
+    The published figures leave the resizing of images out.
     """
     height, width = images[1:3] if channels_last else images[2:4]
     return _flops_of_planes(images[0] * (3 if channels_last else images[1]), height, width, *settings)
@@ -337,7 +335,9 @@ def _flops_of_planes(
     *_: Any,
 ) -> int:
     def taps(before: int, after: int, factor: float) -> int:
-        """Pixels of an axis that an output pixel takes from; with antialiasing the longest filter."""
+        """Pixels of an axis that an output pixel takes from: one where they are copied; of filters the longest."""
+        if before == after and (factor in (0.0, 1.0) or mode == "bilinear" or antialias):
+            return 1
         count = 2 if mode == "bilinear" else 4
         return math.ceil(count * max(1.0, 1 / factor if factor else before / after)) if antialias else count
 
