@@ -272,6 +272,16 @@ def test_forward_mode_is_refused_with_advice(op, mode, requires_grad, device):
             RUNS[op](dual)
 
 
+@pytest.mark.parametrize("op", RUNS)
+def test_forward_mode_through_the_backward_is_refused_with_advice(op, device):
+    value = CASE.value.to(device, copy=True).requires_grad_()
+    out = RUNS[op](value)
+    with torch.autograd.forward_ad.dual_level():
+        grad = torch.autograd.forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
+        with pytest.raises(NotImplementedError, match=f"forward-mode differentiation of {op} {ONCE}"):
+            torch.autograd.grad(out, value, grad)
+
+
 def test_without_the_extension_the_definition_runs(monkeypatch):
     from piip.ops import _extension
 
