@@ -27,6 +27,14 @@ class Head(nn.Module):
         """What the pretrained network of a branch has of this head: its final `norm` and classifier, `head`, if any."""
         return {}
 
+    def class_layers(self) -> dict[nn.Module, int]:
+        """The layers whose weights depend on the classes -> how many of their rows each class has.
+
+        Rows count along the first dimension of the layers' parameters, in label order; rows behind those of the last
+        class, such as that of the background, belong to no class. Fine-tuning carries the rows of classes over by name.
+        """
+        return {}
+
     @abstractmethod
     def loss(
         self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]

@@ -56,6 +56,10 @@ class Classifier(Head):
         """The norm and the linear layer of a branch."""
         return {"norm": self.norms[branch], "head": self.linears[branch]}
 
+    def class_layers(self) -> dict[nn.Module, int]:
+        """The linear layer of every branch."""
+        return dict.fromkeys(self.linears, 1)
+
     def loss(
         self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:

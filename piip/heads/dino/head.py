@@ -94,6 +94,11 @@ class DINO(Head):
         self.query_embed = nn.Embedding(num_queries, dim)
         self.label_embed = nn.Embedding(num_classes, dim)
 
+    def class_layers(self) -> dict[nn.Module, int]:
+        """The classifiers of every decoder layer and of the proposals, and the label embeddings of denoising."""
+        predictors = [*self.decoder.predictors, self.proposer.predictor]
+        return {self.label_embed: 1} | {predictor.cls: 1 for predictor in predictors}
+
     def loss(
         self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
@@ -95,6 +95,10 @@ class MaskRCNN(Head):
             max_detections=max_detections,
         )
         self.mask = MaskHead(channels=channels, num_classes=num_classes, width=mask_channels, num_convs=mask_convs)
+
+    def class_layers(self) -> dict[nn.Module, int]:
+        """The classifier of boxes, with the background last; the boxes, of four numbers per class; and the masks."""
+        return {self.box.cls: 1, self.box.reg: 4, self.mask.logits: 1}
 
     def loss(
         self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]

@@ -119,6 +119,10 @@ class UperNet(Head):
         fused = self.fuse(torch.cat([maps[0], *(_resize(x, size=size) for x in maps[1:])], dim=1))
         return self.classifier(fused)
 
+    def class_layers(self) -> dict[nn.Module, int]:
+        """The classifiers of cells, the auxiliary one too."""
+        return {module: 1 for part in self.modules() if isinstance(part, PixelClassifier) for module in part[1:]}
+
     def loss(
         self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:
