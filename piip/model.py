@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from piip.backbone.piip import PIIP
+from piip.branches.pretrained import load_pretrained
 from piip.config.experiment import ModelConfig
 from piip.data.transforms.config import TransformsConfig
 from piip.errors import ConfigError
@@ -115,6 +116,23 @@ class Model(nn.Module):
     def _head_precision(self, device: torch.device) -> AbstractContextManager[object]:
         """As released, heads run in float32 under autocast; but one that is costly may choose for itself."""
         return nullcontext() if self.head.mixed_precision else torch.autocast(device.type, enabled=False)
+
+    def class_rows(self) -> dict[str, int]:
+        """Names of the parameters that depend on the classes -> rows of each class, see `Head.class_layers`."""
+        layers = self.head.class_layers()
+        return {
+            f"{name}.{parameter}": layers[module]
+            for name, module in self.named_modules()
+            if module in layers
+            for parameter, _ in module.named_parameters(recurse=False)
+        }
+
+    def load_pretrained(self) -> None:
+        """Loads the pretrained weights that `init` of the branches names. Raises CheckpointError."""
+        branches = zip(self.backbone.branches, self.config.backbone.branches)
+        for index, (branch, settings) in enumerate(branches):
+            if settings.init is not None:
+                load_pretrained(branch, settings.init, head=self.head.pretrained(index))
 
     def layer_ids(self) -> dict[str, int]:
         """Layer of every parameter that layer-wise learning-rate decay scales; all others train at the full rate."""
