@@ -30,7 +30,7 @@ def build(
         fc_channels=8,
         roi_batch=roi_batch,
         score_threshold=score_threshold,
-        nms=0.5,
+        nms=nms,
         max_detections=max_detections,
     )
 
