@@ -1,10 +1,10 @@
-"""What modules say of the feature maps they return, and the label that is none."""
+"""How modules describe the feature maps they return; and the label that stands for no label."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-# What a label map (H, W) uint8 has where a pixel has no label.
+# The value of a label map (H, W) uint8 where a pixel has no label.
 NO_LABEL = 255
 
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class Views:
-    """The views of a batch that the network looks at, one after the other, and what the head says of them together.
+    """The views of a batch that the network is run on, one after the other, and the head's outputs for all of them.
 
     Iteration gives the images (B, 3, H, W) of a view and their valid (h, w); what `Head.detect` returns for them goes
-    to `add` before the next view is asked for. After the last one, `outputs` is what `Head.restore` takes.
+    to `add` before the next view is asked for. After the last one, `outputs` returns what `Head.restore` takes.
     Here the batch itself is the only view.
     """
 
@@ -25,11 +25,11 @@ class Views:
         yield self.images, self.image_sizes
 
     def add(self, outputs: Any) -> None:
-        """Takes what the head says of the view that was given last."""
+        """Takes the head's outputs for the view that was given last."""
         self._added = outputs
 
     def outputs(self) -> Any:
-        """What the head says of the batch."""
+        """The head's outputs for the batch."""
         return self._added
 
 
@@ -40,7 +40,7 @@ class Head(nn.Module):
     `image_sizes` are the valid (h, w) of each image in the batch, beyond which it is padding.
     """
 
-    # Whether `loss` and `detect` stay under the caller's autocast and say themselves what must be float32.
+    # Whether `loss` and `detect` stay under the caller's autocast and choose themselves what must be float32.
     mixed_precision = False
     # Whether `views` makes images of its own, for which they must be normalised already.
     several_views = False
@@ -53,7 +53,7 @@ class Head(nn.Module):
 
     @abstractmethod
     def detect(self, features: list[Any], image_sizes: list[tuple[int, int]]) -> Any:
-        """What the network says of a batch, in the form that `restore` takes."""
+        """The outputs of the network for a batch, in the form that `restore` takes."""
 
     @abstractmethod
     def restore(self, outputs: Any, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]) -> Any:
@@ -62,7 +62,7 @@ class Head(nn.Module):
     def restore_encoded(
         self, outputs: Any, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
     ) -> Any:
-        """The results of `restore`, but compressed run lengths, `rles`, in place of masks, whose pixels are many."""
+        """The results of `restore`, with compressed run lengths, `rles`, instead of masks, whose pixels are many."""
         return self.restore(outputs, image_sizes, original_sizes)
 
     def in_batch(self, outputs: Any, image_sizes: list[tuple[int, int]]) -> Any:
@@ -70,11 +70,11 @@ class Head(nn.Module):
         return self.restore(outputs, image_sizes, image_sizes)
 
     def views(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Views:
-        """How images (B, 3, H, W) are looked at: all at once, unless a head wants several views of them."""
+        """The views of images (B, 3, H, W) that the network is run on: the images as they are, unless overridden."""
         return Views(images, image_sizes)
 
     def pretrained(self, branch: int) -> dict[str, nn.Module]:
-        """What the pretrained network of a branch has of this head: its final `norm` and classifier, `head`, if any."""
+        """The modules of this head that the pretrained network of a branch has too: its final `norm` and its `head`."""
         return {}
 
     def class_layers(self) -> dict[nn.Module, int]:

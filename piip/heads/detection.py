@@ -1,4 +1,4 @@
-"""What heads that find objects share: boxes on their way from the batch to the original images."""
+"""What detectors share: boxes on their way from the batch to the original images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What heads that say a class of every pixel share: how they look at images, and labels of the original pixels."""
+"""What dense heads share: the views of an image that the network is run on, and labels of the original pixels."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ resize = partial(F.interpolate, mode="bilinear", align_corners=False)
 
 
 class SegmentationHead(Head):
-    """A head whose `detect` returns logits (B, classes, h, w), float32, of a size of its own.
+    """A head that classifies every pixel; its `detect` returns logits (B, classes, h, w), float32, of any size.
 
-    Here is how images are looked at, by the windows, scales and flip of the config, and what becomes of the logits.
+    This class makes the views of an image, by the windows, scales and flip of the config, and labels from their logits.
     specs: the maps, finest first.
     """
 
@@ -54,7 +54,7 @@ class SegmentationHead(Head):
 
 
 class SegmentationViews(Views):
-    """Images at several scales, also mirrored, each as a whole or through windows; only their sum is kept.
+    """Images at several scales, also mirrored, each as a whole or in windows; only the sum of all views is kept.
 
     divisor: the sides of scaled batches are multiples of it.
     """
@@ -99,7 +99,7 @@ class SegmentationViews(Views):
 
 
 def _whole(images: Tensor) -> list[tuple[int, int]]:
-    """The valid sizes of images (B, 3, H, W) that are looked at with their padding."""
+    """The sizes of images (B, 3, H, W), padding included."""
     return [(images.shape[2], images.shape[3])] * len(images)
 
 

@@ -40,7 +40,7 @@ class Proposals(NamedTuple):
 
 
 class RPN(nn.Module):
-    """Says of every anchor whether it lies on an object, and how to move it there.
+    """Predicts for every anchor whether it lies on an object, and how to move it there.
 
     specs: the pyramid, one width for all levels. The other settings are those of `MaskRCNNConfig`.
     """
