@@ -1,11 +1,8 @@
-"""How modules describe the feature maps they return; and the label that stands for no label."""
+"""What a module says of the feature maps it returns."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
-
-# The value of a label map (H, W) uint8 where a pixel has no label.
-NO_LABEL = 255
 
 
 class FeatureSpec(NamedTuple):

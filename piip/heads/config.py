@@ -49,9 +49,9 @@ class HeadConfig(Component):
         return True
 
     @property
-    def count_note(self) -> str:
-        """How the head was counted, for the reader of a table of FLOPs; empty where there is nothing to add."""
-        return ""
+    def counted_at(self) -> str | None:
+        """The limits that a count of FLOPs takes work at that depends on what is found; None where there is none."""
+        return None
 
     def check_network(self, backbone: BackboneConfig, neck: NeckConfig) -> None:
         """Raises ValueError with the remedy where the head cannot work on this backbone and neck."""

@@ -92,4 +92,4 @@ def test_a_head_runs_for_a_count_without_values_and_names_its_parts(name: str, p
 def test_mask_rcnn_is_counted_at_its_limits() -> None:
     head, lengths = run_for_count("mask_rcnn")
     assert (lengths["box"], lengths["mask"]) == (head.config.rpn_proposals, head.config.max_detections)
-    assert head.config.count_note.startswith(f"{lengths['box']} proposals and {lengths['mask']} detections")
+    assert head.config.counted_at.startswith(f"{lengths['box']} proposals and {lengths['mask']} detections")

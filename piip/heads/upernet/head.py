@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from piip.conventions import NO_LABEL
 from piip.errors import ConfigError
-from piip.features import NO_LABEL, FeatureSpec
+from piip.features import FeatureSpec
 from piip.heads.segmentation import SegmentationHead, resize
 from piip.heads.upernet.config import UperNetConfig
 

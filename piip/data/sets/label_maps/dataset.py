@@ -18,8 +18,7 @@ from piip.data.records import Records
 from piip.data.report import Report
 from piip.data.sets.base import ImageDataset
 from piip.errors import DataError, first_few
-from piip.features import NO_LABEL
-from piip.metrics.miou import MIoUMetric
+from piip.metrics.miou import NO_LABEL, MIoUMetric
 
 logger = logging.getLogger(__name__)
 
