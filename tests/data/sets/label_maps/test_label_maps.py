@@ -165,7 +165,7 @@ def test_the_map_must_have_the_size_of_the_upright_image(maps: Maps) -> None:
 
 def test_a_file_that_is_no_label_map_is_named_before_anything_is_read(maps: Maps) -> None:
     Image.new("RGB", (9, 6)).save(maps.labels / "b.png")
-    with pytest.raises(DataError, match=r"labels/b\.png stores colours, not one number a pixel"):
+    with pytest.raises(DataError, match=r"labels/b\.png stores colours, not one number per pixel"):
         maps.load()
     for content in (b"", b"\x89PNG\r\n", (maps.images / "b.jpg").read_bytes()):
         (maps.labels / "b.png").write_bytes(content)
