@@ -31,7 +31,8 @@ class Listing(NamedTuple):
 def list_folder(folder: Path, suffixes: Collection[str]) -> Listing:
     """The contents of a folder: all folders, and the files with one of these endings (in lower case).
 
-    A link counts as what it leads to. Names that begin with a dot are passed over. Raises DataError for what cannot be read.
+    A link counts as what it leads to. Names that begin with a dot are passed over. Raises DataError for a folder that
+    cannot be read.
     """
     found = Listing([], [], [])
     # Only links are looked up, by os.path: the entry of a link that cannot be followed would raise.

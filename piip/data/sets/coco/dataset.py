@@ -11,8 +11,9 @@ import torch
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
+from piip.conventions import MAX_IMAGE_PIXELS
 from piip.data.folders import check_image_files
-from piip.data.images import MAX_IMAGE_PIXELS, read_sized_image
+from piip.data.images import read_sized_image
 from piip.data.records import Records
 from piip.data.sets.base import ImageDataset
 from piip.data.sets.coco.annotations import Annotation, ImageRecord, clip_box, read_annotations
