@@ -96,7 +96,7 @@ def evaluate(
                 check()
     unread = [reason for part in distributed.gather(unread) for reason in part]
     if unread:
-        _report_unread(unread, len(loader.dataset))
+        _check_unread(unread, len(loader.dataset))
     for score in scores:
         score.synchronize()
     figures, tables, drawn = distributed.on_main(lambda: _conclude(scores, pictures))
@@ -152,7 +152,7 @@ def check_trained_classes(loaded: LoadedWeights, dataset: ImageDataset) -> None:
     )
 
 
-def _report_unread(reasons: Sequence[str], images: int) -> None:
+def _check_unread(reasons: Sequence[str], images: int) -> None:
     """Warns of images that could not be read. Raises DataError where none of all could."""
     if len(reasons) == images:
         raise DataError(f"none of the {images} images can be read; the first: {reasons[0]}")
