@@ -56,9 +56,9 @@ class Evaluation:
 
     @property
     def document(self) -> dict[str, Any]:
-        """Figures and tables as JSON holds them: `classes` is the first metric's table, `more_classes` the others'."""
+        """What JSON files hold of it: `classes` is the first metric's table, `more_classes` are the others', if any."""
         more = {"more_classes": self.tables[1:]} if len(self.tables) > 1 else {}
-        return {"metrics": self.metrics, "classes": self.tables[0], **more}
+        return {"metrics": self.metrics, "classes": self.tables[0], **more, "unread": self.unread}
 
 
 def evaluate(
@@ -135,7 +135,7 @@ def run_evaluation(
         _log.info("evaluated %d images in %.0f s", len(dataset), found.seconds)
         if output is not None:
             report: dict[str, Any] = {"config": config.name, "weights": str(loaded.file), "images": len(dataset)}
-            report |= {"measured_by": [metric.model_dump(mode="json") for metric in metrics], "unread": found.unread}
+            report["measured_by"] = [metric.model_dump(mode="json") for metric in metrics]
             distributed.on_main(lambda: _write_report(output / _REPORT, report | found.document))
         return found
 
