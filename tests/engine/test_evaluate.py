@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from piip.engine.checkpoint import follow
 from piip.engine.evaluate import run_evaluation
 from piip.engine.train import train
 from piip.load import build_model
 from piip.model import Model
 from piip.weights.files import load_file
+from piip.weights.find import follow
 from tests.engine.tiny import tiny_config
 
 

@@ -11,7 +11,7 @@ from piip.config.load import load_config
 from piip.load import build_model
 from piip.official.checkpoints import ConversionReport, convert_state_dict
 from piip.official.keys import UNUSED, KeyTable, key_table
-from tests.convert.official import official_keys
+from tests.official.recorded import official_keys
 
 # How many keys of each list have no counterpart in ours; all others have exactly one.
 UNUSED_KEYS = {

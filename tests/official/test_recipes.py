@@ -11,7 +11,7 @@ from piip.branches.convnext.config import ConvNeXtConfig
 from piip.config.experiment import Config
 from piip.config.load import load_config
 from piip.heads.upernet.config import UperNetConfig
-from tests.convert.official import official_recipes
+from tests.official.recorded import official_recipes
 
 MASK_RCNN = sorted(stem for stem in official_recipes() if stem.startswith("mask_rcnn_"))
 UPERNET = sorted(stem for stem in official_recipes() if stem.startswith("upernet_"))
