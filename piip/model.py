@@ -116,6 +116,12 @@ class Model(nn.Module):
         """As released, heads run in float32 under autocast; but one that is costly may choose for itself."""
         return nullcontext() if self.head.mixed_precision else torch.autocast(device.type, enabled=False)
 
+    def load_pretrained(self) -> None:
+        """Loads the pretrained weights that the config names for branches. Raises CheckpointError."""
+        for index, (branch, config) in enumerate(zip(self.backbone.branches, self.config.backbone.branches)):
+            if config.init is not None:
+                branch.load_pretrained(config.init, head=self.head.pretrained(index))
+
     def layer_ids(self) -> dict[str, int]:
         """Layer of every parameter that layer-wise learning-rate decay scales; all others train at the full rate."""
         return {f"backbone.{name}": layer for name, layer in self.backbone.layer_ids().items()}

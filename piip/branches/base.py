@@ -8,10 +8,12 @@ in a file of its own, give it a config in `piip.config`, and name it in `piip.mo
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from piip.branches.pretrained import load_pretrained
 from piip.features import FeatureSpec
 
 
@@ -26,6 +28,8 @@ class Branch(nn.Module):
     """A backbone cut into blocks; between blocks its state is one feature map, perhaps with a class token beside it."""
 
     specs: list[FeatureSpec]  # channels and stride of the map after each block
+    # Where the pretrained weights come from that timm does not have: how a file's name begins -> its address.
+    origins: ClassVar[Mapping[str, str]] = {}
 
     @property
     def depth(self) -> int:
@@ -47,3 +51,21 @@ class Branch(nn.Module):
         parameter: its name inside the branch. Returns 0 for the embedding, i + 1 for block i, None for what trains at
         the full rate.
         """
+
+    def load_pretrained(self, source: str, *, head: Mapping[str, nn.Module] | None = None) -> None:
+        """Loads the weights of a pretrained network, in place.
+
+        source: a checkpoint file, or the name of a pretrained timm model, which timm downloads; `fit_pretrained` says
+        which networks are understood. head: the `norm` and the classifier, `head`, of the model, into which the
+        network's own are loaded where they fit; a log line says what became of them.
+        Raises CheckpointError naming what to fetch, or what does not fit; nothing is then changed.
+        """
+        load_pretrained(self, source, head or {})
+
+    def fit_pretrained(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a published network under the names of this branch and in its shapes.
+
+        What this branch does not have is left out or keeps its name: final norms, classifiers and tokens in timm's
+        naming are passed over, all else is refused. By default the names and shapes must be those of the branch.
+        """
+        return dict(tensors)

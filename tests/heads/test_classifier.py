@@ -13,7 +13,6 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from piip.branches.base import Tokens
-from piip.branches.pretrained import load_pretrained
 from piip.branches.vit.vit import ViT
 from piip.config.experiment import Config, ModelConfig
 from piip.config.load import load_config
@@ -70,7 +69,7 @@ def test_a_class_token_goes_through_the_blocks_as_timms_without_a_position(tmp_p
     torch.save({"model": source.state_dict()}, tmp_path / "vit.pth")
     branch = ViT(**SMALL, pretrain_size=64, class_token=True).eval()
     classifier = Classifier(specs=[FeatureSpec(32, 16)], num_classes=10, token="class")
-    load_pretrained(branch, str(tmp_path / "vit.pth"), head=classifier.pretrained(0))
+    branch.load_pretrained(str(tmp_path / "vit.pth"), head=classifier.pretrained(0))
     images = torch.randn(2, 3, 64, 64)
     x = branch.run_blocks(branch.run_blocks(branch.embed(images), 0, 1), 1, 2)
     expected = source.blocks(source._pos_embed(source.patch_embed(images)))

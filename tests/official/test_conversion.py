@@ -15,8 +15,9 @@ from piip.config.experiment import Config
 from piip.config.load import load_config
 from piip.errors import CheckError
 from piip.load import build_model
+from piip.official.branch_class import branch_class
 from piip.official.checkpoints import convert_back, convert_checkpoint
-from piip.official.keys import family, key_table
+from piip.official.keys import key_table
 from piip.weights.files import read_weights
 
 NANO = "detection/mask_rcnn_piip_nano_shapes"
@@ -56,7 +57,7 @@ def official_weights(config: Config) -> dict[str, Tensor]:
             tensor = tensor[0]
         elif official.endswith("temporal_pos_embed.weight"):
             tensor = torch.cat([tensor[0], torch.zeros(7, tensor.shape[2])])
-        elif official.endswith("pos_embed") and family(backbone.branches[int(key.split(".")[2])]) == "internvit":
+        elif official.endswith("pos_embed") and branch_class(backbone.branches[int(key.split(".")[2])]) == "internvit":
             tensor = torch.cat([torch.zeros(1, 1, tensor.shape[2]), tensor], dim=1)
         state[official] = tensor
     return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import timm
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from piip.branches.base import Branch, Tokens
+from piip.branches.convnext.pretrained import fit_pretrained
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 
@@ -49,6 +51,10 @@ class ConvNeXt(Branch):
             else:
                 y = block(y)
         return Tokens(y.permute(0, 2, 3, 1))
+
+    def fit_pretrained(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """timm's names, transformers' and those of its authors."""
+        return fit_pretrained(tensors, self.state_dict())
 
     def layer_of(self, parameter: str) -> int | None:
         """None: all layers train at the full rate, as released."""

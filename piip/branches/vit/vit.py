@@ -7,7 +7,7 @@ By its options it is DeiT (Touvron et al., 2021), DeiT III, AugReg (Steiner et a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from piip.branches.base import Branch, Tokens
+from piip.branches.vit.pretrained import ORIGINS, fit_pretrained
 from piip.by_size import BySize
 from piip.features import FeatureSpec
 
@@ -202,6 +203,8 @@ class ViT(Branch):
     The settings are those of `piip.config.ViTConfig`.
     """
 
+    origins = ORIGINS
+
     def __init__(
         self,
         *,
@@ -299,6 +302,10 @@ class ViT(Branch):
     def fold(self) -> None:
         """Keeps the position embedding at the latest sizes; for inference."""
         self._resize_pos_embed = BySize(resize_pos_embed, limit=8)
+
+    def fit_pretrained(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As of `piip.branches.vit.pretrained`: positions, patches and biases are resampled to the branch's grids."""
+        return fit_pretrained(tensors, self.state_dict())
 
     def layer_of(self, parameter: str) -> int | None:
         """0 for the patch and position embeddings, i + 1 for block i."""
