@@ -25,13 +25,13 @@ from piip.model import Model
 # Besides views and pointwise ops, what counts as free by convention, having no formula in torch's registry: allocation
 # and copies, norms, softmax and other reductions, and pooling.
 _FREE = {
-    *("arange", "as_strided", "cat", "clone", "constant_pad_nd", "copy_", "empty", "empty_like", "full", "full_like"),
-    *("index", "linspace", "new_empty", "ones", "ones_like", "scalar_tensor", "stack", "zeros", "zeros_like"),
-    *("_to_copy", "_unsafe_index", "_unsafe_view", "cumsum", "gather", "new_full", "repeat", "topk"),
-    *("all", "amax", "amin", "any", "mean", "sum", "_safe_softmax", "_softmax"),
-    *("native_group_norm", "native_layer_norm", "_native_batch_norm_legit_no_training", "native_batch_norm"),
-    *("max_pool2d_with_indices", "_adaptive_avg_pool2d", "upsample_nearest2d"),
-}
+    "arange", "as_strided", "cat", "clone", "constant_pad_nd", "copy_", "empty", "empty_like", "full", "full_like",
+    "index", "linspace", "new_empty", "ones", "ones_like", "scalar_tensor", "stack", "zeros", "zeros_like", "_to_copy",
+    "_unsafe_index", "_unsafe_view", "cumsum", "gather", "new_full", "repeat", "topk", "all", "amax", "amin", "any",
+    "mean", "sum", "_safe_softmax", "_softmax", "native_group_norm", "native_layer_norm",
+    "_native_batch_norm_legit_no_training", "native_batch_norm", "max_pool2d_with_indices", "_adaptive_avg_pool2d",
+    "upsample_nearest2d"
+}  # fmt: skip
 
 
 def _taps(count: int) -> Callable[..., int]:
