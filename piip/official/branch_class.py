@@ -31,12 +31,14 @@ def branch_class(branch: BranchConfig) -> BranchClass | None:
 
 
 def branch_classes(backbone: BackboneConfig) -> list[BranchClass]:
-    """The official class of every branch, finest first. Raises ConfigError where there is none for a branch."""
+    """The official class of every branch, finest first. Raises ConfigError where a branch has none."""
     classes = []
     for branch in backbone.branches:
         found = branch_class(branch)
         if found is None:
-            raise ConfigError(f"the official code has no branch of type {branch.type}, and so no checkpoints with one")
+            raise ConfigError(
+                f"the official code has no branches of type {branch.type}: it can neither count nor load one"
+            )
         classes.append(found)
     return classes
 
