@@ -60,7 +60,7 @@ class Branch(nn.Module):
         network's own are loaded where they fit; a log line says what became of them.
         Raises CheckpointError naming what to fetch, or what does not fit; nothing is then changed.
         """
-        load_pretrained(self, source, head or {})
+        load_pretrained(self, source, head=head)
 
     def fit_pretrained(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a published network under the names of this branch and in its shapes.

@@ -29,7 +29,7 @@ _UNUSED = re.compile(r"(cls|dist|reg|register|mask)_tokens?$|(norm|fc_norm|head|
 _HEADS = {"norm": ("norm", "fc_norm", "head.norm"), "head": ("head", "head.fc")}
 
 
-def load_pretrained(branch: Branch, source: str, head: Mapping[str, nn.Module]) -> None:
+def load_pretrained(branch: Branch, source: str, *, head: Mapping[str, nn.Module] | None = None) -> None:
     """What `Branch.load_pretrained` does."""
     state, expected = branch.fit_pretrained(_read(source, branch.origins)), branch.state_dict()
     faults = {
@@ -45,7 +45,7 @@ def load_pretrained(branch: Branch, source: str, head: Mapping[str, nn.Module]) 
     loaded = {key: state[key] for key in expected}
     warn_of_non_finite(source, loaded)
     branch.load_state_dict(loaded)
-    for part, module in head.items():
+    for part, module in (head or {}).items():
         _load_head(part, module, state, source)
 
 

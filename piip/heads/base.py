@@ -27,6 +27,17 @@ class Head(nn.Module):
         """What the pretrained network of a branch has of this head: its final `norm` and classifier, `head`, if any."""
         return {}
 
+    def parts(self) -> dict[str, str]:
+        """The parts that a count of FLOPs tells apart: label -> name of the submodule, "" for the head as a whole."""
+        return {f"{name} head": name for name, _ in self.named_children()}
+
+    def run_for_count(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> None:
+        """Runs what inference runs, for a count of its FLOPs on the meta device, whose tensors have no values.
+
+        A head whose work depends on what it finds runs at its limits.
+        """
+        self.detect(features, image_sizes)
+
     @abstractmethod
     def loss(
         self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]

@@ -56,6 +56,10 @@ class Classifier(Head):
         """The norm and the linear layer of a branch."""
         return {"norm": self.norms[branch], "head": self.linears[branch]}
 
+    def parts(self) -> dict[str, str]:
+        """The norms and linear layers as one."""
+        return {"classifiers": ""}
+
     def loss(
         self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:

@@ -181,6 +181,10 @@ class DINO(Head):
             results.append({"boxes": corners, "scores": scores[image], "labels": best[image] % self.num_classes})
         return results
 
+    def run_for_count(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> None:
+        """The network alone: what `detect` does with its predictions needs their values."""
+        self.stages(features, image_sizes)
+
     def infer(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """Detections in batch pixels, as from `detect`."""
         return self.detect(features, image_sizes)

@@ -181,6 +181,13 @@ class MaskRCNN(Head):
             result["rles"] = encode_pasted(image["mask_probabilities"], result["boxes"], size)
         return results
 
+    def run_for_count(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> None:
+        """As many proposals and detections as the config allows, without RoIAlign and NMS."""
+        images, channels = features[0].shape[:2]
+        self.rpn(features)
+        self.box(features[0].new_empty(images * self.rpn.proposals, channels, roi.POOLED, roi.POOLED))
+        self.mask(features[0].new_empty(images * self.box.max_detections, channels, masks.POOLED, masks.POOLED))
+
     def _pool(self, features: list[Tensor], boxes: Sequence[Tensor], size: int) -> Tensor:
         return pool(features[: len(self.strides)], self.strides, boxes, size)
 
