@@ -41,6 +41,11 @@ class HeadConfig(Component):
         """False where nothing of the last interaction reaches the head, whose parameters would get no gradient."""
         return True
 
+    @property
+    def counted_at(self) -> str | None:
+        """The limits that a count of FLOPs takes work at that depends on what is found; None where there is none."""
+        return None
+
     def check_network(self, backbone: BackboneConfig, neck: NeckConfig) -> None:
         """Raises ValueError with the remedy where the head cannot work on this backbone and neck."""
         if not backbone.merge:

@@ -23,6 +23,7 @@ from piip.load import build_model
 from piip.official.branch_class import branch_class, branch_classes
 from piip.official.keys import KeyTable, key_table
 from piip.weights.files import read_weights, warn_of_non_finite, write_weights
+from piip.weights.find import find_weights
 from piip.weights.read import read_state_dict
 
 
@@ -136,14 +137,14 @@ def convert_back(source: Path, output: Path, *, config: Config) -> None:
 
     The classification code calls the first `model`.
 
-    source: any file that `--weights` takes, of the network of `config`. output: a .pth file.
+    source: a run, a checkpoint or a weight file, of the network of `config`. output: a .pth file.
     What the official network holds beyond ours (slots of class tokens, index tables, norms that are never run) is
     filled in as the official code makes it.
     Raises CheckpointError for an unreadable source, CheckError for weights of another network, and the errors of
     `convert_checkpoint` for the output.
     """
     _check_output(source, output, ".pth")
-    state, loaded = read_weights(source)
+    state, loaded = read_weights(find_weights(source))
     table = key_table(config.model.backbone)
     with torch.device("meta"):
         expected = build_model(config.model).state_dict()

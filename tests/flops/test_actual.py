@@ -7,9 +7,11 @@ import pytest
 from piip.config.experiment import ModelConfig
 from piip.config.letters import backbone_from_letters
 from piip.config.load import load_config
+from piip.errors import PiipError
 from piip.flops.actual import actual_count
 from piip.flops.costs import Cost
 from piip.flops.recorded import recorded_count
+from piip.heads.upernet.head import UperNet
 
 
 def count(branches: list[dict], resolutions: list[int], **backbone) -> dict[str, Cost]:
@@ -114,6 +116,23 @@ def test_a_classifier_is_counted_as_it_runs():
     assert counted.uncounted == ()
     assert parts["classifiers"] == Cost(2 * (2 * 32 + 33 * 7), 2 * 32 * 7)
     assert parts["32 64"].macs == 16 * 768 * 32 + 17 * 12 * 32**2 + 2 * 17**2 * 32
+
+
+def test_two_branches_with_one_name_are_counted_as_two():
+    branch = {"embed_dim": 32, "depth": 1, "num_heads": 1}
+    settings = {"branches": [branch, branch], "resolutions": [64, 64], "interactions": 1}
+    parts = actual_count(ModelConfig.model_validate({"backbone": settings}), (64, 64)).parts
+    assert [part.name for part in parts[:3]] == ["32 64", "32 64", "interactions"]
+    assert parts[0].cost == parts[1].cost
+
+
+def test_a_head_that_needs_values_is_refused_with_what_it_lacks(monkeypatch):
+    monkeypatch.setattr(UperNet, "detect", lambda self, features, sizes: features[0].sum().item())
+    branch = {"embed_dim": 32, "depth": 1, "num_heads": 1}
+    settings = {"backbone": {"branches": [branch], "resolutions": [64]}, "neck": {"type": "none"}}
+    model = ModelConfig.model_validate(settings | {"head": {"type": "upernet", "channels": 8}})
+    with pytest.raises(PiipError, match=r"UperNet cannot be counted, .* give it a run_for_count"):
+        actual_count(model, (64, 64))
 
 
 # --- recorded ---------------------------------------------------------------------------------------------------------

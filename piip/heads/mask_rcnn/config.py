@@ -41,6 +41,10 @@ class MaskRCNNConfig(HeadConfig):
 
         return MaskRCNN(specs=specs, **self.model_dump(exclude={"type"}))
 
+    @property
+    def counted_at(self) -> str:
+        return f"{self.rpn_proposals} proposals and {self.max_detections} detections; RoIAlign not counted"
+
     def build_writer(self, class_names: Sequence[str], *, score_threshold: float) -> DetectionWriter:
         from piip.results.detections import DetectionWriter
 
