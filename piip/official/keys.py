@@ -162,7 +162,8 @@ class KeyTable:
         known = [(theirs + a, ours + b) for table in _BRANCHES.values() for a, b in table]
         self._ours = Names(rows + known, self._field_to_ours)
         back = [(mine, official) for official, mine in rows]
-        for index, name in enumerate(classes or ["deit"] * num_branches):
+        named: Sequence[BranchClass] = classes or ["deit"] * num_branches
+        for index, name in enumerate(named):
             branch, prefix = _OUR_BRANCH.format(b=index), theirs.format(b=num_branches - index)
             back += [(branch + mine, prefix + official) for official, mine in _BRANCHES[name]]
         self._official = Names(back, self._field_to_official)

@@ -57,7 +57,7 @@ def fit_pretrained(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
         tensors = _from_jax(tensors)
     state = {key: value for key, value in expected.items() if re.search(r"\.ls\d\.", key)}
     for key, tensor in _unshared(tensors, expected).items():
-        name = key if key in expected else _NAMES.get(key)
+        name = key if key in expected else _NAMES.get(key) or key
         if name in expected:
             try:
                 state[name] = _fit(name, tensor, expected[name])
