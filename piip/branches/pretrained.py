@@ -30,7 +30,7 @@ _HEADS = {"norm": ("norm", "fc_norm", "head.norm"), "head": ("head", "head.fc")}
 
 
 def load_pretrained(branch: Branch, source: str, *, head: Mapping[str, nn.Module] | None = None) -> None:
-    """What `Branch.load_pretrained` does."""
+    """Loads pretrained weights into a branch, as `Branch.load_pretrained` says."""
     state, expected = branch.fit_pretrained(_read(source, branch.origins)), branch.state_dict()
     faults = {
         "missing": [key for key in expected if key not in state],

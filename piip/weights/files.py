@@ -162,7 +162,7 @@ def _hint(loaded: LoadedWeights, state: dict[str, Tensor]) -> str:
 
 
 def _known(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a header of ours says, as written by `write_weights`; any other is not believed."""
+    """What a header of ours says, as written by `write_weights`; all else in it is ignored."""
     known: dict[str, Any] = {}
     for key, kind in (("class_names", list), ("config", dict), ("step", int)):
         text = metadata.get(key)

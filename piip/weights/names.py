@@ -1,7 +1,7 @@
-"""Names in state dicts, changed by rows of two templates.
+"""Keys of state dicts, renamed by pairs of templates.
 
-In a template `{rest}` stands for any remainder, `{name}` for a word, and every other field for a number. A field keeps
-its value. The first row that matches decides.
+In a template `{rest}` stands for any remainder, `{name}` for a word, and every other field for a number. The first pair
+that matches a key decides.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ _PATTERNS = {"rest": r".+", "name": r"\w+"}
 
 
 class Names:
-    """What keys of one program are called in another.
+    """A table that renames the keys of one program's state dicts to those of another.
 
-    rows: (template there, template here). convert: field and value -> its value here, or None where the row does not
-    hold for it.
+    rows: pairs of the template of the given keys and that of the new ones. convert: field and value -> the value in the
+    new key, or None where the row is not meant for it; by default values stay.
     """
 
     def __init__(self, rows: Sequence[Row], convert: Callable[[str, str], str | None] | None = None) -> None:
-        self._rows = [(compile_template(theirs), ours) for theirs, ours in rows]
+        self._rows = [(compile_template(given), new) for given, new in rows]
         self._convert = convert or (lambda field, value: value)
 
     def get(self, key: str) -> str | None:
-        """The name here, or None if no row knows the key."""
-        for pattern, template in self._rows:
+        """The new name of a key, or None if no row matches it."""
+        for pattern, new in self._rows:
             match = pattern.fullmatch(key)
             if match:
                 fields = {field: self._convert(field, value) for field, value in match.groupdict().items()}
                 if None not in fields.values():
-                    return template.format_map(fields)
+                    return new.format_map(fields)
         return None
 
 

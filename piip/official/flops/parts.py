@@ -38,7 +38,7 @@ class Map:
 
 
 def is_plain(branch: BranchConfig) -> TypeGuard[ViTConfig]:
-    """Whether it is one of the two ViTs that the classification script can build."""
+    """Whether the official class of a branch is one of the two ViTs that the classification script can build."""
     return branch_class(branch) in ("deit", "internvit")
 
 
