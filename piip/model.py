@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from piip.backbone.piip import PIIP
-from piip.branches.pretrained import load_pretrained
 from piip.config.experiment import ModelConfig
 from piip.data.transforms.config import TransformsConfig
 from piip.errors import ConfigError
@@ -144,11 +143,10 @@ class Model(nn.Module):
         }
 
     def load_pretrained(self) -> None:
-        """Loads the pretrained weights that `init` of the branches names. Raises CheckpointError."""
-        branches = zip(self.backbone.branches, self.config.backbone.branches)
-        for index, (branch, settings) in enumerate(branches):
-            if settings.init is not None:
-                load_pretrained(branch, settings.init, head=self.head.pretrained(index))
+        """Loads the pretrained weights that the config names for branches. Raises CheckpointError."""
+        for index, (branch, config) in enumerate(zip(self.backbone.branches, self.config.backbone.branches)):
+            if config.init is not None:
+                branch.load_pretrained(config.init, head=self.head.pretrained(index))
 
     def layer_ids(self) -> dict[str, int]:
         """Layer of every parameter that layer-wise learning-rate decay scales; all others train at the full rate."""

@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+# (h, w) of every image of a batch.
+Sizes = list[tuple[int, int]]
+
 
 class Views:
     """The views of a batch that the network is run on, one after the other, and the head's outputs for all of them.
@@ -17,11 +20,11 @@ class Views:
     Here the batch itself is the only view.
     """
 
-    def __init__(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> None:
+    def __init__(self, images: Tensor, image_sizes: Sizes) -> None:
         self.images, self.image_sizes = images, image_sizes
         self._added: Any = None
 
-    def __iter__(self) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Sizes]]:
         yield self.images, self.image_sizes
 
     def add(self, outputs: Any) -> None:
@@ -46,30 +49,26 @@ class Head(nn.Module):
     several_views = False
 
     @abstractmethod
-    def loss(
-        self, features: list[Any], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def loss(self, features: list[Any], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Scalar losses by name, whose sum is trained on. targets: one per image, in batch pixels."""
 
     @abstractmethod
-    def detect(self, features: list[Any], image_sizes: list[tuple[int, int]]) -> Any:
+    def detect(self, features: list[Any], image_sizes: Sizes) -> Any:
         """The outputs of the network for a batch, in the form that `restore` takes."""
 
     @abstractmethod
-    def restore(self, outputs: Any, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]) -> Any:
+    def restore(self, outputs: Any, image_sizes: Sizes, original_sizes: Sizes) -> Any:
         """The results of `detect`, one per image, brought from its valid (h, w) in the batch to its original (h, w)."""
 
-    def restore_encoded(
-        self, outputs: Any, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
-    ) -> Any:
+    def restore_encoded(self, outputs: Any, image_sizes: Sizes, original_sizes: Sizes) -> Any:
         """The results of `restore`, with compressed run lengths, `rles`, instead of masks, whose pixels are many."""
         return self.restore(outputs, image_sizes, original_sizes)
 
-    def in_batch(self, outputs: Any, image_sizes: list[tuple[int, int]]) -> Any:
+    def in_batch(self, outputs: Any, image_sizes: Sizes) -> Any:
         """The results in batch pixels, as `Model.infer` returns them."""
         return self.restore(outputs, image_sizes, image_sizes)
 
-    def views(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Views:
+    def views(self, images: Tensor, image_sizes: Sizes) -> Views:
         """The views of images (B, 3, H, W) that the network is run on: the images as they are, unless overridden."""
         return Views(images, image_sizes)
 
@@ -89,7 +88,7 @@ class Head(nn.Module):
         """The parts that a count of FLOPs tells apart: label -> name of the submodule, "" for the head as a whole."""
         return {f"{name} head": name for name, _ in self.named_children()}
 
-    def run_for_count(self, features: list[Any], image_sizes: list[tuple[int, int]]) -> None:
+    def run_for_count(self, features: list[Any], image_sizes: Sizes) -> None:
         """Runs what inference runs, for a count of its FLOPs on the meta device, whose tensors have no values.
 
         A head whose work depends on what it finds runs at its limits.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piip import host
+from piip.heads.base import Sizes
 
 # Probabilities computed at once on the way to original pixels; 150 classes of a large photo would be gigabytes. A
 # device needs more of them at once, or it waits for the host.
@@ -29,7 +30,7 @@ class Windows:
     images: (B, 3, H, W); image_sizes: valid (h, w) of each. window, stride: in pixels.
     """
 
-    def __init__(self, images: Tensor, image_sizes: list[tuple[int, int]], *, window: int, stride: int) -> None:
+    def __init__(self, images: Tensor, image_sizes: Sizes, *, window: int, stride: int) -> None:
         self._images = images
         self._height, self._width = (min(window, side) for side in images.shape[2:])
         self._places = [
