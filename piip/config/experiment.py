@@ -103,6 +103,12 @@ class TrainConfig(Strict):
     checkpoint_every: int = Field(1, gt=0, description="in the unit of schedule: epochs or iterations")
     keep_checkpoints: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
     log_every: int = Field(20, gt=0, description="iterations between log lines")
+    freeze: tuple[str, ...] = Field(
+        (),
+        examples=[["backbone.branches.0", "neck"]],
+        description="parts of the model that do not train, by the names of its modules or parameters, wildcards allowed; "
+        "parts that are frozen as a whole run as in evaluation, without dropout and with fixed batch norms",
+    )
 
 
 class Published(Strict):
