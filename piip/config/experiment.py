@@ -106,8 +106,8 @@ class TrainConfig(Strict):
     freeze: tuple[str, ...] = Field(
         (),
         examples=[["backbone.branches.0", "neck"]],
-        description="parts of the model that do not train, by the names of its modules or parameters, wildcards allowed; "
-        "parts that are frozen as a whole run as in evaluation, without dropout and with fixed batch norms",
+        description="parts of the model that do not train, by the names of modules or parameters, wildcards allowed; "
+        "a module that is frozen as a whole runs as in evaluation, without dropout and with fixed batch norms",
     )
 
 

@@ -70,7 +70,7 @@ class _Classes:
         self.by_position = False
 
     def merge(self, own: Tensor, given: Tensor, rows: int) -> Tensor | None:
-        """The model's tensor with the file's rows of the classes that both have; None where the file's has no such form.
+        """The model's tensor with the file's rows of the classes that both have; None where the shapes do not fit.
 
         rows: how many rows along the first dimension each class has. Rows that belong to no class come last, and are
         the file's.

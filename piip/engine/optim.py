@@ -141,7 +141,9 @@ def describe_extension(
         length = f"{new.iterations} iterations instead of {old.iterations}"
     rate = learning_rate(base, iteration, new, epoch_length)
     if new.policy == "step":
-        return f"the run goes on to {length}; the milestones {list(new.milestones)} stay, the learning rate is {rate:.3g}"
+        return (
+            f"the run goes on to {length}; the milestones {list(new.milestones)} stay, the learning rate is {rate:.3g}"
+        )
     before = learning_rate(base, iteration, old, epoch_length)
     return (
         f"the run goes on to {length}; the {new.policy} schedule is stretched over all of them, so that the learning "

@@ -138,10 +138,8 @@ class Trainer:
         _log.info("%s: %.1f M parameters on %d x %s", self.config.name, size, distributed.world_size(), self.device)
         if self.config.train.freeze:
             frozen = sum(p.numel() for p in state.model.parameters() if not p.requires_grad) / 1e6
-            _log.info("%.1f M of them are frozen", frozen)
-        _log.info(
-            "%d steps, %d per epoch, from step %d, in %s", self.total, self.epoch_length, state.step, self.output
-        )
+            _log.info("%.0f %% of them are frozen", 100 * frozen / size)
+        _log.info("%d steps, %d per epoch, from step %d, in %s", self.total, self.epoch_length, state.step, self.output)
         # The run was killed after it had saved this step, but before the evaluation of it was done.
         if checkpoint is not None and not state.evaluated and self._due(self.config.train.eval_every):
             state.save()

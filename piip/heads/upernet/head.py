@@ -121,7 +121,7 @@ class UperNet(Head):
 
     def class_layers(self) -> dict[nn.Module, int]:
         """The classifiers of cells, the auxiliary one too."""
-        return {module: 1 for part in self.modules() if isinstance(part, PixelClassifier) for module in part[1:]}
+        return {part[1]: 1 for part in self.modules() if isinstance(part, PixelClassifier)}
 
     def loss(
         self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
