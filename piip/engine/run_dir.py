@@ -1,4 +1,4 @@
-"""The run directory before the first step: whether it is free, what to resume from, and whether that is the same run."""
+"""The run directory before the first step: is it free, is there a checkpoint to resume, is it of the same run?"""
 
 from __future__ import annotations
 

@@ -117,8 +117,8 @@ class RunState:
             )
         if data["train"] != self.data["train"]:
             raise DataError(
-                f"the training data changed: images, annotations or classes are not those that {checkpoint} was trained "
-                "on; start a new run, with --weights to keep what was learned"
+                f"the training data changed: images, annotations or classes are not those that {checkpoint} was "
+                "trained on; start a new run, with --weights to keep what was learned"
             )
         if data["val"] != self.data["val"]:
             _log.warning("the validation data changed: metrics from here on cannot be compared with those before")

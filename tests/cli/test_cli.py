@@ -181,7 +181,10 @@ def test_debug_may_stand_before_or_after_the_command(arguments):
 
 def test_ctrl_c_exits_130_without_a_traceback():
     """A real signal, sent while a command runs."""
-    code = "import os, signal, piip.config.load\npiip.config.load.shipped_configs = lambda: os.kill(os.getpid(), signal.SIGINT)"
+    code = """
+import os, signal, piip.config.load
+piip.config.load.shipped_configs = lambda: os.kill(os.getpid(), signal.SIGINT)
+"""
     done = piip("models", code=code)
     assert done.returncode == 130
     assert done.stderr == "interrupted\n"
