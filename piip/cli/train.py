@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from piip.cli.options import ConfigName, Device, Overrides, OverridesCommand
+from piip.cli.options import ConfigName, Device, Overrides, OverridesCommand, require
 
 
 class TrainCommand(OverridesCommand):
-    """Lets `--resume` stand alone for `--resume auto`, also before another argument."""
+    """Takes a bare `--resume` for `--resume auto`, also before another argument."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Inserts the value that a bare --resume leaves out."""
@@ -49,22 +49,39 @@ def train(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="[auto|PATH]", help="Continue from the last checkpoint, or from PATH."),
+        typer.Option(
+            "--resume", metavar="[auto|PATH]", help="Continue from the last checkpoint, or from that of PATH."
+        ),
     ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            help="Start from a run (DIR, or NAME for runs/NAME), one of its checkpoints, or a weight file. Classes keep "
+            "their weights by name; a run that is resumed has its own.",
+        ),
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--weights-partial", help="Take of --weights what fits, and start the rest anew.")
+    ] = False,
     device: Device = None,
 ) -> None:
-    """Train a model; ends with its metrics and where everything lies."""
+    """Train a model; print its metrics and where everything lies."""
+    if partial and weights is None:
+        raise typer.BadParameter("--weights-partial goes with --weights")
     from piip.config.load import load_config
 
     settings = load_config(config, overrides or ())
     output = output or Path("runs") / settings.name
     _keep_source(config, output / "config.yaml")
-    # Before torch is imported, which takes seconds.
+    # These checks come before torch is imported, which takes seconds.
+    weights = None if weights is None else require(weights)
     settings.data.train.check_files("data.train")
     settings.data.val.check_files("data.val")
     from piip.engine.train import train as run_training
 
-    metrics = run_training(settings, output=output, device=device, resume=resume)
+    metrics = run_training(settings, output=output, device=device, resume=resume, weights=weights, partial=partial)
 
     from piip.cli.console import facts, is_main_process, out
     from piip.cli.tables import metric_table
