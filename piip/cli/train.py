@@ -25,13 +25,13 @@ class TrainCommand(OverridesCommand):
 
 
 def _names_a_checkpoint(word: str | None) -> bool:
-    """Whether the word after --resume is its value: not another option, an override, or the config."""
+    """Whether the word after --resume is its value, and not another option, an override, or the config."""
     from piip.config.load import find_config
     from piip.errors import ConfigError
 
     if word is None or word.startswith("-") or word.endswith((".yaml", ".yml")):
         return False
-    if "=" in word or Path(word).is_dir():  # a run is a config too, but behind --resume it is its value
+    if "=" in word or Path(word).is_dir():  # a run directory is a config too, but here it is what to resume
         return Path(word).exists()
     try:
         find_config(word)
@@ -58,8 +58,8 @@ def train(
         typer.Option(
             "--weights",
             metavar="FILE",
-            help="Start from a run (DIR, or NAME for runs/NAME), one of its checkpoints, or a weight file. Classes keep "
-            "their weights by name; a run that is resumed has its own.",
+            help="Start from a run (DIR, or NAME for runs/NAME), one of its checkpoints, or a weight file. Classes "
+            "keep their weights by name; a run that is resumed has its own.",
         ),
     ] = None,
     partial: Annotated[
@@ -95,12 +95,12 @@ def train(
 
 
 def _keep_source(config: str, written: Path) -> None:
-    """Raises DataError if the resolved config would take the place of the file, written by hand, that it comes from."""
+    """Raises DataError if the resolved config would overwrite the file, written by hand, from which it comes."""
     from piip.config.load import dump_config, find_config, load_config
     from piip.files import check_outputs
 
     source = find_config(config)
-    # Beside checkpoints it is what a run has written, perhaps one of an older version.
+    # Beside checkpoints lies the config that a run has written, perhaps a run of an older version.
     if not written.exists() or (written.parent / "checkpoints").is_dir():
         return
     if source.read_text(encoding="utf-8") != dump_config(load_config(source)):

@@ -1,4 +1,4 @@
-"""Which device a run uses, and in which precision."""
+"""The device and the precision that a run uses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from piip.errors import ConfigError
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device behind 'auto' (or None), 'cpu', 'cuda', 'cuda:1'; under torchrun 'cuda' is the local rank's own GPU.
+    """The device named 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'; under torchrun 'cuda' is the GPU of the local rank.
 
     Raises ConfigError when there is no such device.
     """
@@ -41,8 +41,8 @@ def choose_device(name: str | None) -> torch.device:
 def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
     """float32 or bfloat16, for the precision of a config: 'auto', 'fp32' or 'bf16'.
 
-    auto is bf16 on GPUs that have it and fp32 everywhere else: CPUs without bf16 units are several times slower in it.
-    Raises ConfigError when bf16 is asked of a GPU that does not have it.
+    'auto' is bf16 on GPUs that have it, and fp32 everywhere else: CPUs without bf16 units are several times slower in
+    it. Raises ConfigError for bf16 on a GPU that does not have it.
     """
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and device.type == "cuda" and not native:
@@ -51,14 +51,14 @@ def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context of a forward pass in training, in the precision of a config, see `compute_dtype`."""
+    """The context of a forward pass in training, for the precision of a config, see `compute_dtype`."""
     dtype = compute_dtype(device, precision)
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 @contextmanager
 def tf32(wanted: bool | None) -> Iterator[None]:
-    """Lets float32 products and convolutions on GPUs use TF32 in the block, or not; None leaves torch's settings."""
+    """In the block, float32 matrix products and convolutions on GPUs use TF32 or not; None keeps torch's settings."""
     if wanted is None:
         yield
         return
@@ -72,7 +72,7 @@ def tf32(wanted: bool | None) -> Iterator[None]:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory used so far: allocated on a GPU, else resident in this process."""
+    """The peak memory so far: what was allocated on a GPU, or was resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

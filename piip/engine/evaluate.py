@@ -42,8 +42,10 @@ _REPORT = "metrics.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics by name, the main one first, None where there is nothing to measure; rows: a table with a line per class;
-    seconds it took; pictures drawn.
+    """What an evaluation found.
+
+    metrics: by name, the main one first, None where there is nothing to measure. rows: a table with a row per class.
+    seconds: duration of the evaluation. pictures: the files that the metric has drawn.
     """
 
     metrics: Mapping[str, float | None]
@@ -64,9 +66,9 @@ def evaluate(
 ) -> Evaluation:
     """Runs the model over the loader's share of the images and scores the results of all ranks.
 
-    model: ready for inference, see `piip.precision`. Every rank must call it, also one that has no images, and gets the
-    same figures. check: called between batches; what it raises ends the evaluation. pictures: a folder in which the
-    metric draws what it has to show, if it is given.
+    model: ready for inference, see `piip.precision`. Every rank must call this function, even without images, and gets
+    the same figures. check: called between batches; what it raises ends the evaluation. pictures: a folder in which the
+    metric draws its pictures, if one is given.
     """
     start = time.perf_counter()
     metric = loader.dataset.metric(backend=backend)
@@ -91,9 +93,9 @@ def run_evaluation(
 ) -> Evaluation:
     """Evaluates weights on the validation data of a config, under torchrun in all its processes.
 
-    weights: a run, a checkpoint or a weight file. output: where metrics.json, and pictures if the metric draws any, are
-    written, if given. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. backend: which COCO evaluation computes the
-    metrics, where there is one. Raises PiipError and its kinds.
+    weights: a run, a checkpoint or a weight file. output: the folder for metrics.json and the pictures of the metric;
+    nothing is written without it. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. backend: which implementation
+    computes COCO's metrics, where they are asked for. Raises PiipError and its kinds.
     """
     from piip.load import build_model
 
@@ -139,12 +141,12 @@ def _draw(metric: Metric, folder: Path | None) -> list[Path]:
 
 
 def _paths(data: DatasetConfig) -> list[Path]:
-    """The files and folders that a data set is read from."""
+    """The files and folders from which a data set is read."""
     return [value for _, value in data if isinstance(value, Path)]
 
 
 def _make_folder(output: Path, inputs: list[Path]) -> None:
-    """Makes the folder of the results, which must not take the place of anything that is read."""
+    """Makes the folder of the results, which must not overwrite anything that is read."""
     check_outputs([output / _REPORT], inputs)
     for folder in inputs:
         if (
