@@ -113,7 +113,7 @@ class Trainer:
             epoch_length=self.epoch_length,
             data=distributed.on_main(lambda: {"train": fingerprint(train_data), "val": fingerprint(val_data)}),
         )
-        check_targets(self.state.model.head.needs, train_data)
+        check_targets(config.model.head.needs, train_data)
         self.wrapped: nn.Module = self.state.model
         self.log: RunLog | None = None
 

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from piip.errors import PiipError
+from piip.features import NO_LABEL
 from piip.metrics.base import ImageId, Metric
 from piip.metrics.iou_chart import draw_ious
-
-NO_LABEL = 255
 
 # The cells of a confusion matrix that are not 0, by their number in it, and their counts: of one image most are 0.
 _Cells = tuple[NDArray[np.int32], NDArray[np.int32]]

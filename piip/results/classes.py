@@ -13,13 +13,14 @@ from piip.files import replacing
 from piip.results.base import JPEG_QUALITY, ResultWriter
 from piip.results.drawing import class_colour
 
+_NAMED = 5  # classes that are written down and drawn, of each image
 # Smaller images are enlarged to this longer side, so that names have room.
 _MIN_SIDE = 640
 _INK, _PAPER, _RAIL = (43, 43, 51), (255, 255, 255), (232, 232, 238)
 
 
 class ClassificationWriter(ResultWriter):
-    """The likeliest classes of each image, whatever their scores: those of all classes sum to 1.
+    """The five likeliest classes of each image, whatever their scores: those of all classes sum to 1.
 
     The document holds class_names and images, each with file_name, width, height, and its labels, names and scores,
     the likeliest first.
@@ -31,7 +32,7 @@ class ClassificationWriter(ResultWriter):
 
     def add(self, file: Path, image: Tensor, result: dict[str, Tensor], stem: Path) -> dict[str, float]:
         """Returns the scores of the classes, the likeliest first."""
-        labels, scores = result["labels"].tolist(), result["scores"].tolist()
+        labels, scores = (result[name][:_NAMED].tolist() for name in ("labels", "scores"))
         names = [self.class_names[label] for label in labels]
         entry: dict[str, Any] = {"file_name": str(file), "width": image.shape[2], "height": image.shape[1]}
         self.document["images"].append(entry | {"labels": labels, "names": names, "scores": scores})

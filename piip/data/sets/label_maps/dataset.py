@@ -18,7 +18,8 @@ from piip.data.records import Records
 from piip.data.report import Report
 from piip.data.sets.base import ImageDataset
 from piip.errors import DataError, first_few
-from piip.metrics.miou import NO_LABEL, MIoUMetric
+from piip.features import NO_LABEL
+from piip.metrics.miou import MIoUMetric
 
 logger = logging.getLogger(__name__)
 
