@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from piip.config.strict import nearest
 from piip.engine.checkpoint import find_weights
-from piip.errors import CheckpointError, ConfigError, first_few
+from piip.errors import CheckpointError, ConfigError, first_few, visible
 from piip.model import Model
 from piip.weights.files import read_weights, warn_of_non_finite
 
@@ -52,11 +52,11 @@ def start_from(model: Model, weights: Path, class_names: Sequence[str], *, parti
     step = "" if loaded.step is None else f" (step {loaded.step})"
     _log.info("training starts from the weights of %s%s", file, step)
     if missing or misshapen:
-        _log.warning("%d parameters start anew: %s", len(missing + misshapen), ", ".join(missing + misshapen))
+        _log.warning("parameters that start anew: %s", ", ".join(missing + misshapen))
     if unexpected:
-        _log.warning("%d parameters of the file are left out: %s", len(unexpected), first_few(unexpected, _SHOWN))
+        _log.warning("parameters of the file that are left out: %s", ", ".join(unexpected))
     if carried := [name for name in rows if name in fitting]:
-        _log.info("%s; they have rows in %s", classes.describe(file), ", ".join(carried))
+        _log.info("%s; parameters with rows per class: %s", classes.describe(), ", ".join(carried))
 
 
 class _Classes:
@@ -91,16 +91,16 @@ class _Classes:
             merged[new * rows : (new + 1) * rows] = given[old * rows : (old + 1) * rows]
         return merged
 
-    def describe(self, file: Path) -> str:
+    def describe(self) -> str:
         """Which classes keep their weights and which start anew, by name."""
         if self.by_position:
-            return f"{file.name} does not name its {len(self.names)} classes, which are taken to be those of the data"
+            return f"the file does not name its {len(self.names)} classes, which are taken to be those of the data"
         known = {label for label, _ in self.shared}
-        kept = [name for label, name in enumerate(self.names) if label in known]
-        new = [name for label, name in enumerate(self.names) if label not in known]
-        parts = [f"{len(kept)} classes keep their weights ({', '.join(kept)})"] if kept else []
-        parts += [f"{len(new)} classes start anew ({', '.join(new)})"] if new else []
-        return ", ".join(parts)
+        kept = [visible(name) for label, name in enumerate(self.names) if label in known]
+        new = [visible(name) for label, name in enumerate(self.names) if label not in known]
+        return (
+            f"classes that keep their weights: {', '.join(kept) or 'none'}; that start anew: {', '.join(new) or 'none'}"
+        )
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> None:

@@ -126,6 +126,8 @@ class Trainer:
             state.start(weights, partial=partial)
         else:
             state.resume(checkpoint)
+            if weights is not None:
+                _log.info("%s is not read: the run is resumed with weights of its own", weights)
         if distributed.world_size() > 1:
             distributed.synchronize_norms(state.model, self.device)
             distributed.align_gradients(state.model)

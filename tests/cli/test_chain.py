@@ -64,6 +64,14 @@ def test_a_run_directory_is_a_config_that_brings_its_weights(trained, tmp_path, 
     succeed("predict", NANO, images / "000001.jpg", "--weights", "first", "--output", tmp_path / "out")
 
 
+def test_a_finished_run_goes_on_for_longer(trained, tmp_path):
+    root, _ = trained
+    shutil.copytree(root / "run", tmp_path / "run", symlinks=True)
+    done = succeed("train", tmp_path / "run", "schedule.iterations=3", "--output", tmp_path / "run", "--resume")
+    assert "the run goes on to 3 iterations instead of 2" in done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "3"
+
+
 def test_training_starts_from_the_weights_of_a_run(trained, tmp_path):
     root, _ = trained
     start = ("train", NANO, *settings(root), "--weights", root / "run", "--output")

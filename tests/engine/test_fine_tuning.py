@@ -98,7 +98,7 @@ def test_the_log_names_the_classes_that_start_anew_and_those_that_do_not(
     train(config, output=tmp_path / "run", weights=old_run)
     log = (tmp_path / "run" / "train.log").read_text()
     assert f"training starts from the weights of {find_weights(old_run)} (step 3)" in log
-    assert "5 classes keep their weights (star, circle, cross, rectangle, triangle), 1 classes start anew (moon)" in log
+    assert "that keep their weights: star, circle, cross, rectangle, triangle; that start anew: moon;" in log
     assert "head.box.cls.weight" in log
     # The moving average, which is what evaluation takes of a run.
     before, after = load_file(find_weights(old_run)), last_weights(tmp_path / "run")
@@ -178,12 +178,12 @@ def test_a_file_without_names_has_the_classes_of_the_data_if_it_has_as_many(
     same, more = build_model(tiny_config(data).model), build_model(tiny_config(data, model__head__num_classes=6).model)
     start_from(same, file, NAMES)
     assert_equal(dict(same.state_dict()), dict(old.state_dict()))
-    assert "does not name its 5 classes, which are taken to be those of the data" in caplog.text
+    assert "the file does not name its 5 classes, which are taken to be those of the data" in caplog.text
     fresh = more.head.box.cls.weight.clone()
     start_from(more, file, OTHERS)
     assert torch.equal(more.head.box.cls.weight[:6], fresh[:6])
     assert torch.equal(more.head.box.fc1.weight, old.head.box.fc1.weight)
-    assert "6 classes start anew (star, moon, circle, cross, rectangle, triangle)" in caplog.text
+    assert "keep their weights: none; that start anew: star, moon, circle, cross, rectangle, triangle;" in caplog.text
 
 
 def test_weights_of_another_network_are_refused_by_name_unless_told(
@@ -203,7 +203,8 @@ def test_weights_of_another_network_are_refused_by_name_unless_told(
     start_from(model, file, NAMES, partial=True)
     assert torch.equal(model.head.rpn.conv.weight, before["head.rpn.conv.weight"])
     assert torch.equal(model.head.box.fc1.weight, state["head.box.fc1.weight"])
-    assert "1 parameters start anew: head.rpn.conv.weight" in caplog.text
+    assert "parameters that start anew: head.rpn.conv.weight" in caplog.text
+    assert "parameters of the file that are left out: " in caplog.text
     write_weights(file, {"a": torch.ones(1)})
     with pytest.raises(CheckpointError, match="nothing of it fits"):
         start_from(model, file, NAMES, partial=True)
@@ -327,4 +328,5 @@ def test_a_resumed_run_keeps_its_own_weights(data: Path, old_run: Path, tmp_path
     before = last_weights(tmp_path / "run")
     train(config, output=tmp_path / "run", resume="auto", weights=old_run)
     assert_equal(last_weights(tmp_path / "run"), before)
+    assert f"{old_run} is not read: the run is resumed" in (tmp_path / "run" / "train.log").read_text()
     assert run_evaluation(config, weights=tmp_path / "run").metrics
