@@ -1,17 +1,15 @@
-"""Fine-tuning: the weights of another run in a model for other classes, and parts of a model that do not train."""
+"""Fine-tuning: a run that starts from the weights of another one, perhaps for other classes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from piip.config.strict import nearest
 from piip.engine.checkpoint import find_weights
-from piip.errors import CheckpointError, ConfigError, first_few, visible
+from piip.errors import CheckpointError, first_few, visible
 from piip.model import Model
 from piip.weights.files import read_weights, warn_of_non_finite
 
@@ -96,41 +94,6 @@ class _Classes:
         if self.by_position:
             return f"the file does not name its {len(self.names)} classes, which are taken to be those of the data"
         known = {label for label, _ in self.shared}
-        kept = [visible(name) for label, name in enumerate(self.names) if label in known]
-        new = [visible(name) for label, name in enumerate(self.names) if label not in known]
-        return (
-            f"classes that keep their weights: {', '.join(kept) or 'none'}; that start anew: {', '.join(new) or 'none'}"
-        )
-
-
-def freeze(model: nn.Module, names: Sequence[str]) -> None:
-    """Takes parts of a model out of training.
-
-    names: of parameters or of modules, whose parameters are then all meant, with the wildcards *, ? and [] where there
-    are any. Raises ConfigError for a name that fits no parameter, and if nothing is left to train.
-    """
-    parameters = dict(model.named_parameters())
-    for given in names:
-        frozen = [name for name in parameters if _covers(given, name)]
-        if not frozen:
-            parts = [*(name for name, _ in model.named_modules() if name), *parameters]
-            hint = nearest(given, parts) or f"its parts are {', '.join(name for name, _ in model.named_children())}"
-            raise ConfigError(f"train.freeze: '{given}' names no part of the model that has parameters; {hint}")
-        for name in frozen:
-            parameters[name].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ConfigError("train.freeze leaves no parameter to train; name fewer parts")
-
-
-def frozen_parts(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules of which every parameter is frozen, the outermost of them, for their parts are frozen with them."""
-    for module in model.children():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            yield module
-        else:
-            yield from frozen_parts(module)
-
-
-def _covers(given: str, name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in (given, f"{given}.*"))
+        kept = ", ".join(visible(name) for label, name in enumerate(self.names) if label in known)
+        new = ", ".join(visible(name) for label, name in enumerate(self.names) if label not in known)
+        return f"classes that keep their weights: {kept or 'none'}; that start anew: {new or 'none'}"

@@ -15,7 +15,8 @@ from piip.config.experiment import Config
 from piip.engine import distributed
 from piip.engine.checkpoint import load_trainer_state, point, prune, read_evaluation, save_checkpoint, write_evaluation
 from piip.engine.evaluate import Evaluation
-from piip.engine.fine_tuning import freeze, frozen_parts, start_from
+from piip.engine.fine_tuning import start_from
+from piip.engine.freezing import freeze, frozen_parts
 from piip.engine.meter import Meter
 from piip.engine.optim import build_optimizer, describe_extension
 from piip.engine.step import Step
@@ -142,16 +143,7 @@ class RunState:
             self._seed()
             _log.warning("the number of processes changed from %d to %d", len(state["rng"]), distributed.world_size())
         _log.info("resumed from %s", checkpoint)
-        schedule, planned = self.config.schedule, meta["config"]["schedule"]
-        length = {unit: planned[unit] for unit in ("epochs", "iterations")}
-        if length != {unit: getattr(schedule, unit) for unit in length}:
-            old = schedule.model_copy(update=length)
-            _log.info(
-                "%s",
-                describe_extension(
-                    self.config.optim.lr, old, schedule, iteration=self.step, epoch_length=self.epoch_length
-                ),
-            )
+        self._tell_extension(meta["config"]["schedule"])
 
     def advance(self, step: Step, lr: float) -> None:
         """Counts a step that has been launched, at the learning rate `lr`."""
@@ -232,6 +224,15 @@ class RunState:
             prune(self.root, self.config.train.keep_checkpoints)
 
         distributed.on_main(store)
+
+    def _tell_extension(self, planned: Mapping[str, Any]) -> None:
+        """Says what becomes of the learning rate if the run is to take longer than planned in its checkpoint."""
+        length, schedule = {unit: planned[unit] for unit in ("epochs", "iterations")}, self.config.schedule
+        old = schedule.model_copy(update=length)
+        if old != schedule:
+            rate, step = self.config.optim.lr, self.step
+            told = describe_extension(rate, old, schedule, iteration=step, epoch_length=self.epoch_length)
+            _log.info("%s", told)
 
     def _average(self) -> None:
         settings = self.config.train
