@@ -114,7 +114,7 @@ class RunState:
         if names != self.class_names or state["epoch_length"] != self.epoch_length:
             raise DataError(
                 f"the training data changed: {checkpoint} had {len(names)} classes and {state['epoch_length']} steps "
-                f"an epoch, now it is {len(self.class_names)} and {self.epoch_length}; start a new run"
+                f"per epoch, now it is {len(self.class_names)} and {self.epoch_length}; start a new run"
             )
         if data["train"] != self.data["train"]:
             raise DataError(
