@@ -10,7 +10,8 @@ import yaml
 
 from piip.backbone.build import build_backbone
 from piip.config.experiment import Config, ModelConfig
-from piip.config.load import load_config
+from piip.config.load import load_config, shipped_weights
+from piip.errors import ConfigError
 from piip.model import Model
 from piip.precision import compute_dtype, prepare
 from piip.weights.files import load_weights
@@ -26,12 +27,17 @@ def build_model(config: ModelConfig) -> Model:
 def create_model(name: str | Path, weights: str | Path | None = None, **overrides: Any) -> Model:
     """Builds the model of a config, in evaluation mode.
 
-    name: a shipped config name, an official file stem, or a path to a YAML file.
-    weights: a run, a checkpoint or a weight file to load; None leaves the fresh initialisation.
+    name: a shipped config name or alias, an official file stem, a run directory, or a path to a YAML file.
+    weights: a run, a checkpoint or a weight file to load, or "shipped" for those that come with the package for this
+    config (see `piip models`); None leaves the fresh initialisation.
     overrides: config values by dotted key, for example `**{"model.head.num_classes": 3}`.
     Raises ConfigError, CheckpointError.
     """
     config = load_config(name, [f"{key}={_as_yaml(value)}" for key, value in overrides.items()])
+    if weights == "shipped":
+        weights = shipped_weights(config)
+        if weights is None:
+            raise ConfigError(f"no weights come with the package for {config.name}; name a file, or None for none")
     return _build(config, weights).eval()
 
 
@@ -48,8 +54,8 @@ def _build(config: Config, weights: str | Path | None) -> Model:
     """A model that knows how to prepare images, and the classes that its weights were trained on."""
     model = build_model(config.model)
     model.transforms = config.data.val_transforms
-    if weights is not None:
-        model.class_names = load_weights(model, weights).class_names or []
+    known = None if weights is None else load_weights(model, weights).class_names
+    model.class_names = known or config.data.val.known_class_names() or []
     return model
 
 

@@ -5,25 +5,27 @@ Three ways in: `Model.loss` for training, `Model.infer` for a prepared batch, `M
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from piip.backbone.piip import PIIP
 from piip.config.experiment import ModelConfig
+from piip.config.strict import nearest
+from piip.data.batch import Batch
+from piip.data.inputs import ImageInput, all_to_pixels, is_image, to_pixels
+from piip.data.transforms.batch import prepare
 from piip.data.transforms.config import TransformsConfig
-from piip.errors import ConfigError
+from piip.errors import ConfigError, DataError, first_few, visible
 from piip.heads.base import Head
 from piip.necks.base import Neck
 from piip.ops import pyramid_resize
-
-if TYPE_CHECKING:
-    from piip.data.batch import Batch
+from piip.results.base import ResultWriter
+from piip.results.result import Result
 
 
 class _Normalisation(TypedDict):
@@ -52,7 +54,15 @@ class Model(nn.Module):
         self.class_names: list[str] = []
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses, so that a wrapper such as DistributedDataParallel sees training as a forward pass."""
+        """The losses, so that a wrapper such as DistributedDataParallel sees training as a forward pass.
+
+        Raises DataError for anything but a batch of a loader.
+        """
+        if not isinstance(batch, Batch):
+            raise DataError(
+                f"a model is called with a Batch of its loader, not with {type(batch).__name__}; for results use "
+                "model.predict(images) or model.infer(images, image_sizes), for maps model.features(images)"
+            )
         return self.loss(batch)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -93,22 +103,64 @@ class Model(nn.Module):
         return self.head.restore_encoded(outputs, batch.image_sizes, batch.original_sizes)
 
     @torch.inference_mode()
-    def predict(self, images: Sequence[Tensor | str | PathLike[str]]) -> Any:
-        """Results for images as they come, each in its own pixels.
+    def predict(
+        self,
+        images: ImageInput | Iterable[ImageInput],
+        *,
+        threshold: float = 0.0,
+        classes: str | Sequence[str] | None = None,
+    ) -> Any:
+        """The `Result` of one image, or a list of them for a list of images, in each image's own pixels.
 
-        images: uint8 (3, H, W) RGB tensors or paths. They are resized, normalised and padded as in validation.
-        Raises DataError for a file that cannot be read, ConfigError if the model was built without transforms.
+        images: paths, bytes of files, open files, Pillow images of any mode, uint8 arrays (H, W, 3) RGB or (H, W) grey,
+        or uint8 tensors (3, H, W) RGB. They are resized, normalised and padded as in validation.
+        threshold: objects with a lower score are left out. classes: the names of those that are not left out.
+        Raises DataError for what is no image or cannot be read, ConfigError for a class that there is not, and if the
+        model was built without transforms or is in another precision than `piip.precision.prepare` makes.
         """
-        from piip.data.images import read_image
-        from piip.data.transforms.batch import prepare
-
         if self.transforms is None:
             raise ConfigError("this model has no transforms; build it with piip.create_model, or set model.transforms")
-        pixels = [image if isinstance(image, Tensor) else read_image(Path(image)) for image in images]
+        self._check_precision()
+        labels = self.check_classes([classes] if isinstance(classes, str) else classes)
+        alone = is_image(images)
+        pixels = [to_pixels(images)] if alone else all_to_pixels(images)
         batch, image_sizes = prepare(pixels, self.transforms)
         device = next(self.parameters()).device
         original_sizes = [(image.shape[1], image.shape[2]) for image in pixels]
-        return self.head.restore(self._detect(batch.to(device), image_sizes), image_sizes, original_sizes)
+        outputs = self.head.select(self._detect(batch.to(device), image_sizes), threshold=threshold, labels=labels)
+        writer = self._writer()
+        results = [Result(found, writer) for found in self.head.restore(outputs, image_sizes, original_sizes)]
+        return results[0] if alone else results
+
+    def draw(self, image: ImageInput, result: dict[str, Tensor]) -> Image.Image:
+        """A picture of an image and the result that `predict` found for it. Raises DataError as `predict` does."""
+        return self._writer().draw(to_pixels(image), result)
+
+    @property
+    def names(self) -> list[str]:
+        """The name of every class, in label order: `class_names`, or numbers where these are not known."""
+        count = self.config.head.num_classes
+        return self.class_names if len(self.class_names) == count else [f"class {label}" for label in range(count)]
+
+    def _writer(self) -> ResultWriter:
+        return self.config.head.build_writer(self.names, score_threshold=0.0)
+
+    def check_classes(self, classes: Sequence[str] | None) -> list[int] | None:
+        """The labels of classes by their names; None for None. Raises ConfigError for a name that there is not."""
+        for name in classes or ():
+            if name not in self.names:
+                hint = nearest(name, self.names) or f"there are {first_few(self.names)}"
+                raise ConfigError(f"the model knows no class '{visible(name)}'; {hint}")
+        return None if classes is None else [self.names.index(name) for name in classes]
+
+    def _check_precision(self) -> None:
+        dtypes = {parameter.dtype for parameter in self.parameters()}
+        if torch.float32 not in dtypes or dtypes - {torch.float32, torch.bfloat16}:
+            found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+            raise ConfigError(
+                f"the weights of this model are {found}, in which it does not compute; model.float() undoes that, and "
+                "piip.precision.prepare(model, torch.bfloat16) makes a model for inference in lower precision"
+            )
 
     def _detect(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Any:
         """Runs backbone, neck and head on every view of the images; returns what `Head.restore` takes."""
@@ -163,3 +215,13 @@ class Model(nn.Module):
     def num_layers(self) -> int:
         """Layers counted by learning-rate decay: the embedding, the deepest branch's blocks, and everything behind."""
         return self.backbone.depth + 2
+
+
+def draw(image: ImageInput, result: Result) -> Image.Image:
+    """A picture of an image and what `Model.predict` found on it. Raises DataError for anything else."""
+    if not isinstance(result, Result):
+        raise DataError(
+            f"draw takes the result of one image from model.predict, not {type(result).__name__}; model.draw(image, "
+            "result) takes any dict that holds the same"
+        )
+    return result.writer.draw(to_pixels(image), result)

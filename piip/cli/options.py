@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from piip.errors import MissingFile
+from piip.errors import ConfigError, MissingFile
 
 
 class OverridesCommand(TyperCommand):
@@ -43,8 +43,8 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         metavar="FILE",
-        help="A run (DIR, or NAME for runs/NAME), one of its checkpoints, or a weight file; by default those of CONFIG "
-        "if that is a run.",
+        help="A run (DIR, or NAME for runs/NAME), one of its checkpoints, a weight file, or a shipped name that has "
+        "weights; by default those of CONFIG, if that is a run or has some.",
     ),
 ]
 Device = Annotated[
@@ -55,18 +55,23 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 
 
 def require(weights: Path) -> Path:
-    """The weights behind a path, or behind the name of a run below runs/.
+    """The weights behind a path, behind the name of a run below runs/, or of a shipped config that has weights.
 
     Raises MissingFile, before anything slow is imported, if they are not there.
     """
     for path in (weights, Path("runs") / weights):
         if path.exists() or path.is_symlink():
             return path
+    if (shipped := _shipped(str(weights))) is not None:
+        return shipped
     raise MissingFile(f"weights not found: {weights}")
 
 
 def weights_or_own(weights: Path | None, config: str) -> Path:
-    """The weights that were named, or those of the run whose directory, or config.yaml, was given as the config."""
+    """The weights that were named, those of the run that was given as the config, or those that come with the config.
+
+    A run is given by its directory or its config.yaml.
+    """
     from piip.config.load import find_config
 
     if weights is not None:
@@ -74,4 +79,16 @@ def weights_or_own(weights: Path | None, config: str) -> Path:
     source = find_config(config)
     if source.name == "config.yaml" and (source.parent / "checkpoints").is_dir():
         return source.parent
+    if (shipped := _shipped(config)) is not None:
+        return shipped
     raise typer.BadParameter(f"--weights is needed: {config} is no run, which would have its own")
+
+
+def _shipped(config: str) -> Path | None:
+    """The weights that come with the package for this config; None if there are none, or no such config."""
+    from piip.config.load import load_config, shipped_weights
+
+    try:
+        return shipped_weights(load_config(config))
+    except ConfigError:
+        return None

@@ -142,6 +142,12 @@ class Config(Strict):
     alternative: str | None = Field(
         None, description="config of another form of this network, for checkpoints that fit that form instead"
     )
+    alias: str | None = Field(None, description="a short name for this config")
+    weights: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+$",
+        description="weights that come with the package: what evaluation and prediction take unless others are named",
+    )
     scale: float = Field(
         1.0,
         gt=0,

@@ -50,14 +50,19 @@ def shipped_configs() -> dict[str, Path]:
     return {name: path for name, path in _shipped_files().items() if not name.startswith("base/")}
 
 
+def shipped_weights(config: Config) -> Path | None:
+    """The file of the weights that come with the package for this experiment, or None."""
+    return None if config.weights is None else config_dir() / "weights" / config.weights
+
+
 @cache
-def _official_aliases() -> dict[str, str]:
+def _aliases() -> dict[str, str]:
     raw = {name: _read_mapping(path) for name, path in shipped_configs().items()}
-    return {data["official"]: name for name, data in raw.items() if data.get("official")}
+    return {data[key]: name for name, data in raw.items() for key in ("alias", "official") if data.get(key)}
 
 
 def find_config(name: str | Path) -> Path:
-    """The file behind a path, a run directory, a shipped name or its last part, or an official file stem.
+    """The file behind a path, a run directory, a shipped name, its last part or its alias, or an official file stem.
 
     Raises ConfigError with the names that may be meant.
     """
@@ -72,15 +77,15 @@ def find_config(name: str | Path) -> Path:
     ends = [file for full, file in shipped.items() if full.split("/")[-1] == name]
     if len(ends) == 1:
         return ends[0]
+    aliases = _aliases() if "/" not in name else {}
+    if name in aliases:
+        return shipped[aliases[name]]
     if os.path.isdir(path):
         if (path / "config.yaml").is_file():
             return path / "config.yaml"
         raise ConfigError(f"{path} is a folder without a config.yaml; give a YAML file, a run, or a shipped name")
     if os.path.exists(path):
         raise ConfigError(f"{path} is no config; give a file that ends in .yaml, a run, or a shipped name")
-    aliases = _official_aliases()
-    if name in aliases:
-        return shipped[aliases[name]]
     begin = [full for full in shipped if full.startswith(name) or full.split("/")[-1].startswith(name)]
     near = nearest(name, [*shipped, *(full.split("/")[-1] for full in shipped), *aliases])
     hint = f"did you mean one of {first_few(begin, 3)}?" if len(begin) > 1 else near

@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,11 +93,21 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS)
     Raises DataError naming the file when it is missing, too large, damaged, cut short, or of an unsupported kind.
     """
     with _decoded(path, max_pixels, _FORMATS) as image:
-        orientation = _orientation(image)
-        rgb = _to_rgb(image, os.fspath(path))
-    if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+        return _upright(image, os.fspath(path))
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
+    """The image that the bytes of a file hold, as `read_image` has it. name: what messages call it."""
+    with _errors_about(name, _FORMATS), Image.open(BytesIO(data), formats=_FORMATS) as image:
+        _load(image, name, max_pixels)
+        return _upright(image, name)
+
+
+def convert_image(image: Image.Image, name: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
+    """A Pillow image of any mode, as `read_image` has that of a file. name: what messages call it."""
+    with _errors_about(name, _FORMATS):
+        _load(image, name, max_pixels)
+        return _upright(image, name)
 
 
 def read_sized_image(path: Path, *, size: tuple[int, int], source: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
@@ -148,18 +159,30 @@ def read_index_header(path: str | os.PathLike[str]) -> IndexHeader:
 def _decoded(path: str | os.PathLike[str], max_pixels: int, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """Opens and decodes a file; what goes wrong then, and in the block, is a DataError that names it."""
     name = os.fspath(path)
-    try:
+    with _errors_about(name, formats):
         if not stat.S_ISREG(os.stat(name).st_mode):
             raise DataError(f"cannot decode image {name}: it is no regular file")
         with Image.open(name, formats=formats) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise DataError(
-                    f"image {name} has {width} x {height} pixels, more than the limit of {max_pixels:,}; "
-                    "shrink it or raise max_image_pixels"
-                )
-            image.load()
+            _load(image, name, max_pixels)
             yield image
+
+
+def _load(image: Image.Image, name: str, max_pixels: int) -> None:
+    """Decodes an image that has been opened, if its header does not announce too many pixels."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise DataError(
+            f"image {name} has {width} x {height} pixels, more than the limit of {max_pixels:,}; "
+            "shrink it or raise max_image_pixels"
+        )
+    image.load()
+
+
+@contextmanager
+def _errors_about(name: str, formats: tuple[str, ...]) -> Iterator[None]:
+    """Whatever goes wrong with an image in the block is a DataError that names it."""
+    try:
+        yield
     except Image.DecompressionBombError:
         raise DataError(f"image {name} has more pixels than Pillow decodes safely; shrink it") from None
     except FileNotFoundError:
@@ -168,6 +191,15 @@ def _decoded(path: str | os.PathLike[str], max_pixels: int, formats: tuple[str, 
         raise DataError(f"{name} is not an image of a supported format ({', '.join(formats)})") from None
     except _DECODE_ERRORS as error:
         raise DataError(f"cannot decode image {name}: {error or type(error).__name__}") from None
+
+
+def _upright(image: Image.Image, name: str) -> Tensor:
+    """A decoded image as uint8 RGB (3, H, W), turned by its EXIF orientation."""
+    orientation = _orientation(image)
+    rgb = _to_rgb(image, name)
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
 def _orientation(image: Image.Image) -> int:

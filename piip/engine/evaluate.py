@@ -82,7 +82,7 @@ def evaluate(
     start = time.perf_counter()
     scores = [metric.build(loader.dataset.class_names) for metric in metrics]
     unread: list[str] = []
-    with Bar(console, "evaluating", total=len(loader)) as bar:
+    with Bar(console, "evaluating", total=len(loader), unit="batches") as bar:
         for batch in on_device(loader, device):
             results = model.infer_batch(batch) if batch.image_ids else []
             for score in scores:

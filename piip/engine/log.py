@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ from piip.errors import PiipError, visible
 from piip.files import free_space, sync, to_json, write_file
 
 _log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 30
 
 
 @contextmanager
@@ -95,10 +98,18 @@ class _LogFile(logging.StreamHandler):
 
 
 class Bar:
-    """A progress bar on the terminal of the main process; nothing where stderr is no terminal."""
+    """A progress bar on the terminal of the main process.
 
-    def __init__(self, console: Console | None, description: str, total: int, done: int = 0) -> None:
+    Where stderr is no terminal, it logs a line every half minute if there is a `unit`, the name of what is counted.
+    """
+
+    def __init__(
+        self, console: Console | None, description: str, total: int, done: int = 0, unit: str | None = None
+    ) -> None:
         console = console or Console(stderr=True)
+        self._description, self._unit = description, unit
+        self._total, self._done, self._begun = total, done, done
+        self._start = self._said = time.monotonic()
         self._progress: Progress | None = None
         if console.is_terminal and distributed.is_main():
             self._progress = Progress(
@@ -135,8 +146,21 @@ class Bar:
 
     def advance(self, note: str = "") -> None:
         """Advances by one; `note` is shown behind the bar."""
+        self._done += 1
         if self._progress is not None:
             self._progress.update(self._task, advance=1, note=note)
+        elif self._unit is not None and time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            counts = (self._description, self._done, self._total, self._unit, self.left())
+            _log.info("%s: %d of %d %s, %s left", *counts)
+
+    def left(self) -> str:
+        """In words the time that the rest takes at the mean speed so far."""
+        seconds = (time.monotonic() - self._start) / max(self._done - self._begun, 1) * (self._total - self._done)
+        hours, minutes = divmod(round(seconds / 60), 60)
+        if seconds < 99:
+            return f"{seconds:.0f} s"
+        return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 class JsonLines:
@@ -190,15 +214,19 @@ class RunLog:
             stack.callback(self._board.close)
             self._stack = stack.pop_all()
 
-    def train(self, record: dict[str, Any]) -> None:
-        """Writes a record: step, epoch, lr, loss, losses by name, grad_norm, memory_mib, time and data_time in s."""
+    def train(self, record: dict[str, Any], left: str) -> None:
+        """Writes a record: step, epoch, lr, loss, losses by name, grad_norm, memory_mib, time and data_time in s.
+
+        left: the time that is left, for the log line.
+        """
         self._write({"event": "train"} | record)
         parts = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
         _log.info(
-            "step %d epoch %.2f lr %.3g loss %.4f (%s) grad %.3g, %.3f s/step (%.3f s data) %d MiB",
+            "step %d epoch %.2f lr %.3g loss %.4f (%s) grad %.3g, %.3f s/step (%.3f s data) %d MiB, %s left",
             *(record[key] for key in ("step", "epoch", "lr", "loss")),
             parts,
             *(record[key] for key in ("grad_norm", "time", "data_time", "memory_mib")),
+            left,
             extra={"on_bar": True},
         )
 

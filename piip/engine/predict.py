@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import logging
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from piip.config.experiment import Config
-from piip.data.folders import IRREGULAR, UNREAD, ending_of, list_folder
+from piip.data.folders import UNREAD, ending_of, list_images
 from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image
 from piip.data.report import Report
 from piip.engine.device import choose_device, tf32
@@ -22,7 +24,8 @@ from piip.files import check_outputs, to_json, write_file
 from piip.load import load_model
 from piip.signals import StopSignals
 
-_RESULTS = "predictions.json"
+RESULTS = "predictions.json"
+_OWN = "image in the folder of the output, passed over"
 
 _log = logging.getLogger(__name__)
 
@@ -49,35 +52,37 @@ def run_prediction(
     weights: Path,
     output: Path,
     score_threshold: float = 0.3,
+    classes: Sequence[str] | None = None,
     device: str | None = None,
 ) -> list[Prediction]:
     """Predicts on images one by one, and writes an overlay for each, and predictions.json, into `output`.
 
-    images: files, folders, and patterns with wildcards. weights: a run, a checkpoint or a weight file. score_threshold:
-    objects with a lower score, from 0 to 1, are left out. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'.
-    The writers in `piip.results` describe what predictions.json holds.
+    images: files, folders with all that is below them, and patterns with wildcards. weights: a run, a checkpoint or a
+    weight file. score_threshold: objects with a lower score, from 0 to 1, are left out. classes: the names of those
+    that are not left out, or None. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'.
+    The writers in `piip.results` describe what predictions.json holds; images that cannot be read are its `errors`.
+    Overlays lie below `output` as the images lie below the folder, or the pattern's first folder, that was given.
     An image that cannot be read is reported and left out. After a signal or on a full disk, the results so far are
     written before the error is raised. Raises DataError if no image can be read, or if an image would be overwritten;
     Stopped after SIGTERM; KeyboardInterrupt after Ctrl-C; and the other kinds of PiipError.
     """
-    files = find_images(images)
+    files = find_images(images, output)
     overlays = _overlay_paths(files, output)
     labels = [overlay.with_suffix(".png") for overlay in overlays]
-    check_outputs([output / _RESULTS, *overlays, *labels], [*files, weights])
+    check_outputs([output / RESULTS, *overlays, *labels], [*files, weights])
     with logging_to() as console:
         target = choose_device(device)
         model = load_model(config, weights, device=target, precision=config.train.precision)
-        count = config.model.head.num_classes
-        names = model.class_names or config.data.val.known_class_names() or []
-        names = names if len(names) == count else [f"class {label}" for label in range(count)]
+        model.check_classes(classes)
         limit = config.data.val.max_image_pixels
-        writer = config.model.head.build_writer(names, score_threshold=score_threshold)
+        writer = config.model.head.build_writer(model.names, score_threshold=score_threshold)
+        writer.root = output
         predictions: list[Prediction] = []
         failure: OSError | None = None
         stop = StopSignals()
         try:
             output.mkdir(parents=True, exist_ok=True)
-            with stop, tf32(config.train.tf32), Bar(console, "predicting", total=len(files)) as bar:
+            with stop, tf32(config.train.tf32), Bar(console, "predicting", len(files), unit="images") as bar:
                 for file, overlay in zip(files, overlays):
                     if stop.requested:
                         break
@@ -85,19 +90,21 @@ def run_prediction(
                     if isinstance(image, DataError):
                         predictions.append(Prediction(file, error=str(image)))
                     else:
-                        (result,) = model.predict([image])
+                        result = model.predict(image, threshold=score_threshold, classes=classes)
+                        overlay.parent.mkdir(parents=True, exist_ok=True)
                         found = writer.add(file, image, result, overlay)
                         predictions.append(Prediction(file, overlay, found, writer.describe(found)))
                     bar.advance()
         except OSError as error:
             failure = error
         progress = f"stopped after {len(predictions)} of {len(files)} images"
+        errors = [{"file_name": str(found.image), "error": found.error} for found in predictions if found.error]
         try:
-            write_file(output / _RESULTS, to_json(writer.document))
+            write_file(output / RESULTS, to_json(writer.document | ({"errors": errors} if errors else {})))
             progress += f"; results are in {output}"
         except OSError as error:
             failure = failure or error
-            progress += f"; {_RESULTS} could not be written"
+            progress += f"; {RESULTS} could not be written"
         if failure is not None:
             raise PiipError(f"cannot write to {output}: {failure.strerror or failure}; {progress}") from None
         if stop.requested and len(predictions) < len(files):
@@ -107,40 +114,44 @@ def run_prediction(
     return predictions
 
 
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """The image files that files, folders (without their subfolders) and patterns name, each once, in the given order.
+def find_images(paths: Sequence[str | Path], output: Path | None = None) -> dict[Path, Path]:
+    """The image files that files, folders and patterns name, each once, in the given order.
 
-    In folders, names that begin with a dot are passed over; so are, with a warning, entries that are no regular files
-    and images of formats that are not read. Raises DataError for a path that does not exist, and for folders and
-    patterns without images.
+    They come with their names: paths relative to the folder, or to the folder that a pattern begins with.
+    Names that begin with a dot are passed over in folders; so are, with a warning, what is no regular file, images of
+    formats that are not read, and images in `output` where that lies below the folder. Raises DataError for a path that
+    does not exist, and for folders and patterns without images.
     """
-    found: list[Path] = []
+    found: dict[Path, Path] = {}
     passed_over = Report(first_few([str(path) for path in paths]))
     for given in map(Path, paths):
         if given.is_dir():
-            listing = list_folder(given, IMAGE_SUFFIXES | UNREAD_SUFFIXES)
-            candidates = [given / name for name in listing.files]
-            for name in listing.irregular:
-                passed_over.add(IRREGULAR, name)
+            root, names = given, list(list_images(given, passed_over))
+            own = "" if output is None else os.path.relpath(os.path.realpath(output), os.path.realpath(given))
+            kept = [name for name in names if not name.startswith(f"{own}/")]
+            for name in set(names).difference(kept):
+                passed_over.add(_OWN, name)
         elif given.is_file():
-            found.append(given)
+            found.setdefault(given, Path(given.name))
             continue
         elif glob.has_magic(str(given)):
-            candidates = [path for path in map(Path, sorted(glob.glob(str(given), recursive=True))) if path.is_file()]
+            root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), given.parts))
+            files = [path for path in map(Path, sorted(glob.glob(str(given), recursive=True))) if path.is_file()]
+            kept = [str(path.relative_to(root)) for path in files if ending_of(path.name) in IMAGE_SUFFIXES]
+            for path in files:
+                if ending_of(path.name) in UNREAD_SUFFIXES:
+                    passed_over.add(UNREAD, path.name)
         elif given.exists():
             raise DataError(f"{given} is neither a file nor a folder")
         else:
             raise DataError(f"image not found: {given}")
-        matches = [path for path in candidates if ending_of(path.name) in IMAGE_SUFFIXES]
-        for path in candidates:
-            if ending_of(path.name) in UNREAD_SUFFIXES:
-                passed_over.add(UNREAD, path.name)
-        if not matches:
+        if not kept:
             raise DataError(f"no images in {given}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-        found += matches
+        for name in map(Path, kept):
+            found.setdefault(root / name, Path(name.name) if ".." in name.parts else name)
     if passed_over.counts:
         _log.warning("%s", passed_over)
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _read(file: Path, limit: int) -> Tensor | DataError:
@@ -152,20 +163,28 @@ def _read(file: Path, limit: int) -> Tensor | DataError:
         return error
 
 
-def _overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
+def _overlay_paths(files: Mapping[Path, Path], output: Path) -> list[Path]:
     """The path of each overlay. Where images of different folders share a name, all but the first get numbers."""
-    # The name of an image is never given to the overlay of another image.
-    taken = {file.stem.casefold() for file in files}
+    stems = [name.with_name(name.stem) for name in files.values()]
+    # The name of an image is never given to the overlay of another image, and that of a folder to none.
+    taken = {_folded(stem) for stem in stems}
+    folders = {_folded(parent) for stem in stems for parent in stem.parents}
     seen: Counter[str] = Counter()
     paths = []
-    for file in files:
-        key, stem = file.stem.casefold(), file.stem
+    for stem in stems:
+        key, numbered = _folded(stem), stem
         seen[key] += 1
-        while seen[key] > 1:
-            stem = f"{file.stem}_{seen[key]}"
-            if stem.casefold() not in taken:
+        while seen[key] > 1 or any(f"{_folded(numbered)}{ending}" in folders for ending in (".jpg", ".png")):
+            seen[key] = max(seen[key], 2)
+            numbered = stem.with_name(f"{stem.name}_{seen[key]}")
+            if _folded(numbered) not in taken:
                 break
             seen[key] += 1
-        taken.add(stem.casefold())
-        paths.append(output / f"{stem}.jpg")
+        taken.add(_folded(numbered))
+        paths.append(output / f"{numbered}.jpg")
     return paths
+
+
+def _folded(path: Path) -> str:
+    """The path as file systems that ignore case see it."""
+    return path.as_posix().casefold()

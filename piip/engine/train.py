@@ -201,7 +201,8 @@ class Trainer:
             loss = "" if state.loss is None else f"  loss {state.loss:.3f}"
             bar.advance(note=f"epoch {epoch + 1}{loss}")
             if logging_due:
-                log.train(state.position | state.meter.take() | {"memory_mib": round(peak_memory_mib(self.device))})
+                memory = {"memory_mib": round(peak_memory_mib(self.device))}
+                log.train(state.position | state.meter.take() | memory, left=bar.left())
             # The step is saved before its evaluation, which takes so long that the run may be stopped within it.
             if evaluating or step.signal or self._due(config.train.checkpoint_every):
                 log.flush()

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from piip.errors import ConfigError
+
 # (h, w) of every image of a batch.
 Sizes = list[tuple[int, int]]
 
@@ -59,6 +61,15 @@ class Head(nn.Module):
     @abstractmethod
     def restore(self, outputs: Any, image_sizes: Sizes, original_sizes: Sizes) -> Any:
         """The results of `detect`, one per image, brought from its valid (h, w) in the batch to its original (h, w)."""
+
+    def select(self, outputs: Any, *, threshold: float, labels: list[int] | None) -> Any:
+        """The outputs of `detect` for objects with at least this score and, unless None, one of these labels.
+
+        Heads that find no objects keep all outputs, and refuse labels with a ConfigError.
+        """
+        if labels is not None:
+            raise ConfigError("classes are chosen among detected objects; this model says something of every class")
+        return outputs
 
     def restore_encoded(self, outputs: Any, image_sizes: Sizes, original_sizes: Sizes) -> Any:
         """The results of `restore`, with compressed run lengths, `rles`, instead of masks, whose pixels are many."""

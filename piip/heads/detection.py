@@ -14,6 +14,18 @@ from piip.heads.base import Head, Sizes
 class DetectionHead(Head):
     """A head whose `detect` returns per image `boxes` (n, 4) xyxy within its valid size, `scores` and `labels` (n,)."""
 
+    def select(
+        self, outputs: list[dict[str, Tensor]], *, threshold: float, labels: list[int] | None
+    ) -> list[dict[str, Tensor]]:
+        """The objects with at least this score and, unless None, one of these labels."""
+        selected = []
+        for image in outputs:
+            kept = image["scores"] >= threshold
+            if labels is not None:
+                kept &= torch.isin(image["labels"], torch.tensor(labels).to(kept.device))
+            selected.append({name: value[kept] for name, value in image.items()})
+        return selected
+
     def restore(self, outputs: list[dict[str, Tensor]], image_sizes: Sizes, original_sizes: Sizes) -> list[Any]:
         """Per image a dict with boxes (n, 4) in its original pixels, scores (n,) and labels (n,)."""
         results = []

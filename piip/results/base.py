@@ -21,6 +21,8 @@ class ResultWriter(ABC):
     """
 
     document: dict[str, Any]
+    # The folder that names of further files in the document are relative to; None: that of their picture.
+    root: Path | None = None
 
     def __init__(self, class_names: Sequence[str], *, score_threshold: float) -> None:
         self.class_names, self.score_threshold = list(class_names), score_threshold
@@ -33,6 +35,10 @@ class ResultWriter(ABC):
         picture: the JPEG file to write; further files of a writer differ from it in their ending. Returns what was
         found: class name -> a number that `describe` explains.
         """
+
+    def draw(self, image: Tensor, result: Any) -> Image.Image:
+        """The image, uint8 (3, H, W) RGB, with its result on it; the image as it is where a writer draws nothing."""
+        return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
 
     @abstractmethod
     def describe(self, found: dict[str, float]) -> str:

@@ -32,16 +32,24 @@ class ClassificationWriter(ResultWriter):
 
     def add(self, file: Path, image: Tensor, result: dict[str, Tensor], picture: Path) -> dict[str, float]:
         """Returns the scores of the classes, the likeliest first."""
-        labels, scores = (result[name][:_SHOWN].tolist() for name in ("labels", "scores"))
-        names = [self.class_names[label] for label in labels]
+        labels, names, scores = self._best(result)
         entry: dict[str, Any] = {"file_name": str(file), "width": image.shape[2], "height": image.shape[1]}
         self.document["images"].append(entry | {"labels": labels, "names": names, "scores": scores})
-        self.save(draw_classes(image, labels, names, scores), picture)
+        self.save(self.draw(image, result), picture)
         return dict(zip(names, scores, strict=True))
+
+    def draw(self, image: Tensor, result: dict[str, Tensor]) -> Image.Image:
+        """The image, and under it a bar for each of the likeliest classes."""
+        return draw_classes(image, *self._best(result))
 
     def describe(self, found: dict[str, float]) -> str:
         """Scores and names, the likeliest first; those that would be written 0.00 are left out."""
         return ", ".join(f"{score:.2f} {name}" for name, score in found.items() if score >= 0.005)
+
+    def _best(self, result: dict[str, Tensor]) -> tuple[list[int], list[str], list[float]]:
+        """Labels, names and scores of the likeliest classes."""
+        labels, scores = (result[name][:_SHOWN].tolist() for name in ("labels", "scores"))
+        return labels, [self.class_names[label] for label in labels], scores
 
 
 def draw_classes(image: Tensor, labels: Sequence[int], names: Sequence[str], scores: Sequence[float]) -> Image.Image:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
@@ -32,8 +33,12 @@ class DetectionWriter(ResultWriter):
         kept = result["scores"] >= self.score_threshold
         result = {name: value[kept].cpu() for name, value in result.items()}
         self._add(file, image, result)
-        self.save(draw_detections(image, result, self.class_names), picture)
+        self.save(self.draw(image, result), picture)
         return dict(Counter(self.class_names[label] for label in result["labels"].tolist()))
+
+    def draw(self, image: Tensor, result: dict[str, Tensor]) -> Image.Image:
+        """The image with all objects of a result on it."""
+        return draw_detections(image, result, self.class_names)
 
     def describe(self, found: dict[str, float]) -> str:
         """Counts by class, the commonest first."""

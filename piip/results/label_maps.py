@@ -52,12 +52,20 @@ class LabelMapWriter(ResultWriter):
         label_file = picture.with_suffix(".png")
         with replacing(label_file) as stream:
             self._indexed(labels).save(stream, "PNG")
-        shares = {entry["id"]: entry["share"] for entry in found}
-        self.save(draw_label_map(image, labels, shares, self.class_names), picture)
+        self.save(self.draw(image, result), picture)
         height, width = labels.shape
-        entry = {"file_name": str(file), "width": width, "height": height, "label_map": label_file.name}
+        name = label_file.relative_to(self.root or picture.parent).as_posix()
+        entry = {"file_name": str(file), "width": width, "height": height, "label_map": name}
         self.document["images"].append(entry | {"classes": found})
         return {entry["name"]: entry["share"] for entry in found}
+
+    def draw(self, image: Tensor, result: dict[str, Tensor]) -> Image.Image:
+        """The image in the colours of its labels, with the names of the largest."""
+        labels = result["labels"].cpu().long()
+        pixels = torch.bincount(labels.flatten(), minlength=len(self.class_names))
+        order = [label for label in pixels.argsort(descending=True, stable=True).tolist() if pixels[label]]
+        shares = {label: int(pixels[label]) / labels.numel() for label in order}
+        return draw_label_map(image, labels, shares, self.class_names)
 
     def describe(self, found: dict[str, float]) -> str:
         """The largest shares."""
