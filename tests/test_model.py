@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from piip.data.transforms.batch import normalise_and_pad, pad, prepare
 from piip.errors import CheckpointError, ConfigError, DataError
 from piip.load import build_model
 from piip.model import Model
+from piip.precision import prepare as prepare_model
+from piip.results.drawing import draw_detections
 from piip.weights.files import write_weights
 
 NANO = "detection/mask_rcnn_piip_nano_shapes"
@@ -196,3 +199,62 @@ def test_pixels_give_what_normalised_images_give(name: str) -> None:
     valid = [image[:, :height, :width] for image, (height, width) in zip(pixels, sizes, strict=True)]
     images = normalise_and_pad(valid, model.config.mean, model.config.std, 96)
     torch.testing.assert_close(model.infer(pixels, sizes), model.infer(images, sizes), rtol=1e-4, atol=1e-4)
+
+
+def test_one_image_gives_one_result_and_several_give_a_list(nano: Model, tmp_path: Path) -> None:
+    image = picture(90, 70)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
+    (expected,) = nano.predict([image])
+    forms = [str(tmp_path / "image.png"), Image.open(tmp_path / "image.png"), image.permute(1, 2, 0).numpy()]
+    for result in (*map(nano.predict, forms), *nano.predict(forms), *nano.predict(tuple(forms[:1]))):
+        assert result.keys() == expected.keys()
+        assert all(torch.allclose(result[name], expected[name], atol=1e-3) for name in result)
+
+
+def test_the_threshold_and_classes_leave_out_the_other_objects(nano: Model) -> None:
+    nano.class_names = ["a", "b", "c", "d", "e"]
+    image = picture(90, 70)
+    every = nano.predict(image)
+    assert every.class_names == every["class_names"] == ["abcde"[label] for label in every["labels"].tolist()]
+    assert "class_names" not in every
+    threshold = every["scores"].median().item()
+    kept = (every["scores"] >= threshold) & (every["labels"] == every["labels"][0])
+    chosen = nano.predict(image, threshold=threshold, classes=every.class_names[0])
+    assert 0 < len(chosen["scores"]) < len(every["scores"])
+    assert set(chosen.class_names) == {every.class_names[0]}
+    assert all(torch.equal(chosen[name], every[name][kept]) for name in every)
+    with pytest.raises(ConfigError, match="no class 'f'; there are a, b, c, d, e"):
+        nano.predict(image, classes=["a", "f"])
+    with pytest.raises(KeyError, match="class_name"):
+        every["class_name"]
+
+
+def test_results_are_drawn_on_their_image(nano: Model, tmp_path: Path) -> None:
+    image = picture(300, 200)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
+    result = nano.predict(image, threshold=0.2)
+    expected = draw_detections(image, result, nano.names)
+    for drawn in (piip.draw(tmp_path / "image.png", result), nano.draw(image, dict(result))):
+        assert np.array_equal(drawn, expected)
+    with pytest.raises(DataError, match=r"draw takes the result of one image.* not list"):
+        piip.draw(image, [result])
+
+
+@pytest.mark.parametrize("name", ["segmentation/upernet_piip_nano_shapes", "classification/piip_nano_shapes"])
+def test_other_tasks_have_names_and_pictures_too_and_no_objects_to_choose_among(name: str) -> None:
+    model = piip.create_model(name)
+    image = picture(90, 70)
+    result = model.predict(image, threshold=2.0)
+    assert "class 0" in result.class_names
+    assert piip.draw(image, result).size[0] >= 70
+    with pytest.raises(ConfigError, match="among detected objects"):
+        model.predict(image, classes=["class 0"])
+
+
+def test_calls_that_other_toolkits_take_say_what_to_use_instead(nano: Model) -> None:
+    with pytest.raises(DataError, match=r"not with Tensor; for results use model\.predict"):
+        nano(torch.zeros(1, 3, 128, 128))
+    for change in (Model.half, Model.double, Model.bfloat16):
+        with pytest.raises(ConfigError, match=r"model\.float\(\) undoes that"):
+            change(copy.deepcopy(nano)).predict(picture(90, 70))
+    prepare_model(copy.deepcopy(nano), torch.bfloat16).predict(picture(90, 70))

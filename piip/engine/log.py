@@ -214,19 +214,19 @@ class RunLog:
             stack.callback(self._board.close)
             self._stack = stack.pop_all()
 
-    def train(self, record: dict[str, Any], left: str) -> None:
+    def train(self, record: dict[str, Any], left: str | None = None) -> None:
         """Writes a record: step, epoch, lr, loss, losses by name, grad_norm, memory_mib, time and data_time in s.
 
-        left: the time that is left, for the log line.
+        left: the time that is left, in words, for the log line.
         """
         self._write({"event": "train"} | record)
         parts = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
         _log.info(
-            "step %d epoch %.2f lr %.3g loss %.4f (%s) grad %.3g, %.3f s/step (%.3f s data) %d MiB, %s left",
+            "step %d epoch %.2f lr %.3g loss %.4f (%s) grad %.3g, %.3f s/step (%.3f s data) %d MiB%s",
             *(record[key] for key in ("step", "epoch", "lr", "loss")),
             parts,
             *(record[key] for key in ("grad_norm", "time", "data_time", "memory_mib")),
-            left,
+            f", {left} left" if left else "",
             extra={"on_bar": True},
         )
 

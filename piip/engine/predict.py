@@ -172,15 +172,14 @@ def _overlay_paths(files: Mapping[Path, Path], output: Path) -> list[Path]:
     seen: Counter[str] = Counter()
     paths = []
     for stem in stems:
-        key, numbered = _folded(stem), stem
-        seen[key] += 1
-        while seen[key] > 1 or any(f"{_folded(numbered)}{ending}" in folders for ending in (".jpg", ".png")):
-            seen[key] = max(seen[key], 2)
-            numbered = stem.with_name(f"{stem.name}_{seen[key]}")
-            if _folded(numbered) not in taken:
+        key = _folded(stem)
+        for number in itertools.count(seen[key] + 1):
+            numbered = stem if number == 1 else stem.with_name(f"{stem.name}_{number}")
+            name = _folded(numbered)
+            if (number == 1 or name not in taken) and folders.isdisjoint({f"{name}.jpg", f"{name}.png"}):
                 break
-            seen[key] += 1
-        taken.add(_folded(numbered))
+        seen[key] = number
+        taken.add(name)
         paths.append(output / f"{numbered}.jpg")
     return paths
 

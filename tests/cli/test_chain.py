@@ -108,6 +108,17 @@ def test_predict_writes_an_overlay_and_a_row_per_image(trained, tmp_path):
     assert [sum(int(word) for word in row if word.isdigit()) for row in words] == counts
 
 
+def test_predict_prints_one_document_and_finds_what_it_needs_by_itself(trained, tmp_path, monkeypatch):
+    root, _ = trained
+    monkeypatch.chdir(tmp_path)
+    images = next((root / "shapes").glob("val-*")) / "images"
+    done = succeed("predict", root / "run", images, "--score-threshold", 0, "--classes", "circle, star", "--json")
+    document = json.loads(done.stdout)
+    assert document == json.loads(Path("predictions/predictions.json").read_text())
+    names = {category["id"]: category["name"] for category in document["categories"]}
+    assert {names[annotation["category_id"]] for annotation in document["annotations"]} == {"circle", "star"}
+
+
 def test_predict_says_which_image_is_broken_does_the_others_and_exits_2(trained, tmp_path):
     root, _ = trained
     good = next((root / "shapes").glob("val-*")) / "images" / "000001.jpg"

@@ -87,7 +87,6 @@ def test_version_is_the_package_version():
         (["train"], "CONFIG"),
         (["eval", TSB], "--weights"),
         (["predict", TSB], "IMAGE"),
-        (["predict", TSB, "a.jpg", "--weights", "README.md"], "--output"),
         (
             ["predict", TSB, "a.jpg", "--weights", "README.md", "--output", "o", "--score-threshold", "2"],
             "--score-threshold",

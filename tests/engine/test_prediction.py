@@ -60,9 +60,11 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_files_folders_and_patterns_are_found_once_and_in_order(photos: Path) -> None:
-    assert [path.name for path in find_images([photos])] == ["a.PNG", "b.jpg", "broken.jpg"]
-    assert find_images([photos / "b.jpg", photos / "*.jpg"]) == [photos / "b.jpg", photos / "broken.jpg"]
-    assert photos / "deeper" / "b.jpg" in find_images([str(photos / "**" / "*")])
+    below = ["a.PNG", "b.jpg", "broken.jpg", "deeper/b.jpg"]
+    assert find_images([photos]) == {photos / name: Path(name) for name in below}
+    assert list(find_images([photos / "b.jpg", photos / "*.jpg"])) == [photos / "b.jpg", photos / "broken.jpg"]
+    assert find_images([photos / "**" / "b*"]) == {photos / name: Path(name) for name in below[1:]}
+    assert find_images([photos / "*" / ".." / "a.PNG"]) == {photos / "deeper" / ".." / "a.PNG": Path("a.PNG")}
     with pytest.raises(DataError, match=r"image not found: .*missing\.jpg"):
         find_images([photos / "missing.jpg"])
     with pytest.raises(DataError, match="no images in"):
@@ -78,7 +80,7 @@ def test_what_is_no_image_file_is_passed_over_or_named_and_never_waited_for(
     for name in ("x.heic", "y.JXL"):
         (photos / name).write_bytes(b"")
     expected = ["a.PNG", "b.jpg", "broken.jpg"]
-    assert [path.name for path in find_images([photos])] == expected
+    assert [path.name for path in find_images([photos])] == [*expected, "b.jpg"]
     (record,) = caplog.records
     irregular = "4 x no regular file, or link to nothing, passed over (gone.jpg, one.jpg, pipe.jpg, ...)"
     other = "2 x image of a format that is not read, passed over (x.heic, y.JXL)"
@@ -95,15 +97,17 @@ def test_overlays_and_results_are_written_and_a_broken_image_is_left_out(
 ) -> None:
     output = tmp_path / "out"
     config = tiny_config(tmp_path)
-    found = run_prediction(config, [photos, photos / "deeper"], weights=weights, output=output, score_threshold=0.0)
-    assert [(p.image.name, p.overlay.name if p.overlay else None) for p in found] == [
+    found = run_prediction(config, [photos], weights=weights, output=output, score_threshold=0.0)
+    assert [(p.image.name, p.overlay and p.overlay.relative_to(output).as_posix()) for p in found] == [
         ("a.PNG", "a.jpg"),
         ("b.jpg", "b.jpg"),
         ("broken.jpg", None),
-        ("b.jpg", "b_2.jpg"),
+        ("b.jpg", "deeper/b.jpg"),
     ]
+    assert all(prediction.overlay.is_file() for prediction in found if prediction.overlay)
     assert "broken.jpg" in str(found[2].error)
     document = json.loads((output / "predictions.json").read_text())
+    assert document["errors"] == [{"file_name": str(photos / "broken.jpg"), "error": found[2].error}]
     assert [category["name"] for category in document["categories"]] == NAMES
     assert [(image["width"], image["height"]) for image in document["images"]] == [(48, 64), (70, 50), (40, 40)]
     # Against the model itself, on the one image.
@@ -128,6 +132,41 @@ def test_results_below_the_threshold_are_left_out(photos: Path, weights: Path, t
     )
     assert found[0].found == {}
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"] == []
+
+
+def test_pictures_of_an_earlier_prediction_in_a_folder_are_not_predicted_on(
+    photos: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = [
+        run_prediction(tiny_config(tmp_path), [photos], weights=weights, output=photos / "shown") for _ in range(2)
+    ]
+    assert len(list((photos / "shown").rglob("*.jpg"))) == 3
+    assert found[0] == found[1]
+    assert "3 x image in the folder of the output, passed over (shown/a.jpg, " in caplog.text
+
+
+def test_an_overlay_never_has_the_name_of_a_folder_of_others(weights: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for name in ("x.png", "x_2.bmp", "X.jpg/y.png", "y.png/z.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20)).save(photos / name)
+    run_prediction(tiny_config(tmp_path), [photos], weights=weights, output=tmp_path / "o")
+    overlays = sorted(path.relative_to(tmp_path / "o").as_posix() for path in (tmp_path / "o").rglob("*.jpg"))
+    assert [name for name in overlays if (tmp_path / "o" / name).is_file()] == [
+        "X.jpg/y.jpg", "x_2.jpg", "x_3.jpg", "y.png/z.jpg",
+    ]  # fmt: skip
+
+
+def test_chosen_classes_alone_are_found(photos: Path, weights: Path, tmp_path: Path) -> None:
+    config, output = tiny_config(tmp_path), tmp_path / "out"
+    every, chosen = (
+        run_prediction(config, [photos / "b.jpg"], weights=weights, output=output, score_threshold=0, classes=classes)
+        for classes in (None, ["star", "circle"])
+    )
+    expected = {name: count for name, count in every[0].found.items() if name in ("star", "circle")}
+    assert chosen[0].found == expected != every[0].found
+    with pytest.raises(ConfigError, match=r"no class 'sta'; did you mean 'star'\?"):
+        run_prediction(config, [photos / "b.jpg"], weights=weights, output=output, classes=["sta"])
 
 
 def test_only_broken_images_are_an_error(photos: Path, weights: Path, tmp_path: Path) -> None:

@@ -121,6 +121,33 @@ def test_the_bar_is_shown_on_terminals_only() -> None:
         assert bool(shown) == terminal
 
 
+def test_without_a_terminal_a_line_every_half_minute_says_how_far_it_is_and_what_is_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "piip")
+    now = 1000.0
+    monkeypatch.setattr("piip.engine.log.time.monotonic", lambda: now)
+    with Bar(Console(file=io.StringIO()), "predicting", total=100, unit="images") as bar:
+        for _ in range(80):
+            now += 0.5
+            bar.advance()
+        assert bar.left() == "10 s"
+    assert caplog.messages == ["predicting: 60 of 100 images, 20 s left"]
+    for total, words in ((1000, "8 min"), (100_000, "13 h 53 min")):
+        long = Bar(None, "training", total=total, done=10)
+        now += 0.5
+        long.advance()
+        assert long.left() == words
+
+
+def test_a_line_of_training_says_how_long_the_rest_takes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "piip")
+    log = RunLog(tmp_path)
+    log.train(train_record(1), left="12 min")
+    log.close()
+    assert caplog.messages[-1].endswith(" 100 MiB, 12 min left")
+
+
 def test_messages_go_to_stderr_and_to_the_file_and_handlers_do_not_stay(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

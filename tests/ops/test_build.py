@@ -113,6 +113,16 @@ def test_every_source_is_built_and_kernels_for_the_cpu_once_per_instruction_set(
     assert len(set(re.findall(r"^build (\S+):", ninja, re.MULTILINE))) == ninja.count("\nbuild ")
 
 
+def test_the_package_that_is_built_has_the_shipped_configs_and_weights(tmp_path):
+    command = ["setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=True)
+    for pattern in ("*.yaml", "*.safetensors"):
+        files = {path.relative_to(ROOT) for path in (ROOT / "configs").rglob(pattern)}
+        assert files == {path.relative_to(tmp_path / "piip") for path in (tmp_path / "piip" / "configs").rglob(pattern)}
+    line = re.search(r"^recursive-include configs (.*)$", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE)
+    assert line[1].split() == ["*.yaml", "*.safetensors"]
+
+
 def test_every_file_of_the_sources_is_packed():
     patterns = re.search(r"^recursive-include csrc (.*)$", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE)
     for path in (ROOT / "csrc").rglob("*.*"):

@@ -49,6 +49,14 @@ def test_labels_are_stored_as_they_are_in_the_classes_colours(tmp_path: Path) ->
         assert (shown[labels.numpy() == label] == class_colour(label)).all()
 
 
+def test_a_label_map_is_named_from_the_folder_of_all_results(tmp_path: Path) -> None:
+    writer = LabelMapWriter(NAMES, score_threshold=0)
+    writer.root = tmp_path
+    (tmp_path / "deeper").mkdir()
+    writer.add(Path("photo.jpg"), grey(20, 20), found(torch.zeros(20, 20)), tmp_path / "deeper" / "photo.jpg")
+    assert writer.document["images"][0]["label_map"] == "deeper/photo.png"
+
+
 def test_more_classes_than_a_palette_holds_are_stored_in_16_bits(tmp_path: Path) -> None:
     names = [f"class {label}" for label in range(400)]
     writer = LabelMapWriter(names, score_threshold=0)
