@@ -181,7 +181,7 @@ class Config(Strict):
         for metric in self.metrics:
             if metric.task not in (None, task):
                 raise ValueError(
-                    f"metrics names {metric.type} for {metric.task}, but model.head {self.model.head.type} is for {task}: "
+                    f"metrics: {metric.type} is for {metric.task}, model.head {self.model.head.type} for {task}: "
                     "take it out, or leave metrics empty for what belongs to the data"
                 )
         return self

@@ -56,7 +56,7 @@ def test_metrics_of_the_config_replace_those_of_the_data_and_survive_a_run_direc
         ("[{type: miou, backend: faster}]", r"metrics\.0\.backend: unknown key 'backend'"),
         (
             "[{type: coco}, {type: miou}]",
-            "metrics names miou for segmentation, but model.head mask_rcnn is for detection",
+            "metrics: miou is for segmentation, model.head mask_rcnn for detection",
         ),
     ],
 )
