@@ -48,17 +48,6 @@ class Head(nn.Module):
     # Whether `views` makes images of its own, for which they must be normalised already.
     several_views = False
 
-    def parts(self) -> dict[str, str]:
-        """The parts that a count of FLOPs tells apart: label -> name of the submodule, "" for the head as a whole."""
-        return {f"{name} head": name for name, _ in self.named_children()}
-
-    def run_for_count(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> None:
-        """Runs what inference runs, for a count of its FLOPs on the meta device, whose tensors have no values.
-
-        A head whose work depends on what it finds runs at its limits.
-        """
-        self.detect(features, image_sizes)
-
     @abstractmethod
     def loss(self, features: list[Any], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Scalar losses by name, whose sum is trained on. targets: one per image, in batch pixels."""
