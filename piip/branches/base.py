@@ -1,17 +1,22 @@
 """What the backbone knows of a branch.
 
 A branch is one pretrained backbone cut into blocks. The backbone embeds an image, runs the blocks in groups, and lets
-neighbouring branches interact between groups; it asks a branch nothing else. To add a branch type, subclass `Branch`
-in a file of its own, give it a config in `piip.config`, and name it in `piip.model.build_branch`.
+neighbouring branches interact between groups; it asks a branch nothing else.
+
+To add a branch type, subclass `Branch` and, for its settings, `BranchConfig`, whose `build` makes the branch. In this
+package they are a folder beside this file, with the settings in its `config.py`; elsewhere they are anywhere, and an
+entry point of the group `piip.branches` names the config. Nothing else has to know of them. docs/extending.md shows it.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from piip.branches.pretrained import load_pretrained
 from piip.features import FeatureSpec
 
 
@@ -30,6 +35,8 @@ class Branch(nn.Module):
     """A backbone cut into blocks; between blocks its state is one feature map, perhaps with a class token beside it."""
 
     specs: list[FeatureSpec]  # channels and stride of the map after each block
+    # Where the pretrained weights come from that timm does not have: how a file's name begins -> its address.
+    origins: ClassVar[Mapping[str, str]] = {}
 
     @property
     def depth(self) -> int:
@@ -44,10 +51,28 @@ class Branch(nn.Module):
     def run_blocks(self, x: Tokens, start: int, stop: int) -> Tokens:
         """Applies blocks start to stop - 1 to a feature map (B, H, W, C) -> (B, H', W', C'), see `specs`."""
 
-    @abstractmethod
     def layer_of(self, parameter: str) -> int | None:
         """Depth of a parameter for layer-wise learning-rate decay.
 
         parameter: its name inside the branch. Returns 0 for the embedding, i + 1 for block i, None for what trains at
-        the full rate.
+        the full rate, as by default everything does.
         """
+        return None
+
+    def load_pretrained(self, source: str, *, head: Mapping[str, nn.Module] | None = None) -> None:
+        """Loads the weights of a pretrained network, in place.
+
+        source: a checkpoint file, or the name of a pretrained timm model, which timm downloads; `fit_pretrained` says
+        which networks are understood. head: the `norm` and the classifier, `head`, of the model, into which the
+        network's own are loaded where they fit; a log line says what became of them.
+        Raises CheckpointError naming what to fetch, or what does not fit; nothing is then changed.
+        """
+        load_pretrained(self, source, head=head)
+
+    def fit_pretrained(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a published network under the names of this branch and in its shapes.
+
+        What this branch does not have is left out or keeps its name: final norms, classifiers and tokens in timm's
+        naming are passed over, all else is refused. By default the names and shapes must be those of the branch.
+        """
+        return dict(tensors)

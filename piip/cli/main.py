@@ -81,14 +81,15 @@ _add(
 _add(
     "flops",
     flops.flops,
-    ["piip flops --branches tsb --resolutions 1120,896,448", "piip flops mask_rcnn_piip_nano_shapes --json"],
+    ["piip flops --branches tsb --resolutions 1120,896,448", "piip flops tsb mask_rcnn_vit_b scale=0.5"],
+    cls=OverridesCommand,
 )
 _add(
     "convert-ckpt",
     convert.convert,
     [
         "piip convert-ckpt released.pth weights.safetensors --config mask_rcnn_vit_b",
-        "piip convert-ckpt ours.safetensors back.pth --config mine.yaml --to-official",
+        "piip convert-ckpt runs/first back.pth --config mine.yaml --to-official",
     ],
 )
 _add(

@@ -10,8 +10,10 @@ from piip.backbone.config import BackboneConfig
 from piip.config.strict import Strict, scaled
 from piip.data.sets.config import DatasetConfig
 from piip.data.transforms.config import TransformsConfig
+from piip.errors import ConfigError
 from piip.heads.config import HeadConfig
 from piip.heads.mask_rcnn.config import MaskRCNNConfig
+from piip.metrics.config import MetricConfig
 from piip.necks.config import FPNConfig, NeckConfig
 
 
@@ -122,6 +124,11 @@ class Published(Strict):
     params: str | None = None
     flops: str | None = None
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """The figures by metric, in percent."""
+        return {name: value for name, value in self if isinstance(value, float)}
+
 
 class Config(Strict):
     """One experiment."""
@@ -130,6 +137,7 @@ class Config(Strict):
     official: str | None = Field(
         None, description="file stem of the official config this reproduces; accepted as an alias"
     )
+    released: bool = Field(True, description="false: no weights of the official config were released")
     published: Published | None = None
     alternative: str | None = Field(
         None, description="config of another form of this network, for checkpoints that fit that form instead"
@@ -144,9 +152,23 @@ class Config(Strict):
     )
     model: ModelConfig
     data: DataConfig
+    metrics: tuple[MetricConfig, ...] = Field(
+        (),
+        description="what results are measured by; the first figure of the first decides which checkpoint is the best. "
+        "Empty: what belongs to data.val",
+        examples=[[{"type": "coco", "backend": "pycocotools"}]],
+    )
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig
     train: TrainConfig = TrainConfig()
+
+    @property
+    def chosen_metrics(self) -> tuple[MetricConfig, ...]:
+        """What results are measured by: `metrics`, or what belongs to the validation data. Raises ConfigError."""
+        chosen = self.metrics or self.data.val.default_metrics()
+        if not chosen:
+            raise ConfigError(f"data of type {self.data.val.type} has no metrics of its own; name some in metrics")
+        return chosen
 
     @model_validator(mode="after")
     def _apply_scale(self) -> Config:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from piip.engine.checkpoint import find_weights
 from piip.errors import CheckpointError, first_few, visible
 from piip.model import Model
 from piip.weights.files import read_weights, warn_of_non_finite
+from piip.weights.find import find_weights
 
 _log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_
 
 from piip.config.experiment import OptimConfig
+from piip.conventions import ImageId
 from piip.data.batch import Batch
 from piip.engine import distributed
 from piip.engine.device import autocast
 from piip.errors import NonFiniteLoss
 from piip.host import HostCopy
-from piip.metrics.base import ImageId
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class Step:
         waited: float,
         signal: int,
     ) -> None:
-        """numbers: 1 if the step is finite, the norm of all gradients, the losses of each pass, and the norm of each
+        """What a step has found, still on the device.
+
+        numbers: 1 if the step is finite, the norm of all gradients, the losses of each pass, and the norm of each
         parameter's gradient. image_ids: the images of each pass.
         """
         self._numbers = HostCopy(numbers)

@@ -20,8 +20,7 @@ from piip.data.prefetch import on_device
 from piip.data.sets.base import check_classes, check_same_classes, check_targets
 from piip.data.workers import explain_worker_death
 from piip.engine import distributed
-from piip.engine.checkpoint import follow
-from piip.engine.device import compute_dtype, peak_memory_mib, tf32
+from piip.engine.device import peak_memory_mib, tf32
 from piip.engine.evaluate import evaluate
 from piip.engine.fingerprint import fingerprint
 from piip.engine.log import Bar, RunLog, logging_to
@@ -29,8 +28,9 @@ from piip.engine.optim import set_lr, total_iterations
 from piip.engine.run_dir import locked, prepare_run
 from piip.engine.state import RunState
 from piip.engine.step import optimizer_step
-from piip.precision import prepared_copy
+from piip.precision import compute_dtype, prepared_copy
 from piip.signals import StopSignals
+from piip.weights.find import follow
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class Trainer:
             val_data = config.data.val.build(training=False)
         check_classes(config.model.head.num_classes, train_data)
         check_same_classes(train_data, val_data)
+        self.metrics = config.chosen_metrics
         pin = device.type == "cuda"
         self.train_loader, self.val_loader = (
             build_loader(config, dataset, training=training, pin_memory=pin, check=self._check_while_waiting)
@@ -233,6 +234,7 @@ class Trainer:
             found = evaluate(
                 prepared_copy(self.state.evaluation_model, compute_dtype(self.device, self.config.train.precision)),
                 self.val_loader,
+                metrics=self.metrics,
                 device=self.device,
                 console=self.console,
                 check=self._check_while_waiting,

@@ -9,11 +9,11 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from piip.files import replacing
-from piip.results.base import JPEG_QUALITY, ResultWriter
+from piip.results.base import ResultWriter
 from piip.results.drawing import class_colour
 
-_NAMED = 5  # classes that are written down and drawn, of each image
+# Classes that are named per image.
+_SHOWN = 5
 # Smaller images are enlarged to this longer side, so that names have room.
 _MIN_SIDE = 640
 _INK, _PAPER, _RAIL = (43, 43, 51), (255, 255, 255), (232, 232, 238)
@@ -30,14 +30,13 @@ class ClassificationWriter(ResultWriter):
         super().__init__(class_names, score_threshold=score_threshold)
         self.document = {"class_names": self.class_names, "images": []}
 
-    def add(self, file: Path, image: Tensor, result: dict[str, Tensor], stem: Path) -> dict[str, float]:
+    def add(self, file: Path, image: Tensor, result: dict[str, Tensor], picture: Path) -> dict[str, float]:
         """Returns the scores of the classes, the likeliest first."""
-        labels, scores = (result[name][:_NAMED].tolist() for name in ("labels", "scores"))
+        labels, scores = (result[name][:_SHOWN].tolist() for name in ("labels", "scores"))
         names = [self.class_names[label] for label in labels]
         entry: dict[str, Any] = {"file_name": str(file), "width": image.shape[2], "height": image.shape[1]}
         self.document["images"].append(entry | {"labels": labels, "names": names, "scores": scores})
-        with replacing(stem.with_name(f"{stem.name}.jpg")) as stream:
-            draw_classes(image, labels, names, scores).save(stream, "JPEG", quality=JPEG_QUALITY)
+        self.save(draw_classes(image, labels, names, scores), picture)
         return dict(zip(names, scores, strict=True))
 
     def describe(self, found: dict[str, float]) -> str:

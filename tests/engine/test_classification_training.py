@@ -13,12 +13,13 @@ import torch
 from piip.branches.base import Tokens
 from piip.config.experiment import Config
 from piip.config.load import config_from_dict
-from piip.engine.checkpoint import follow, read_evaluation
+from piip.engine.checkpoint import read_evaluation
 from piip.engine.evaluate import run_evaluation
 from piip.engine.predict import run_prediction
 from piip.engine.train import train
 from piip.errors import ConfigError, PiipError, Stopped
 from piip.load import build_model
+from piip.weights.find import follow
 from tests.engine.test_training import assert_same_run, send_at_step
 
 NAMES = ["circle", "cross", "rectangle", "star", "triangle"]
@@ -97,7 +98,7 @@ def test_evaluation_gives_the_accuracy_of_predictions_and_its_picture(
     assert found.metrics == stored["metrics"]
     assert found.pictures == [tmp_path / "eval" / "confusion.png"]
     assert found.pictures[0].read_bytes()[:4] == b"\x89PNG"
-    assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["classes"] == found.rows
+    assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["classes"] == found.tables[0]
 
     folders = sorted(path for path in next(data.glob("crops-val-*")).iterdir() if any(path.iterdir()))
     run_prediction(config, folders, weights=reference, output=tmp_path / "predictions", device="cpu")

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from piip.config.experiment import Config
 from piip.data.batch import Batch
-from piip.engine.checkpoint import find_weights
 from piip.engine.evaluate import run_evaluation
 from piip.engine.fine_tuning import start_from
 from piip.engine.optim import learning_rate
@@ -23,6 +22,7 @@ from piip.errors import CheckpointError, ConfigError, DataError
 from piip.load import build_model
 from piip.model import Model
 from piip.weights.files import write_weights
+from piip.weights.find import find_weights
 from tests.engine.test_classification_training import tiny_classification_config
 from tests.engine.test_training import assert_equal, assert_same_run, records
 from tests.engine.tiny import STEPS_PER_EPOCH, tiny_config, tiny_segmentation_config

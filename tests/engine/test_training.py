@@ -22,17 +22,12 @@ from safetensors.torch import load_file
 
 from piip.config.load import load_config
 from piip.engine import train as train_module
-from piip.engine.checkpoint import (
-    checkpoints,
-    follow,
-    load_trainer_state,
-    newest_checkpoint,
-    read_evaluation,
-    read_meta,
-)
+from piip.engine.checkpoint import load_trainer_state, read_evaluation
 from piip.engine.evaluate import run_evaluation
 from piip.engine.train import train
 from piip.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss, Stopped
+from piip.weights.find import checkpoints, follow, newest_checkpoint
+from piip.weights.integrity import read_meta
 from tests.engine.test_integrity import without_checksums
 from tests.engine.tiny import STEPS_PER_EPOCH, environment, tiny_config, tiny_segmentation_config
 
@@ -275,7 +270,7 @@ def test_the_best_checkpoint_gives_its_metrics_again(reference: Path, data: Path
     assert stored is not None
     assert stored["best"]["step"] == int(best.name)
     assert found.metrics == stored["metrics"]
-    assert [row["class"] for row in found.rows] == ["circle", "rectangle", "triangle", "star", "cross"]
+    assert [row["class"] for row in found.tables[0]] == ["circle", "rectangle", "triangle", "star", "cross"]
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == found.metrics
 
 

@@ -18,11 +18,11 @@ from piip.config.experiment import OptimConfig
 from piip.data.batch import Batch
 from piip.engine import distributed
 from piip.engine import train as train_module
-from piip.engine.checkpoint import find_weights, follow, newest_checkpoint
 from piip.engine.evaluate import run_evaluation
 from piip.engine.step import optimizer_step
 from piip.engine.train import train
 from piip.errors import ConfigError, NonFiniteLoss, PiipError, Stopped
+from piip.weights.find import find_weights, follow, newest_checkpoint
 from tests.engine.test_step import Regression, batches
 from tests.engine.test_training import assert_same_run
 from tests.engine.tiny import tiny_config, tiny_segmentation_config
@@ -151,12 +151,16 @@ def check_freezing(folder: Path, data: Path) -> None:
 
 
 def check_evaluation(folder: Path, data: Path) -> None:
-    for images in (1, 3):
+    for images in (1, 2, 3):
         config = tiny_config(
             data, data__val={"type": "shapes", "root": str(data), "split": "val", "images": images, "size": 64}
         )
+        if images == 2:  # of which the only one of the second process cannot be read
+            with distributed.main_process_first():
+                dataset = config.data.val.build(training=False)
+                (dataset.folder / dataset.record(1).file_name).write_bytes(b"damaged")
         found = run_evaluation(config, weights=folder / "whole", output=folder / f"two_{images}")
-        same_on_all((found.metrics, found.rows))
+        same_on_all((found.metrics, found.tables))
 
 
 def main(folder: Path, data: Path) -> None:
