@@ -7,33 +7,25 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from piip.data.sets.config import DatasetConfig
+from piip.data.sets.instances.config import InstanceData
 
 if TYPE_CHECKING:
-    from piip.data.sets.coco.dataset import CocoDataset
+    from piip.data.sets.instances.records import Instances
 
 
-class CocoData(DatasetConfig):
-    """Images and instance annotations in COCO format."""
+class CocoData(InstanceData):
+    """Images and instance annotations in COCO format, or what tools export as such."""
 
     type: Literal["coco"] = "coco"
     images: Path
     annotations: Path
-    keep_empty: bool = Field(
-        False, description="train on images without annotations too, as the released recipe does not"
+    crowds: Literal["auto", "objects", "regions"] = Field(
+        "auto",
+        description="annotations with iscrowd 1: objects like others, or regions as COCO has them; auto takes them for "
+        "objects where no other has a segmentation, as in exports of brush and SAM masks",
     )
-    min_side: int = Field(32, gt=0, description="training leaves out images with a side shorter than this, in pixels")
-    masks: bool = Field(True, description="false reads boxes only, which is all that DINO learns")
 
-    def build(self, *, training: bool) -> CocoDataset:
-        from piip.data.sets.coco.dataset import CocoDataset
+    def read(self) -> Instances:
+        from piip.data.sets.coco.annotations import read_annotations
 
-        return CocoDataset(
-            images=self.images,
-            annotations=self.annotations,
-            training=training,
-            keep_empty=self.keep_empty,
-            min_side=self.min_side,
-            max_image_pixels=self.max_image_pixels,
-            masks=self.masks,
-        )
+        return read_annotations(self.annotations, self.images, masks=self.masks, crowds=self.crowds)

@@ -1,0 +1,37 @@
+"""What the settings of every set of images with boxes, and perhaps masks, are."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from piip.data.sets.config import DatasetConfig
+from piip.metrics.config import CocoMetricConfig, MetricConfig
+
+if TYPE_CHECKING:
+    from piip.data.sets.instances.dataset import InstanceDataset
+    from piip.data.sets.instances.records import Instances
+
+
+class InstanceData(DatasetConfig):
+    """Images with boxes and perhaps masks, in one format or another: a member says with `read` what its files hold."""
+
+    keep_empty: bool = Field(
+        False, description="train on images without annotations too, as the released recipe does not"
+    )
+    min_side: int = Field(32, gt=0, description="training leaves out images with a side shorter than this, in pixels")
+    masks: bool = Field(True, description="false reads boxes only, which is all that DINO learns")
+
+    @abstractmethod
+    def read(self) -> Instances:
+        """What the files hold, without torch. Raises DataError where they are not of this format at all."""
+
+    def default_metrics(self) -> tuple[MetricConfig, ...]:
+        return (CocoMetricConfig(),)
+
+    def build(self, *, training: bool) -> InstanceDataset:
+        from piip.data.sets.instances.dataset import InstanceDataset
+
+        return InstanceDataset(self, training=training)

@@ -1,0 +1,40 @@
+"""Whether image files have the sizes that annotations say, as far as their headers tell, before anything is trained."""
+
+from __future__ import annotations
+
+from piip.data.images import read_pixels, read_size
+from piip.data.sets.instances.records import ImageRecord, Instances
+from piip.errors import DataError
+
+# Headers that are read before training; of larger sets every so many images. A minute on a slow disk.
+_MOST = 10_000
+
+
+def check_headers(found: Instances, *, training: bool, max_pixels: int) -> None:
+    """Adds images of another size than annotated to the findings as errors.
+
+    So it does with images that cannot be read, if they are evaluated; training replaces them.
+    """
+    step = -(-len(found.images) // _MOST) or 1
+    for image in found.images[::step]:
+        try:
+            size = read_size(found.folder / image.file_name, max_pixels)
+            if size != (image.height, image.width):
+                check_size(found, image, size)
+        except DataError as error:
+            kind = "image that cannot be read"
+            if training:
+                found.findings.add(f"{kind}, replaced by others in training", str(error), "left out")
+            else:
+                found.findings.add(kind, str(error), "error")
+
+
+def check_size(found: Instances, image: ImageRecord, size: tuple[int, int]) -> None:
+    """Tells of an image whose size (h, w) is not that of the annotations, after a look at all of the file."""
+    pixels = read_pixels(found.folder / image.file_name)
+    height, width = pixels.shape[:2]
+    if (height, width) == (image.height, image.width):
+        return
+    hint = "; was it annotated without the image's EXIF rotation?" if (width, height) == (image.height, image.width) else ""
+    what = f"{image.file_name} has {width} x {height} pixels, by {found.source.name} {image.width} x {image.height}{hint}"
+    found.findings.add("image of another size than annotated", what, "error")
