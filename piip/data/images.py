@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
+from piip.conventions import MAX_IMAGE_PIXELS
 from piip.errors import DataError
-
-MAX_IMAGE_PIXELS = 100_000_000
 
 # The formats that are read, and the endings, in lower case, of their files. Raster formats only: for some others Pillow
 # would start external programs.
