@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
+from piip.conventions import MAX_IMAGE_PIXELS
 from piip.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MAX_IMAGE_PIXELS = 100_000_000
 
 # The formats that are read, and the endings, in lower case, of their files. Raster formats only: for some others Pillow
 # would start external programs.

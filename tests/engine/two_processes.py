@@ -144,7 +144,7 @@ def check_evaluation(folder: Path, data: Path) -> None:
             data, data__val={"type": "shapes", "root": str(data), "split": "val", "images": images, "size": 64}
         )
         found = run_evaluation(config, weights=folder / "whole", output=folder / f"two_{images}")
-        same_on_all((found.metrics, found.rows))
+        same_on_all((found.metrics, found.tables))
 
 
 def main(folder: Path, data: Path) -> None:

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from piip.conventions import NO_LABEL
 from piip.data.transforms.resize import resize_image, resize_masks, resized_size
 from piip.data.transforms.sample import Sample
 from piip.data.transforms.segmentation.config import SegmentationTransforms
 from piip.data.transforms.segmentation.photometric import distort
-from piip.metrics.miou import NO_LABEL
 
 # Parts that may hold too much of one class before the next one is taken as it is.
 _CROP_TRIES = 10
