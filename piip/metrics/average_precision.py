@@ -146,6 +146,8 @@ class CocoMetric(Metric[tuple[Mapping[str, Any], _Detections]]):
                 truth["crowd"].tolist(),
                 strict=True,
             ):
+                if kind == "mask" and entry["segmentation"] is None:
+                    continue
                 # Numbered from 1: COCO's matching takes the id 0 for "no match".
                 truths.append(entry | {"id": len(truths) + 1, "area": area, "iscrowd": int(crowd)})
             for entry, score in zip(
@@ -161,7 +163,7 @@ class CocoMetric(Metric[tuple[Mapping[str, Any], _Detections]]):
 
 
 def _entries(
-    number: int, boxes: NDArray[np.float64], labels: NDArray[np.int64], masks: Sequence[Rle] | None
+    number: int, boxes: NDArray[np.float64], labels: NDArray[np.int64], masks: Sequence[Rle | None] | None
 ) -> Iterator[dict[str, Any]]:
     """What COCO's dictionaries say alike of objects and detections in the image of a number."""
     for index, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):

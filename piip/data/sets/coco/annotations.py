@@ -63,7 +63,9 @@ def read_annotations(path: Path, images: Path, *, masks: bool = True, crowds: Cr
         gc.enable()
     objects = _settle_crowds(objects, reader.drawn, names, crowds, findings)
     found = [record._replace(annotations=tuple(own)) for record, own in zip(records, objects) if record.height > 0]
-    found.sort(key=lambda record: (isinstance(record.id, str), record.id))
+    if any(isinstance(record.id, str) for record in found):
+        found = [record._replace(id=str(record.id)) for record in found]
+    found.sort(key=lambda record: record.id)
     return Instances(path, images, names, found, findings, list(labels))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from piip.data.sets.config import DatasetConfig
+from piip.data.split import Part, names_in_part
 from piip.metrics.config import CocoMetricConfig, MetricConfig
 
 if TYPE_CHECKING:
@@ -24,9 +25,21 @@ class InstanceData(DatasetConfig):
     min_side: int = Field(32, gt=0, description="training leaves out images with a side shorter than this, in pixels")
     masks: bool = Field(True, description="false reads boxes only, which is all that DINO learns")
 
+    part: Part = Field(
+        "all", description="of the images: all; or train or val, four fifths and a fifth as the hashes of names divide them"
+    )
+
     @abstractmethod
     def read(self) -> Instances:
         """What the files hold, without torch. Raises DataError where they are not of this format at all."""
+
+    def load(self) -> Instances:
+        """What `read` returns, with the images of the `part` only."""
+        found = self.read()
+        if self.part != "all":
+            names = names_in_part((image.file_name for image in found.images), self.part)
+            found.images = [image for image in found.images if image.file_name in names]
+        return found
 
     def default_metrics(self) -> tuple[MetricConfig, ...]:
         return (CocoMetricConfig(),)

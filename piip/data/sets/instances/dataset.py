@@ -34,13 +34,13 @@ class InstanceDataset(ImageDataset):
     """
 
     def __init__(self, config: InstanceData, *, training: bool) -> None:
-        found = config.read()
+        found = config.load()
         self.folder, self.source, self.report = found.folder, found.source, found.findings
         self.max_image_pixels = config.max_image_pixels
         self.class_names, self.category_ids = found.class_names, found.category_ids
         self.has_masks = found.has_masks and config.masks
         self.provides = frozenset({"boxes", "labels", "masks"} if self.has_masks else {"boxes", "labels"})
-        check_headers(found, training=training, max_pixels=config.max_image_pixels)
+        check_headers(found, max_pixels=config.max_image_pixels)
         found.findings.raise_errors(found.source)
         notable = bool(found.findings.of("repaired", "left out"))
         kept = [image for image in found.images if not training or self._trains_on(image, config)]

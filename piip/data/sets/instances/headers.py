@@ -9,28 +9,23 @@ from piip.errors import DataError
 # Headers that are read before training; of larger sets every so many images. A minute on a slow disk.
 _MOST = 10_000
 
+UNREADABLE = "image that cannot be read (training takes another one, evaluation counts its objects as missed)"
 
-def check_headers(found: Instances, *, training: bool, max_pixels: int) -> None:
-    """Adds images of another size than annotated to the findings as errors.
 
-    So it does with images that cannot be read, if they are evaluated; training replaces them.
-    """
+def check_headers(found: Instances, *, max_pixels: int) -> None:
+    """Adds images of another size than annotated to the findings as errors, and tells of those that cannot be read."""
     step = -(-len(found.images) // _MOST) or 1
     for image in found.images[::step]:
         try:
             size = read_size(found.folder / image.file_name, max_pixels)
             if size != (image.height, image.width):
-                check_size(found, image, size)
+                check_size(found, image)
         except DataError as error:
-            kind = "image that cannot be read"
-            if training:
-                found.findings.add(f"{kind}, replaced by others in training", str(error), "left out")
-            else:
-                found.findings.add(kind, str(error), "error")
+            found.findings.add(UNREADABLE, str(error), "left out")
 
 
-def check_size(found: Instances, image: ImageRecord, size: tuple[int, int]) -> None:
-    """Tells of an image whose size (h, w) is not that of the annotations, after a look at all of the file."""
+def check_size(found: Instances, image: ImageRecord) -> None:
+    """Tells of an image whose size is not that of the annotations, after a look at all of the file."""
     pixels = read_pixels(found.folder / image.file_name)
     height, width = pixels.shape[:2]
     if (height, width) == (image.height, image.width):
