@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from piip.data.class_names import read_class_names
 from piip.data.images import read_indices
 from piip.data.sets.label_maps.ade20k import ADE20K_CLASSES
+from piip.data.sets.label_maps.class_names import read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
 from piip.data.sets.label_maps.dataset import LabelMapDataset
 from piip.errors import DataError
@@ -66,7 +66,8 @@ class Maps:
         Image.fromarray(values.astype(np.uint8)).save(self.labels / f"{stem}.png")
 
     def load(self, **changes: object) -> LabelMapDataset:
-        return LabelMapDataset(**({"images": self.images, "labels": self.labels, "class_names": NAMES} | changes))
+        settings = {"images": self.images, "labels": self.labels, "class_names": NAMES} | changes
+        return LabelMapDataset(LabelMapData.model_validate(settings))
 
 
 @pytest.fixture
