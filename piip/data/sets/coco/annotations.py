@@ -29,8 +29,8 @@ Id = int | str
 Crowds = Literal["auto", "objects", "regions"]
 
 _CONVERTED = "number or id written as text, or a whole number as 64.0, read"
-# Crowd regions are rare: more than this share of all annotations is worth a word.
-_MANY_CROWDS = 0.1
+# Crowd regions are rare: shares of all annotations that are worth a look, and a warning.
+_SOME_CROWDS, _MANY_CROWDS = 0.1, 0.5
 # Of the boxes, that lie within 0 and 1 where a file has fractions of the image for pixels.
 _ALMOST_ALL = 0.99
 
@@ -373,7 +373,8 @@ def _settle_crowds(
     """
     counts = [Counter(a.label for own in objects for a in own if a.crowd is crowd) for crowd in (True, False)]
     regions, others = counts[0].total(), counts[1].total()
-    if not regions or (regions <= _MANY_CROWDS * others and crowds != "objects"):
+    share = regions / max(regions + others, 1)
+    if not regions or (share <= _SOME_CROWDS and crowds != "objects"):
         return objects
     shares = ", ".join(
         f"{names[label]} {count} of {count + counts[1][label]}" for label, count in counts[0].most_common(10)
@@ -390,5 +391,5 @@ def _settle_crowds(
         "annotation with iscrowd 1, a crowd that nothing is learned from and no figure counts (exports of brush and SAM "
         "masks set the flag on every mask; crowds: objects reads them as objects)"
     )
-    findings.add(kind, shares, "left out", count=regions)
+    findings.add(kind, shares, "left out" if share > _MANY_CROWDS else "note", count=regions)
     return objects
