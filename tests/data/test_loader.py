@@ -236,15 +236,14 @@ def test_a_damaged_image_is_named_once_counted_and_replaced_by_the_next(
 
 @pytest.mark.parametrize(("workers", "size"), [(0, 2), (2, 2), (1, 1)])
 def test_evaluation_tells_a_damaged_image_with_its_truth_and_goes_on(
-    damaged: tuple[Config, Path], caplog: pytest.LogCaptureFixture, workers: int, size: int
+    damaged: tuple[Config, Path], workers: int, size: int
 ) -> None:
     config, path = damaged
     val = config.data.train.model_dump(mode="json")
     config = make_config(path.parents[2], workers=workers, val=val, eval_batch_size=size)
     dataset = config.data.val.build(training=False)
     loader = build_loader(config, dataset, training=False)
-    with caplog.at_level(logging.WARNING):
-        batches = list(loader)
+    batches = list(loader)
     loader.close()
     assert [id_ for batch in batches for id_ in batch.image_ids] == [1, 2, *range(4, 13)]
     assert all(len(batch.images) == len(batch.truths) == len(batch.image_ids) for batch in batches)
@@ -255,8 +254,6 @@ def test_evaluation_tells_a_damaged_image_with_its_truth_and_goes_on(
     expected = dataset.truth(2)
     assert all(np.array_equal(unread.truth[name], expected[name]) for name in ("xywh", "labels", "areas", "crowd"))
     assert unread.truth["rles"] == expected["rles"]
-    (record,) = caplog.records
-    assert record.getMessage() == f"undecodable image counted as one without results in evaluation: {unread.reason}"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
