@@ -1,4 +1,4 @@
-"""Iteration over batches, with a report of damaged images and of dead loader processes."""
+"""Iteration over batches, with a report of damaged images in training and of dead loader processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import atexit
 import logging
 import multiprocessing
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -21,18 +21,18 @@ from piip.errors import PiipError
 logger = logging.getLogger(__name__)
 
 _REPLACED = "undecodable image replaced by the next one in training"
-_UNREAD = "undecodable image counted as one without results in evaluation"
 
 
 class Loader:
-    """Iterates over batches, and reports images that could not be read.
+    """Iterates over batches.
 
     After `set_epoch(epoch)`, and `set_start(iteration)` to enter it midway, an iteration yields the rest of that epoch;
     the batches are bit for bit those of an uninterrupted run. len() is the number of batches of a whole epoch.
-    Damaged images are logged once each and counted in `dataset.report`.
-    check: called while a batch is waited for, about once a second; what it raises ends the wait.
-    Raises DataError when many images are damaged in training, and PiipError when a loader process dies or cannot be
-    started. No loader process outlives an error.
+    Damaged images of training are logged once each and counted in `dataset.report`; those of evaluation are in
+    `Batch.unread`.
+    check: called while a batch is waited for, about once per second; what it raises ends the wait.
+    Raises DataError when many images are damaged in training or an annotation is in evaluation, and PiipError when a
+    loader process dies or cannot be started. No loader process outlives an error.
     """
 
     def __init__(
@@ -67,8 +67,11 @@ class Loader:
         try:
             self._start()
             while (batch := self._next()) is not None:
-                self._tell(_REPLACED, batch.replaced)
-                self._tell(_UNREAD, [image.reason for image in batch.unread])
+                for message in batch.replaced:
+                    if message not in self._told:
+                        self._told.add(message)
+                        self.dataset.report.add(_REPLACED, message)
+                        logger.warning("%s: %s", _REPLACED, message)
                 yield batch
         except GeneratorExit:  # the processes wait for the next epoch
             raise
@@ -80,13 +83,6 @@ class Loader:
             if death is None:
                 raise
             raise death from None
-
-    def _tell(self, kind: str, messages: Sequence[str]) -> None:
-        for message in messages:
-            if message not in self._told:
-                self._told.add(message)
-                self.dataset.report.add(kind, message)
-                logger.warning("%s: %s", kind, message)
 
     def close(self) -> None:
         """Ends the loader processes; another iteration starts them again."""
