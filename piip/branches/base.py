@@ -21,6 +21,10 @@ class Tokens(NamedTuple):
     map: Tensor
     class_token: Tensor | None = None
 
+    def float(self) -> Tokens:
+        """The same in float32."""
+        return Tokens(self.map.float(), None if self.class_token is None else self.class_token.float())
+
 
 class Branch(nn.Module):
     """A backbone cut into blocks; between blocks its state is one feature map, perhaps with a class token beside it."""

@@ -103,7 +103,7 @@ class Trainer:
             class_names=train_data.class_names,
             epoch_length=self.epoch_length,
         )
-        check_targets(self.state.model.head.needs, train_data)
+        check_targets(config.model.head.needs, train_data)
         self.wrapped: nn.Module = self.state.model
         self.log: RunLog | None = None
 

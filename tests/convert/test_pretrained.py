@@ -23,6 +23,7 @@ from piip.branches.vit.resample import resample_position_bias
 from piip.branches.vit.vit import ViT
 from piip.errors import CheckpointError
 from piip.features import FeatureSpec
+from piip.heads.classifier.config import ClassifierConfig
 from piip.heads.classifier.head import Classifier
 from piip.official.keys import KeyTable
 
@@ -179,7 +180,7 @@ def test_augreg_arrays_give_timms_tokens(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 64)
     x = source.patch_embed(images) + source.pos_embed[:, 1:]
     torch.testing.assert_close(tokens(branch, images), source.blocks(x).view(1, 4, 4, 64), rtol=1e-4, atol=1e-5)
-    classifier = Classifier(specs=[FeatureSpec(64, 16)], num_classes=10)
+    classifier = Classifier(ClassifierConfig(num_classes=10), [FeatureSpec(64, 16)])
     branch = ViT(**SMALL, pretrain_size=64, layer_scale=None, class_token=True)
     load_pretrained(branch, str(tmp_path / "augreg.npz"), head=classifier.pretrained(0))
     source.reset_classifier(10)
@@ -211,7 +212,7 @@ def test_norm_and_head_of_the_source_go_to_the_classifier_where_they_fit(
 ) -> None:
     source = randomised(timm.create_model("vit_tiny_patch16_224", img_size=64, **SMALL, **settings))
     torch.save({"model": source.state_dict()}, tmp_path / "vit.pth")
-    classifier = Classifier(specs=[FeatureSpec(64, 16)], num_classes=classes)
+    classifier = Classifier(ClassifierConfig(num_classes=classes), [FeatureSpec(64, 16)])
     fresh = classifier.linears[0].weight.clone()
     branch = ViT(**SMALL, pretrain_size=64, layer_scale=None, class_token=True)
     with caplog.at_level(logging.INFO):
