@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +27,7 @@ from piip.errors import DataError
 Id = int | str
 Crowds = Literal["auto", "objects", "regions"]
 
+_ID_TYPES = (int, str)
 _CONVERTED = "number or id written as text, or a whole number as 64.0, read"
 # Crowd regions are rare: shares of all annotations that are worth a look, and a warning.
 _SOME_CROWDS, _MANY_CROWDS = 0.1, 0.5
@@ -148,7 +148,9 @@ def _read_images(
             findings.add("image without file name", f"image {short(id_)} has no 'file_name'", "error")
             continue
         if "file_name" not in entry:
-            findings.add("image named by its coco_url, as in LVIS (whose own AP is not computed here)", name, "repaired")
+            findings.add(
+                "image named by its coco_url, as in LVIS (whose own AP is not computed here)", name, "repaired"
+            )
         if id_ in places:
             if records[places[id_]].file_name == name:
                 findings.add("image listed twice read once", name, "repaired")
@@ -205,7 +207,9 @@ class _Reader:
         findings: Findings,
         masks: bool,
     ) -> None:
-        self._places, self._images, self._labels, self._findings, self._masks = places, images, labels, findings, masks
+        self._places: dict[Any, int] = {**places}
+        self._labels: dict[Any, int] = {**labels}
+        self._images, self._findings, self._masks = images, findings, masks
         counts = Counter(names)
         self._by_name = {name: label for label, name in enumerate(names) if counts[name] == 1}
         self.drawn: set[tuple[bool, bool]] = set()
@@ -223,10 +227,12 @@ class _Reader:
             if type(id_) is not int or id_ in seen:
                 id_ = self._number(id_, position, seen)
             seen.add(id_)
-            place = self._places.get(entry.get("image_id")) if _hashable(entry.get("image_id")) else None
+            given = entry.get("image_id")
+            place = self._places.get(given) if type(given) in _ID_TYPES else None
             if place is None:
                 place = self._find_image(entry, id_)
-            label = self._labels.get(entry.get("category_id")) if _hashable(entry.get("category_id")) else None
+            given = entry.get("category_id")
+            label = self._labels.get(given) if type(given) in _ID_TYPES else None
             if label is None:
                 label = self._find_label(entry, id_)
             fields = self._read_fields(entry, id_)
@@ -252,8 +258,8 @@ class _Reader:
         if boxes and fractions >= _ALMOST_ALL * boxes:
             self._findings.add(
                 "boxes in fractions of the image",
-                f"{fractions} of {boxes} boxes lie within 0 and 1: they look like fractions of the image; multiply x and "
-                "width by the image's width, y and height by its height (`piip data check FILE --repair OUT` does)",
+                f"{fractions} of {boxes} boxes lie within 0 and 1: they look like fractions of the image; multiply x "
+                "and width by its width, y and height by its height (`piip data check FILE --repair OUT` does)",
                 "error",
                 count=fractions,
             )
@@ -277,7 +283,7 @@ class _Reader:
         if given is None:
             self._fail("annotation without image", f"annotation {id_}", "has no 'image_id'")
             return None
-        place = self._places.get(identity(given) or "")
+        place = self._places.get(identity(given))
         if place is None:
             what = f"annotation {id_} is for image {short(given)}, not listed in the file"
             self._findings.add("annotation for an image that is not listed left out", what, "left out")
@@ -290,7 +296,7 @@ class _Reader:
         if given is None:
             self._fail("annotation without category", f"annotation {id_}", "has no 'category_id'")
             return None
-        label = self._labels.get(identity(given) or "")
+        label = self._labels.get(identity(given))
         if label is not None:
             self._findings.add(_CONVERTED, f"category_id of annotation {id_}", "repaired")
         elif isinstance(given, str) and given in self._by_name:
@@ -305,7 +311,7 @@ class _Reader:
         """Box, area and crowd flag; the box is None where it is that of the mask."""
         box, area, crowd = entry.get("bbox"), entry.get("area"), entry.get("iscrowd")
         try:
-            x, y, w, h = box
+            x, y, w, h = box or ()
             good = -LIMIT < x < LIMIT and -LIMIT < y < LIMIT and -LIMIT < w < LIMIT and -LIMIT < h < LIMIT
         except (TypeError, ValueError):
             good = False
@@ -356,10 +362,6 @@ class _Reader:
         return tuple(values)
 
 
-def _hashable(value: Any) -> bool:
-    return type(value) in (int, str)
-
-
 def _settle_crowds(
     objects: list[list[Annotation]],
     drawn: set[tuple[bool, bool]],
@@ -388,8 +390,8 @@ def _settle_crowds(
         findings.add(kind, shares, "repaired", count=regions)
         return [[a._replace(crowd=False) for a in own] for own in objects]
     kind = (
-        "annotation with iscrowd 1, a crowd that nothing is learned from and no figure counts (exports of brush and SAM "
-        "masks set the flag on every mask; crowds: objects reads them as objects)"
+        "annotation with iscrowd 1, a crowd that nothing is learned from and no figure counts (exports of brush and "
+        "SAM masks set the flag on every mask; crowds: objects reads them as objects)"
     )
     findings.add(kind, shares, "left out" if share > _MANY_CROWDS else "note", count=regions)
     return objects

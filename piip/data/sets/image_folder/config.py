@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from piip.data.sets.config import DatasetConfig
+from piip.data.split import PART, Part
 from piip.metrics.config import AccuracyConfig, MetricConfig
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ class ImageFolderData(DatasetConfig):
         description="text file with one 'folder name' per line, which also gives the order; imagenet: the 1000 synsets "
         "and their names; else folders in their order",
     )
+
+    part: Part = Field("all", description=PART)
 
     def build(self, *, training: bool) -> ImageFolderDataset:
         from piip.data.sets.image_folder.dataset import ImageFolderDataset

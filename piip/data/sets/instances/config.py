@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from piip.data.sets.config import DatasetConfig
-from piip.data.split import Part, names_in_part
+from piip.data.split import PART, Part, names_in_part
 from piip.metrics.config import CocoMetricConfig, MetricConfig
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ class InstanceData(DatasetConfig):
     min_side: int = Field(32, gt=0, description="training leaves out images with a side shorter than this, in pixels")
     masks: bool = Field(True, description="false reads boxes only, which is all that DINO learns")
 
-    part: Part = Field(
-        "all", description="of the images: all; or train or val, four fifths and a fifth as the hashes of names divide them"
-    )
+    part: Part = Field("all", description=PART)
 
     @abstractmethod
     def read(self) -> Instances:

@@ -47,13 +47,14 @@ class InstanceDataset(ImageDataset):
         annotations = [a for image in kept for a in image.annotations]
         if not training and all(a.crowd for a in annotations):
             raise DataError(
-                f"{self.source}: its {len(found.images)} images have no object to evaluate on, so every figure would be "
-                f"undefined; give annotations with objects{self._why(notable)}"
+                f"{self.source}: its {len(found.images)} images have no object to evaluate on, so every figure would "
+                f"be undefined; give annotations with objects{self._why(notable)}"
             )
         if not kept or (training and not config.keep_empty and not any(a.trainable for a in annotations)):
             raise DataError(
-                f"{self.source}: none of the {len(found.images)} images can be trained on; they have no annotations or "
-                f"a side below {config.min_side} pixels (data.train.keep_empty, data.train.min_side){self._why(notable)}"
+                f"{self.source}: none of the {len(found.images)} images can be trained on; they have no annotations "
+                f"or a side below {config.min_side} pixels (data.train.keep_empty, data.train.min_side)"
+                f"{self._why(notable)}"
             )
         if training and annotations and all(a.crowd or a.ignored or not a.trainable for a in annotations):
             raise DataError(f"{self.source}: no object is left to train on{self._why(notable)}")

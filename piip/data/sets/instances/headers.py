@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
 from piip.data.images import read_pixels, read_size
 from piip.data.sets.instances.records import ImageRecord, Instances
 from piip.errors import DataError
@@ -11,23 +16,24 @@ _MOST = 10_000
 
 
 def check_headers(found: Instances, *, max_pixels: int) -> None:
-    """Adds images of another size than annotated to the findings, as errors."""
+    """Adds images of another size than annotated to the findings, as errors.
+
+    Images that cannot be read are told when it is their turn: training takes others, evaluation counts them as missed.
+    """
     step = -(-len(found.images) // _MOST) or 1
     for image in found.images[::step]:
-        try:
-            size = read_size(found.folder / image.file_name, max_pixels)
-            if size != (image.height, image.width):
-                check_size(found, image)
-        except DataError:
-            continue  # which is told when it is its turn: training takes another one, evaluation counts it as missed
+        with suppress(DataError):
+            if read_size(found.folder / image.file_name, max_pixels) != (image.height, image.width):
+                check_size(found, image, read_pixels(found.folder / image.file_name))
 
 
-def check_size(found: Instances, image: ImageRecord) -> None:
-    """Tells of an image whose size is not that of the annotations, after a look at all of the file."""
-    pixels = read_pixels(found.folder / image.file_name)
+def check_size(found: Instances, image: ImageRecord, pixels: NDArray[np.uint8]) -> None:
+    """Tells of an image (H, W, 3) whose size is not that of the annotations."""
     height, width = pixels.shape[:2]
     if (height, width) == (image.height, image.width):
         return
-    hint = "; was it annotated without the image's EXIF rotation?" if (width, height) == (image.height, image.width) else ""
-    what = f"{image.file_name} has {width} x {height} pixels, by {found.source.name} {image.width} x {image.height}{hint}"
+    turned = (width, height) == (image.height, image.width)
+    hint = "; was it annotated without the image's EXIF rotation?" if turned else ""
+    annotated = f"by {found.source.name} {image.width} x {image.height}{hint}"
+    what = f"{image.file_name} has {width} x {height} pixels, {annotated}"
     found.findings.add("image of another size than annotated", what, "error")

@@ -1,4 +1,4 @@
-"""The ways in which annotation files write a mask, read as polygons or COCO's run lengths, and repaired where they can be.
+"""The ways in which files write a mask, read as polygons or COCO's run lengths, and repaired where they can be.
 
 This module does not need torch.
 """
@@ -36,7 +36,9 @@ class Mask(NamedTuple):
     extent: Box
 
 
-def read_mask(segmentation: Any, box: Sequence[float] | None, size: tuple[int, int], repaired: Callable[[str], None]) -> Mask:
+def read_mask(
+    segmentation: Any, box: Sequence[float] | None, size: tuple[int, int], repaired: Callable[[str], None]
+) -> Mask:
     """What a file says of a mask in an image of a size (h, w).
 
     box: (x, y, w, h), for polygons that are two corners of it. repaired: is told the kind of each repair.
@@ -91,7 +93,7 @@ def _read_polygons(
         xs, ys = polygon[::2], polygon[1::2]
         left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
         # NaN compares as false, and hides from the least and the greatest unless it comes first.
-        if not (-LIMIT < left and -LIMIT < top and right < LIMIT and bottom < LIMIT) or total != total:
+        if not (left > -LIMIT and top > -LIMIT and right < LIMIT and bottom < LIMIT) or total != total:
             raise BadMaskError(f"'segmentation' holds a number beyond reason, {_beyond(polygon)}")
         if len(polygon) * size[1] > _CROSSINGS and crossings(polygon, size[1]) > _CROSSINGS:
             raise BadMaskError("'segmentation' goes to and fro too often for an outline to be drawn")
@@ -148,8 +150,9 @@ def short(value: object) -> str:
 def _read_runs(rle: dict[str, Any], size: tuple[int, int], repaired: Callable[[str], None]) -> Rle:
     """Run lengths that fill an image of this size."""
     counts, given = rle["counts"], rle.get("size")
-    runs = _uncompress(counts) if isinstance(counts, str) else [whole(count) for count in counts]
-    if runs is None or any(run is None or run < 0 for run in runs):
+    read = _uncompress(counts) if isinstance(counts, str) else [whole(count) for count in counts]
+    runs = [run for run in read or [] if run is not None and run >= 0]
+    if read is None or len(runs) != len(read) or not runs:
         raise BadMaskError("the run lengths are damaged")
     filled = sum(runs)
     if given != [*size]:

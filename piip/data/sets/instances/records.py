@@ -31,7 +31,7 @@ _SAME_AREA = 1.25
 
 
 class Annotation(NamedTuple):
-    """One object or crowd region. box: (x, y, width, height) in pixels as the file has it; area: None for the mask's."""
+    """One object or crowd region. box: (x, y, width, height) in pixels as the file has it; area: None: see measure."""
 
     id: int | str
     label: int
@@ -128,7 +128,9 @@ def clean(
         return None
     if mask is not None:
         mask = _check_mask(mask, (left, top, right, bottom), (height, width), tell)
-    found = Annotation(id_, label, (x, y, w, h), area, crowd, ignored, True, None if mask is None else mask.segmentation)
+    found = Annotation(
+        id_, label, (x, y, w, h), area, crowd, ignored, True, None if mask is None else mask.segmentation
+    )
     if area is not None and (
         not _LEAST_OF_BOX * w * h <= area <= _MOST_OF_BOX * w * h + 2 or (mask is not None and area == w * h)
     ):

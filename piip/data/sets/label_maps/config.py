@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from piip.data.sets.config import DatasetConfig
+from piip.data.split import PART, Part
 from piip.metrics.config import MetricConfig, MIoUConfig
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ class LabelMapData(DatasetConfig):
     reduce_zero_label: bool = Field(
         False, description="0 in the files is no label and 1 the first one, as in ADE20K; 255 is never a label"
     )
+
+    image_suffix: str = Field("", description="what stands behind the common stem in names of images, as _leftImg8bit")
+    label_suffix: str = Field("", description="the same in names of label maps, as _gtFine_labelTrainIds")
+    part: Part = Field("all", description=PART)
 
     def build(self, *, training: bool) -> LabelMapDataset:
         from piip.data.sets.label_maps.dataset import LabelMapDataset

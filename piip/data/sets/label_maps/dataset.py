@@ -19,6 +19,7 @@ from piip.data.report import Report
 from piip.data.sets.base import ImageDataset
 from piip.data.sets.label_maps.class_names import read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
+from piip.data.split import names_in_part
 from piip.errors import DataError, first_few
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,12 @@ class _Pair(NamedTuple):
     labels: str
     height: int
     width: int
+
+
+def _stem(name: str, suffix: str) -> str | None:
+    """The name without its ending and a suffix before that; None where it does not have it."""
+    stem = os.path.splitext(name)[0]
+    return stem.removesuffix(suffix) if stem.endswith(suffix) else None
 
 
 class LabelMapDataset(ImageDataset):
@@ -53,17 +60,19 @@ class LabelMapDataset(ImageDataset):
         if not 0 < len(self.class_names) <= NO_LABEL:
             raise DataError(f"{len(self.class_names)} classes for {self.labels}; label maps may have 1 to {NO_LABEL}")
         self._first = int(config.reduce_zero_label)
-        self._pairs = Records(self._list())
+        self._pairs = Records(self._list(config))
         pairs = (self._pairs[index] for index in range(len(self)))
         self.aspect_ratios = np.array([pair.height / pair.width for pair in pairs])
         if self.report.counts:
             logger.warning("%s", self.report)
 
-    def _list(self) -> Iterator[_Pair]:
-        maps = {os.path.splitext(name)[0]: name for name in sorted(list_files(self.labels, {".png"}, self.report))}
+    def _list(self, config: LabelMapData) -> Iterator[_Pair]:
+        found = sorted(list_files(self.labels, {".png"}, self.report))
+        maps = {stem: name for name in found if (stem := _stem(name, config.label_suffix)) is not None}
         images: dict[str, str] = {}
         for name in sorted(list_images(self.source, self.report)):
-            other = images.setdefault(os.path.splitext(name)[0], name)
+            stem = _stem(name, config.image_suffix)
+            other = name if stem is None else images.setdefault(stem, name)
             if other != name:
                 raise DataError(f"{other} and {name} in {self.source} would share a label map; rename or remove one")
         missing = [name for stem, name in images.items() if stem not in maps]
@@ -74,7 +83,10 @@ class LabelMapDataset(ImageDataset):
         for stem, name in maps.items():
             if stem not in images:
                 self.report.add("label map without an image left out", name)
+        kept = names_in_part(images.values(), config.part)
         for stem, name in images.items():
+            if name not in kept:
+                continue
             header = read_index_header(self.labels / maps[stem])
             yield _Pair(name, maps[stem], header.height, header.width)
 

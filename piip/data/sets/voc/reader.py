@@ -41,7 +41,7 @@ def _parse(file: Path, findings: Findings) -> Document | None:
         return None
     # VOC itself counts pixels from 1; tools that write its format count from 0.
     shift = 1 if "voc" in (tree.findtext("source/database") or "").lower() else 0
-    shapes = []
+    shapes: list[Shape] = []
     for entry in tree.iterfind("object"):
         name = (entry.findtext("name") or "").strip()
         corners = [number(entry.findtext(f"bndbox/{key}")) for key in _CORNERS]
