@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from piip.cli.options import ConfigName, Device, Overrides, OverridesCommand
+from piip.cli.options import ConfigName, Data, Device, Overrides, OverridesCommand, with_data
 
 
 class TrainCommand(OverridesCommand):
@@ -43,6 +43,7 @@ def _names_a_checkpoint(word: str | None) -> bool:
 def train(
     config: ConfigName,
     overrides: Overrides = None,
+    data: Data = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="DIR", file_okay=False, help="Run directory; runs/NAME by default."),
@@ -56,7 +57,7 @@ def train(
     """Train a model; ends with its metrics and where everything lies."""
     from piip.config.load import load_config
 
-    settings = load_config(config, overrides or ())
+    settings = load_config(config, with_data(overrides, data))
     output = output or Path("runs") / settings.name
     _keep_source(config, output / "config.yaml")
     # Before torch is imported, which takes seconds.
