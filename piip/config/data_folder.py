@@ -40,9 +40,9 @@ def fill_from_folder(draft: Draft) -> None:
             f"{member.task}; choose a config of {found.task} (see `piip models`)"
         )
     head["num_classes"] = len(found.class_names)
-    if found.masks is False and member is not None and "masks" in member.model_fields:
-        if draft.origin.get("model.head.masks") not in (COMMAND_LINE, draft.file):
-            head["masks"] = False
+    chosen = draft.origin.get("model.head.masks") in (COMMAND_LINE, draft.file)
+    if found.masks is False and member is not None and "masks" in member.model_fields and not chosen:
+        head["masks"] = False
     unread = {}
     if found.masks is not None and member is not None and "masks" not in member.model_construct(**head).needs:
         unread = {"masks": False}

@@ -137,10 +137,15 @@ def read_sized_image(path: Path, *, size: tuple[int, int], source: Path, max_pix
     image = read_image(path, max_pixels)
     height, width = image.shape[1:]
     if (height, width) != size:
-        hint = "; was that made without the image's EXIF rotation?" if (width, height) == size else ""
-        wanted = f"by {source} it should have {size[1]} x {size[0]}"
-        raise DataError(f"image {path} has {width} x {height} pixels, but {wanted}{hint}")
+        raise DataError(size_fault(path, (height, width), size, source))
     return image
+
+
+def size_fault(path: Path, found: tuple[int, int], wanted: tuple[int, int], source: Path) -> str:
+    """What is said of an image whose (h, w) is not what a source says."""
+    hint = "; was that made without the image's EXIF rotation?" if found == wanted[::-1] else ""
+    (height, width), (other_height, other_width) = found, wanted
+    return f"image {path} has {width} x {height} pixels, but by {source} it should have {other_width} x {other_height}{hint}"
 
 
 def read_indices(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[np.int32]:

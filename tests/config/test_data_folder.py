@@ -17,9 +17,7 @@ from tests.data.test_find import coco_boxes, coco_roboflow, maps_alone, yolo
 NANO = "detection/mask_rcnn_piip_nano_shapes"
 
 
-def test_data_and_classes_of_a_config_are_those_of_the_folder(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_data_and_classes_of_a_config_are_those_of_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     coco_roboflow(tmp_path)
     config = load_config(NANO, [f"data.folder={tmp_path}", "data.train.keep_empty=true"])
     assert config.data.train.model_dump()["annotations"] == tmp_path / "train" / "_annotations.coco.json"

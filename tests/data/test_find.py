@@ -152,7 +152,9 @@ LAYOUTS: list[tuple[Callable[[Path], None], str, tuple[int, int], bool | None]] 
 ]
 
 
-@pytest.mark.parametrize(("write", "words", "counts", "masks"), LAYOUTS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("write", "words", "counts", "masks"), LAYOUTS, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_a_folder_becomes_training_and_validation_data(
     tmp_path: Path, write: Callable[[Path], None], words: str, counts: tuple[int, int], masks: bool | None
 ) -> None:

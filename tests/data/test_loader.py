@@ -16,7 +16,6 @@ from piip.config.experiment import Config
 from piip.data.batch import Batch, pack_masks, unpack_masks
 from piip.data.build import build_loader
 from piip.data.sampler import EvalSampler, TrainSampler
-from piip.data.sets.coco.config import CocoData
 from piip.data.sets.instances.dataset import InstanceDataset
 from piip.data.transforms.batch import prepare
 from piip.errors import ConfigError, DataError

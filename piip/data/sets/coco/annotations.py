@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from piip.data.class_names import check_text
+from piip.data.findings import Findings
 from piip.data.images import read_size
-from piip.data.sets.instances.findings import Findings
 from piip.data.sets.instances.image_names import find_image_files
 from piip.data.sets.instances.masks import short
 from piip.data.sets.instances.numbers import LIMIT, identity, number, truth_value, whole
@@ -35,12 +35,15 @@ _SOME_CROWDS, _MANY_CROWDS = 0.1, 0.5
 _ALMOST_ALL = 0.99
 
 
-def read_annotations(path: Path, images: Path, *, masks: bool = True, crowds: Crowds = "auto") -> Instances:
+def read_annotations(
+    path: Path, images: Path, *, masks: bool = True, crowds: Crowds = "auto", fractions: bool = False
+) -> Instances:
     """Reads a COCO instance file.
 
     images: the folder of the image files. masks: false reads boxes only, and looks at no segmentation.
     crowds: whether annotations with iscrowd 1 are objects, or regions as COCO has them; auto takes them for objects
     where no other annotation has a segmentation, as exports of brush and SAM masks do.
+    fractions: boxes are in fractions of the image.
     Category ids, gapped or not, become labels 0, 1, ... in ascending order; where one is text, in the file's order.
     Raises DataError for what is no COCO file at all; all other errors are in the findings.
     """
@@ -51,7 +54,7 @@ def read_annotations(path: Path, images: Path, *, masks: bool = True, crowds: Cr
     if not records or not names:
         findings.raise_errors(path)
         raise DataError(f"{path} has no {'categories' if records else 'images'}")
-    reader = _Reader(places, records, labels, names, findings, masks)
+    reader = _Reader(places, records, labels, names, findings, masks, fractions)
     if "annotations" not in data:
         findings.add("file without a list of annotations read as one without objects", path.name, "repaired")
     entries = data.get("annotations", [])
@@ -119,10 +122,10 @@ def _read_categories(entries: list[Any], findings: Findings) -> tuple[dict[Id, i
         names[id_] = name
         if supers[name] and supers[name] >= len(entries) - 1 > 0:
             what = f"'{name}' (category {id_}), of which all other classes are a kind"
-            findings.add("category that is the supercategory of all others, a class without objects", what, "note")
+            findings.add("category that is the supercategory of all others, a class without objects", what, "suspect")
     for name, count in Counter(names.values()).items():
         if count > 1:
-            findings.add("class name that several categories have", name, "note")
+            findings.add("class name that several categories have", name, "suspect")
     order: Iterable[Id] = names
     if all(isinstance(id_, int) for id_ in names):
         order = sorted(names, key=lambda id_: (isinstance(id_, str), id_))
@@ -206,10 +209,11 @@ class _Reader:
         names: list[str],
         findings: Findings,
         masks: bool,
+        fractions: bool,
     ) -> None:
         self._places: dict[Any, int] = {**places}
         self._labels: dict[Any, int] = {**labels}
-        self._images, self._findings, self._masks = images, findings, masks
+        self._images, self._findings, self._masks, self._fractions = images, findings, masks, fractions
         counts = Counter(names)
         self._by_name = {name: label for label, name in enumerate(names) if counts[name] == 1}
         self.drawn: set[tuple[bool, bool]] = set()
@@ -245,6 +249,8 @@ class _Reader:
             if box is not None:
                 boxes += 1
                 x, y, w, h = box
+                if self._fractions:
+                    box = (x * image.width, y * image.height, w * image.width, h * image.height)
                 fractions += 0 <= x <= 1 and 0 <= y <= 1 and 0 < w <= 1 and 0 < h <= 1 and image.height > 1
             if image.height <= 0:
                 continue
@@ -255,7 +261,7 @@ class _Reader:
             )
             if cleaned is not None:
                 found[place].append(cleaned if self._masks else cleaned._replace(segmentation=None))
-        if boxes and fractions >= _ALMOST_ALL * boxes:
+        if boxes and fractions >= _ALMOST_ALL * boxes and not self._fractions:
             self._findings.add(
                 "boxes in fractions of the image",
                 f"{fractions} of {boxes} boxes lie within 0 and 1: they look like fractions of the image; multiply x "
@@ -393,5 +399,5 @@ def _settle_crowds(
         "annotation with iscrowd 1, a crowd that nothing is learned from and no figure counts (exports of brush and "
         "SAM masks set the flag on every mask; crowds: objects reads them as objects)"
     )
-    findings.add(kind, shares, "left out" if share > _MANY_CROWDS else "note", count=regions)
+    findings.add(kind, shares, "left out" if share > _MANY_CROWDS else "suspect", count=regions)
     return objects

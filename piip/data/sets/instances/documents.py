@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from piip.data.class_names import check_text
+from piip.data.findings import Findings
 from piip.data.folders import list_files, list_images
 from piip.data.images import read_size
-from piip.data.sets.instances.findings import Findings
 from piip.data.sets.instances.records import ImageRecord, Instances, clean
 from piip.errors import DataError
 

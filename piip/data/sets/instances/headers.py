@@ -7,7 +7,7 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from piip.data.images import read_pixels, read_size
+from piip.data.images import read_pixels, read_size, size_fault
 from piip.data.sets.instances.records import ImageRecord, Instances
 from piip.errors import DataError
 
@@ -29,11 +29,7 @@ def check_headers(found: Instances, *, max_pixels: int) -> None:
 
 def check_size(found: Instances, image: ImageRecord, pixels: NDArray[np.uint8]) -> None:
     """Tells of an image (H, W, 3) whose size is not that of the annotations."""
-    height, width = pixels.shape[:2]
-    if (height, width) == (image.height, image.width):
-        return
-    turned = (width, height) == (image.height, image.width)
-    hint = "; was it annotated without the image's EXIF rotation?" if turned else ""
-    annotated = f"by {found.source.name} {image.width} x {image.height}{hint}"
-    what = f"{image.file_name} has {width} x {height} pixels, {annotated}"
-    found.findings.add("image of another size than annotated", what, "error")
+    size, wanted = pixels.shape[:2], (image.height, image.width)
+    if size != wanted:
+        what = size_fault(found.folder / image.file_name, size, wanted, found.source)
+        found.findings.add("image of another size than annotated", what, "error")

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from piip.data.sets.instances.findings import Findings
+from piip.data.findings import Findings
 from piip.errors import DataError, first_few
 
+_ELSEWHERE = "file name of another machine or server matched with the file that it means"
 # What Label Studio puts before the name of an uploaded file.
 _PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
@@ -40,7 +41,7 @@ def find_image_files(folder: Path, names: Sequence[str], source: Path, findings:
         if end is not None and end not in others:
             others.add(end)
             found[index] = end
-            findings.add("file name with folders that are not here matched by its end", f"{name} is {end}", "repaired")
+            findings.add(_ELSEWHERE, f"{name} is {end}", "repaired")
         elif not _is_plain(name) and "\\" not in name and not urlsplit(name).netloc:
             _refuse(name, f"names must lie inside the image folder {folder}", source, findings)
         else:

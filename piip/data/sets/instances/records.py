@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from pycocotools import mask as mask_utils
 
-from piip.data.sets.instances.findings import Effect, Findings
+from piip.data.findings import Effect, Findings
 from piip.data.sets.instances.masks import BadMaskError, Box, Mask, read_mask, to_rle
 
 # Shares of the box between which an area is not looked at further.
@@ -167,7 +167,7 @@ def _check_mask(mask: Mask, box: Box, size: tuple[int, int], tell: Callable[...,
         return None
     union = (box[2] - box[0]) * (box[3] - box[1]) + (x2 - x1) * (y2 - y1) - across * down
     if across * down < 0.5 * union:
-        tell("mask that does not fill its box, or reaches out of it", "note")
+        tell("mask that does not fill its box, or reaches out of it", "suspect")
     return mask
 
 

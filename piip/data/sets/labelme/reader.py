@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from piip.data.findings import Findings
 from piip.data.sets.instances.documents import Document, Shape, read_documents
-from piip.data.sets.instances.findings import Findings
 from piip.data.sets.instances.numbers import number, whole
 from piip.data.sets.instances.records import Instances
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from piip.data.findings import Findings
 from piip.data.sets.instances.documents import Document, Shape, read_documents
-from piip.data.sets.instances.findings import Findings
 from piip.data.sets.instances.numbers import number, whole
 from piip.data.sets.instances.records import Instances
 from piip.errors import DataError

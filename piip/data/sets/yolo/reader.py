@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from piip.data.class_names import check_text
+from piip.data.findings import Findings
 from piip.data.folders import list_images
 from piip.data.images import read_size
-from piip.data.sets.instances.findings import Findings
 from piip.data.sets.instances.numbers import number, whole
 from piip.data.sets.instances.records import Annotation, ImageRecord, Instances, clean
 from piip.errors import DataError, first_few

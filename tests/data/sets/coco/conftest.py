@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from piip.data.sets.coco.config import CocoData
 from piip.data.sets.instances.dataset import InstanceDataset
 from tests.data.sets.coco.coco_set import Coco
 

@@ -13,7 +13,6 @@ from pycocotools import mask as mask_utils
 
 from piip.data.sets.base import check_classes, check_same_classes, check_targets
 from piip.data.sets.coco.config import CocoData
-from piip.data.sets.coco.config import CocoData
 from piip.data.sets.instances.dataset import InstanceDataset
 from piip.errors import ConfigError, DataError
 from tests.data.sets.coco.coco_set import Coco
@@ -173,8 +172,8 @@ def test_images_of_another_size_than_annotated_are_named_before_the_first_is_rea
         coco.load()
     assert str(error.value).splitlines()[1:4] == [
         "  2 x image of another size than annotated:",
-        "    3.png has 36 x 50 pixels, by instances.json 36 x 51",
-        "    7.png has 61 x 40 pixels, by instances.json 60 x 40",
+        f"    image {coco.images}/3.png has 36 x 50 pixels, but by {coco.file} it should have 36 x 51",
+        f"    image {coco.images}/7.png has 61 x 40 pixels, but by {coco.file} it should have 60 x 40",
     ]
     coco.data["images"][1]["height"] = 50
     Image.new("RGB", (40, 60)).save(coco.images / "7.png")

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from piip.data.sets.coco.config import CocoData
 from piip.data.sets.instances.dataset import InstanceDataset
 from piip.data.sets.label_maps.dataset import LabelMapDataset
 from piip.data.sets.shapes.config import ShapesData

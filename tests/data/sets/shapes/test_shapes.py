@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from piip.data.sets.coco.config import CocoData
 from piip.data.sets.instances.dataset import InstanceDataset
 from piip.data.sets.shapes import instances as shapes
 from piip.data.sets.shapes.config import ShapesData

@@ -58,5 +58,10 @@ def test_all_faults_are_told(tmp_path: Path) -> None:
     (tmp_path / "other.xml").write_text(voc("gone.jpg"))
     with pytest.raises(DataError) as error:
         VocData(root=tmp_path, class_names=("box",)).build(training=True)
-    for words in ("im0.xml: object 1 'box' has no name or no box", "im1.xml: ", "other.xml (gone.jpg)", "'disc' in im2.png"):
+    for words in (
+        "im0.xml: object 1 'box' has no name or no box",
+        "im1.xml: ",
+        "other.xml (gone.jpg)",
+        "'disc' in im2.png",
+    ):
         assert words in str(error.value)

@@ -65,7 +65,12 @@ def test_all_faulty_lines_are_told_with_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "train" / "labels" / "im0.txt").write_text("0 0.5 0.5\n2 0.5 0.5 0.1 0.1\n0 30 20 10 10\n0 a b c d\n")
     with pytest.raises(DataError) as error:
         describe(tmp_path, train="train").build(training=True)
-    for words in ("im0.txt, line 1", "im0.txt, line 2: class 2, but there are 2", "im0.txt, line 3: 30 is no", "line 4"):
+    for words in (
+        "im0.txt, line 1",
+        "im0.txt, line 2: class 2, but there are 2",
+        "im0.txt, line 3: 30 is no",
+        "line 4",
+    ):
         assert words in str(error.value)
 
 

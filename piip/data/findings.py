@@ -8,7 +8,7 @@ from typing import Literal
 from piip.data.report import Report
 from piip.errors import DataError, visible
 
-Effect = Literal["repaired", "left out", "error", "note"]
+Effect = Literal["repaired", "left out", "error", "suspect", "note"]
 
 _SHOWN = 10
 
@@ -18,7 +18,7 @@ class Findings(Report):
     """A report that knows of each kind what came of it.
 
     effects: by kind. repaired: nothing is lost. left out: an object, mask or image is not used. error: the data cannot
-    be used before it is corrected. note: worth a look, and nothing was changed.
+    be used before it is corrected. suspect: used as it is, though it looks wrong. note: worth knowing.
     """
 
     effects: dict[str, Effect] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Findings(Report):
         raise DataError("\n".join([*lines, f"`piip data check {source}` shows everything that is wrong"]))
 
     def __str__(self) -> str:
-        notes = {kind for kind, effect in self.effects.items() if effect == "note"}
+        notes = {kind for kind, effect in self.effects.items() if effect in ("note", "suspect")}
         if not notes:
             return super().__str__()
         counts = {kind: count for kind, count in self.counts.items() if kind not in notes}
