@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from piip import __version__
-from piip.cli import convert, convert_config, doctor, evaluate, flops, models, predict, train
+from piip.cli import convert, convert_config, data, doctor, evaluate, flops, init, models, predict, train
 from piip.cli.errors import Debug, command
 from piip.cli.options import OverridesCommand
 
@@ -48,5 +48,10 @@ app.command("predict")(command(predict.predict))
 app.command("flops")(command(flops.flops))
 app.command("convert-ckpt")(command(convert.convert))
 app.command("convert-config")(command(convert_config.convert_config))
+app.command("init")(command(init.init))
 app.command("models")(command(models.models))
 app.command("doctor")(command(doctor.doctor))
+
+data_app = typer.Typer(name="data", help="Look at data before training on them.", no_args_is_help=True)
+data_app.command("check")(command(data.check))
+app.add_typer(data_app)

@@ -90,8 +90,12 @@ def find_data(folder: Path) -> FoundData:
 
 def _walk(folder: Path, depth: int = 0) -> Iterator[tuple[str, list[str]]]:
     """The folders and their files, without those that begin with a dot."""
-    with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((e.name, e.is_dir(follow_symlinks=False) or os.path.isdir(e.path)) for e in entries)
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from None
+    found = [(name, is_folder) for name, is_folder in found if not name.startswith(".")]
     yield str(folder), [name for name, is_folder in found if not is_folder]
     for name, is_folder in found:
         if is_folder and depth < _DEEPEST:
@@ -153,8 +157,19 @@ def _find_coco(folder: Path, tree: dict[str, list[str]]) -> FoundData | None:
                 f"{folder} holds several COCO files for {split or 'training'}: {first_few(paths)}; name one in "
                 "data.train.annotations and data.val.annotations"
             )
-        options[split] = CocoData(images=_images_of(folder, chosen[0], tree), annotations=folder / chosen[0])
+        file = folder / chosen[0]
+        options[split] = CocoData(images=_images_of(folder, chosen[0], tree) or file.parent, annotations=file)
     return _instances(folder, "COCO annotations", options, look_at_both=False)
+
+
+def coco_file(file: Path) -> CocoData:
+    """The data of one COCO file, whose images are looked for beside it and in the folder above."""
+    for folder in (file.parent, file.parent.parent):
+        tree = {os.path.relpath(path, folder): names for path, names in _walk(folder, _DEEPEST - 2)}
+        images = _images_of(folder, os.path.relpath(file, folder), tree)
+        if images is not None:
+            return CocoData(images=images, annotations=file)
+    return CocoData(images=file.parent, annotations=file)
 
 
 def _ends_of(path: Path) -> bytes:
@@ -173,7 +188,7 @@ def _holds_coco(path: Path) -> bool:
     return b'"images"' in ends and (b'"categories"' in ends or b'"annotations"' in ends) and b'"caption"' not in ends
 
 
-def _images_of(folder: Path, path: str, tree: dict[str, list[str]]) -> Path:
+def _images_of(folder: Path, path: str, tree: dict[str, list[str]]) -> Path | None:
     """The folder of the images that a COCO file names: one that holds the first of them, the nearest to the file."""
     names = re.findall(rb'"(?:file_name|coco_url)"\s*:\s*"((?:[^"\\]|\\.)+)"', _ends_of(folder / path))
     parents = sorted(tree, key=lambda parent: _closeness(parent, path), reverse=True)
@@ -187,7 +202,7 @@ def _images_of(folder: Path, path: str, tree: dict[str, list[str]]) -> Path:
         for parent in parents:
             if Path(name).name in tree[parent]:
                 return folder / parent
-    return (folder / path).parent
+    return None
 
 
 def _closeness(parent: str, path: str) -> tuple[bool, int]:

@@ -144,8 +144,8 @@ def read_sized_image(path: Path, *, size: tuple[int, int], source: Path, max_pix
 def size_fault(path: Path, found: tuple[int, int], wanted: tuple[int, int], source: Path) -> str:
     """What is said of an image whose (h, w) is not what a source says."""
     hint = "; was that made without the image's EXIF rotation?" if found == wanted[::-1] else ""
-    (height, width), (other_height, other_width) = found, wanted
-    return f"image {path} has {width} x {height} pixels, but by {source} it should have {other_width} x {other_height}{hint}"
+    annotated = f"by {source} it should have {wanted[1]} x {wanted[0]}"
+    return f"image {path} has {found[1]} x {found[0]} pixels, but {annotated}{hint}"
 
 
 def read_indices(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[np.int32]:

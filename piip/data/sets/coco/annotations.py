@@ -27,6 +27,7 @@ from piip.errors import DataError
 Id = int | str
 Crowds = Literal["auto", "objects", "regions"]
 
+FRACTIONS = "boxes in fractions of the image"
 _ID_TYPES = (int, str)
 _CONVERTED = "number or id written as text, or a whole number as 64.0, read"
 # Crowd regions are rare: shares of all annotations that are worth a look, and a warning.
@@ -263,7 +264,7 @@ class _Reader:
                 found[place].append(cleaned if self._masks else cleaned._replace(segmentation=None))
         if boxes and fractions >= _ALMOST_ALL * boxes and not self._fractions:
             self._findings.add(
-                "boxes in fractions of the image",
+                FRACTIONS,
                 f"{fractions} of {boxes} boxes lie within 0 and 1: they look like fractions of the image; multiply x "
                 "and width by its width, y and height by its height (`piip data check FILE --repair OUT` does)",
                 "error",
