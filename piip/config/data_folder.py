@@ -43,7 +43,7 @@ def fill_from_folder(draft: Draft) -> None:
     chosen = draft.origin.get("model.head.masks") in (COMMAND_LINE, draft.file)
     if found.masks is False and member is not None and "masks" in member.model_fields and not chosen:
         head["masks"] = False
-    unread = {}
+    unread: dict[str, Any] = {}
     if found.masks is not None and member is not None and "masks" not in member.model_construct(**head).needs:
         unread = {"masks": False}
     for split, config in (("train", found.train), ("val", found.val)):

@@ -163,11 +163,11 @@ def _compare(splits: Sequence[Split], seen: Sequence[dict[Path, _Seen]]) -> None
                 kind = f"copy of another image of the split (largest group: {max(counts.values())})"
                 split.findings.add(kind, f"{path.name} is {other.name}", "suspect")
     for index, split in enumerate(splits[1:], 1):
-        for other, others in zip(splits[:index], seen[:index]):
-            if split.class_names != other.class_names and split.class_names and other.class_names:
-                what = f"{split.class_names} in {split.name}, {other.class_names} in {other.name}"
+        for before, others in zip(splits[:index], seen[:index]):
+            if split.class_names != before.class_names and split.class_names and before.class_names:
+                what = f"{split.class_names} in {split.name}, {before.class_names} in {before.name}"
                 split.findings.add("classes that are others, or numbered otherwise, in training", what[:200], "error")
-            _find_leaks(split, other, seen[index], others)
+            _find_leaks(split, before, seen[index], others)
 
 
 def _find_leaks(split: Split, other: Split, images: dict[Path, _Seen], others: dict[Path, _Seen]) -> None:

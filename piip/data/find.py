@@ -275,8 +275,8 @@ def _find_label_maps(folder: Path, tree: dict[str, list[str]]) -> FoundData | No
         below = [sub for parent in tree if (sub := os.path.relpath(parent, labels)) and not sub.startswith("..")]
         splits = {sub: split_of(sub) for sub in below if sub != "." and "/" not in sub}
         parts = [(f"{images}/{sub}", f"{labels}/{sub}", split) for sub, split in splits.items() if split]
-        whole = (images, labels, split_of(labels))
-        for image_folder, label_folder, split in parts or [whole]:
+        whole: tuple[str, str, str | None] = (images, labels, split_of(labels))
+        for image_folder, label_folder, split in [*parts] or [whole]:
             data = _read_maps(folder, image_folder, label_folder, tree)
             if data is not None:
                 options[split] = data

@@ -13,11 +13,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from piip.data.class_names import check_text
 from piip.data.findings import Findings
 from piip.data.images import read_size
+from piip.data.sets.coco.crowds import Crowds, settle_crowds
 from piip.data.sets.instances.image_names import find_image_files
 from piip.data.sets.instances.masks import short
 from piip.data.sets.instances.numbers import LIMIT, identity, number, truth_value, whole
@@ -25,13 +26,10 @@ from piip.data.sets.instances.records import Annotation, ImageRecord, Instances,
 from piip.errors import DataError
 
 Id = int | str
-Crowds = Literal["auto", "objects", "regions"]
 
 FRACTIONS = "boxes in fractions of the image"
 _ID_TYPES = (int, str)
 _CONVERTED = "number or id written as text, or a whole number as 64.0, read"
-# Crowd regions are rare: shares of all annotations that are worth a look, and a warning.
-_SOME_CROWDS, _MANY_CROWDS = 0.1, 0.5
 # Of the boxes, that lie within 0 and 1 where a file has fractions of the image for pixels.
 _ALMOST_ALL = 0.99
 
@@ -65,7 +63,7 @@ def read_annotations(
         objects = reader.read(entries)
     finally:
         gc.enable()
-    objects = _settle_crowds(objects, reader.drawn, names, crowds, findings)
+    objects = settle_crowds(objects, reader.drawn, names, crowds, findings)
     found = [record._replace(annotations=tuple(own)) for record, own in zip(records, objects) if record.height > 0]
     if any(isinstance(record.id, str) for record in found):
         found = [record._replace(id=str(record.id)) for record in found]
@@ -316,9 +314,10 @@ class _Reader:
 
     def _read_fields(self, entry: dict[str, Any], id_: Id) -> tuple[Any, float | None, bool] | None:
         """Box, area and crowd flag; the box is None where it is that of the mask."""
-        box, area, crowd = entry.get("bbox"), entry.get("area"), entry.get("iscrowd")
+        box: Any = entry.get("bbox")
+        area, crowd = entry.get("area"), entry.get("iscrowd")
         try:
-            x, y, w, h = box or ()
+            x, y, w, h = box
             good = -LIMIT < x < LIMIT and -LIMIT < y < LIMIT and -LIMIT < w < LIMIT and -LIMIT < h < LIMIT
         except (TypeError, ValueError):
             good = False
@@ -367,38 +366,3 @@ class _Reader:
             return False
         self._findings.add(_CONVERTED, f"box of annotation {id_}", "repaired")
         return tuple(values)
-
-
-def _settle_crowds(
-    objects: list[list[Annotation]],
-    drawn: set[tuple[bool, bool]],
-    names: list[str],
-    crowds: Crowds,
-    findings: Findings,
-) -> list[list[Annotation]]:
-    """The objects with crowds among them, where crowds are to be objects; says what the flag does where it is frequent.
-
-    drawn: which of (crowd, has a segmentation) the file holds.
-    """
-    counts = [Counter(a.label for own in objects for a in own if a.crowd is crowd) for crowd in (True, False)]
-    regions, others = counts[0].total(), counts[1].total()
-    share = regions / max(regions + others, 1)
-    if not regions or (share <= _SOME_CROWDS and crowds != "objects"):
-        return objects
-    shares = ", ".join(
-        f"{names[label]} {count} of {count + counts[1][label]}" for label, count in counts[0].most_common(10)
-    )  # fmt: skip
-    brushed = (True, True) in drawn and (False, True) not in drawn
-    if crowds == "objects" or (crowds == "auto" and (brushed or not others)):
-        kind = (
-            "annotation with iscrowd 1 read as an object: exports of brush and SAM masks set the flag on every mask "
-            "(crowds: regions keeps crowds)"
-        )
-        findings.add(kind, shares, "repaired", count=regions)
-        return [[a._replace(crowd=False) for a in own] for own in objects]
-    kind = (
-        "annotation with iscrowd 1, a crowd that nothing is learned from and no figure counts (exports of brush and "
-        "SAM masks set the flag on every mask; crowds: objects reads them as objects)"
-    )
-    findings.add(kind, shares, "left out" if share > _MANY_CROWDS else "suspect", count=regions)
-    return objects

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from piip.data.findings import Findings
@@ -74,14 +74,15 @@ def _ends(name: str, folder: Path, root: Path) -> Iterator[str]:
     for base in (folder, Path(os.path.abspath(folder)), root):
         if path.startswith(f"{base}/"):
             yield path[len(str(base)) + 1 :]
-    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
-    if urlsplit(path).netloc or "?" in path or "%" in path:
-        address = urlsplit(path)
-        parts = [unquote(part) for part in [*address.path.split("/"), *address.query.rpartition("=")[2].split("/")]]
-    for start in range(len(parts)):
-        yield "/".join(parts[start:])
-    if parts:
-        yield _PREFIX.sub("", parts[-1])
+    address = urlsplit(path)
+    # An address may give the file behind its path, as in ?d=folder/file.
+    wholes = [path, unquote(address.path), unquote(address.query.rpartition("=")[2])]
+    for whole in dict.fromkeys(wholes):
+        parts = [part for part in whole.split("/") if part not in ("", "..")]
+        for start in range(len(parts)):
+            yield "/".join(parts[start:])
+        if parts:
+            yield _PREFIX.sub("", parts[-1])
 
 
 class _Listings:
@@ -128,6 +129,5 @@ class _Listings:
                 prefix = os.path.relpath(folder, self._root)
                 for file in files:
                     self._by_name.setdefault(file, []).append(file if prefix == "." else f"{prefix}/{file}")
-        last = PurePosixPath(name.replace("\\", "/")).name
-        files = self._by_name.get(last, []) or self._by_name.get(_PREFIX.sub("", last), [])
+        files = self._by_name.get(name.replace("\\", "/").rpartition("/")[2], [])
         return files[0] if len(files) == 1 and self.has(files[0]) else None

@@ -78,6 +78,8 @@ def _read_polygons(
 ) -> Mask:
     polygons, x1, y1, x2, y2 = [], math.inf, math.inf, -math.inf, -math.inf
     try:
+        if len(parts) > 2 and len(parts[0]) == 2:
+            raise TypeError
         sums = [sum(polygon) for polygon in parts]
     except (TypeError, OverflowError):
         parts = _to_polygons(parts, repaired)

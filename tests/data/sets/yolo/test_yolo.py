@@ -84,8 +84,13 @@ def test_an_image_without_labels_has_no_objects(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"), [({"names": {1: "a", 2: "b"}}, "must number its classes 0, 1"), ({"train": "gone"}, "no gone below"),
-                        ({"train": None}, "has no 'train'")])  # fmt: skip
+    ("data", "words"),
+    [
+        ({"names": {1: "a", 2: "b"}}, "must number its classes 0, 1"),
+        ({"train": "gone"}, "no gone below"),
+        ({"train": None}, "has no 'train'"),
+    ],
+)
 def test_a_description_that_does_not_fit_is_an_error(tmp_path: Path, data: dict[str, object], words: str) -> None:
     write_set(tmp_path, "train", 0)
     with pytest.raises(DataError, match=words):
