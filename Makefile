@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := $(wildcard csrc/* tests/ops/emulated/*.h tests/ops/emulated/*.cpp)
+SOURCES := $(wildcard $(foreach folder,csrc csrc/cpu csrc/cuda tests/ops/emulated,$(addprefix $(folder)/,*.cpp *.cu *.h *.def)))
 
 DEMO := detection/mask_rcnn_piip_nano_shapes
 RUN ?= runs/demo

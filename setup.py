@@ -31,7 +31,6 @@ CXX_FLAGS = [
     "-Wall",
     "-Wno-psabi",
 ]
-KERNELS = ("deform_attn_cpu.cpp", "pyramid_resize_cpu.cpp")
 # The portable objects are linked first: of an inline function that several objects hold, the linker keeps the first.
 X86_FLAGS = {
     "portable": [],
@@ -160,18 +159,20 @@ class NinjaBuild(build_ext):
         builds = []
         objects = []
 
-        def add(rule: str, source: str, name: str, extra: list[str]) -> None:
+        def add(rule: str, source: Path, name: str, extra: list[str]) -> None:
             objects.append(f"{name}.o")
-            builds.append(f"build {name}.o: {rule} {escape(csrc / source)}\n  extra = {' '.join(extra)}\n")
+            builds.append(f"build {name}.o: {rule} {escape(source)}\n  extra = {' '.join(extra)}\n")
 
         known = X86_FLAGS if x86 else {"portable": []}
         wanted = os.environ.get("PIIP_CPU_BUILD", " ".join(known)).split()
         if not wanted or not set(wanted) <= set(known):
             raise RuntimeError(f"piip: PIIP_CPU_BUILD must name some of {', '.join(known)}, got {' '.join(wanted)!r}")
+        dispatch = csrc / "cpu" / "dispatch.cpp"
+        kernels = sorted(path for path in dispatch.parent.glob("*.cpp") if path != dispatch)
         for isa in (name for name in known if name in wanted):
-            for source in KERNELS:
-                add("cxx", source, f"{Path(source).stem}_{isa}", [f"-DPIIP_ISA={isa}", *known[isa], *sanitize])
-        add("cxx", "dispatch.cpp", "dispatch", [f"-DPIIP_BUILD_{isa.upper()}" for isa in wanted])
+            for source in kernels:
+                add("cxx", source, f"{source.stem}_{isa}", [f"-DPIIP_ISA={isa}", *known[isa], *sanitize])
+        add("cxx", dispatch, "dispatch", [f"-DPIIP_BUILD_{isa.upper()}" for isa in wanted])
 
         definitions = []
         nvcc = self.nvcc(cxx)
@@ -188,12 +189,12 @@ class NinjaBuild(build_ext):
             ]
             nvcc_flags = ["-std=c++17", "-O3", "-ftz=true", "--expt-relaxed-constexpr", "-cudart=static", "-ccbin", cxx]
             nvcc_flags += ["-Xcompiler=-fPIC,-fvisibility=hidden", *gencode]
-            for source in ("deform_attn_cuda.cu", "pyramid_resize_cuda.cu"):
-                add("nvcc", source, Path(source).stem, [])
+            for source in sorted((csrc / "cuda").glob("*.cu")):
+                add("nvcc", source, f"{source.stem}_cuda", [])
             library = next((p for p in (nvcc.parent.parent / "lib64", nvcc.parent.parent / "lib") if p.is_dir()), None)
             link += [f"-L{library}"] if library else []
             link += ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-        add("cxx", "bindings.cpp", "bindings", [*includes, *definitions])
+        add("cxx", csrc / "bindings.cpp", "bindings", [*includes, *definitions])
         return "\n".join(
             [
                 f"cxx = {cxx}",

@@ -2,7 +2,7 @@
 
     python -m benchmarks.machine_code [--output FOLDER]
 
-Compiles csrc/deform_attn_cuda.cu and benchmarks/classic.cu, the official design, for sm_80 and sm_90, and writes
+Compiles csrc/cuda/deform_attn.cu and benchmarks/classic.cu, the official design, for sm_80 and sm_90, and writes
 machine-code.md and machine-code.json to FOLDER (benchmarks/results). Needs nvcc, cuobjdump (of the CUDA toolkit or of
 triton) and g++, and no GPU.
 
@@ -232,7 +232,7 @@ def rows_of(
     emulations: dict[int, Emulated], architecture: int, dtype: torch.dtype = torch.bfloat16
 ) -> list[dict[str, Any]]:
     """A row for each shape, direction and design."""
-    ours = compile_kernels(ROOT / "csrc" / "deform_attn_cuda.cu", architecture)
+    ours = compile_kernels(ROOT / "csrc" / "cuda" / "deform_attn.cu", architecture)
     classic = compile_kernels(ROOT / "benchmarks" / "classic.cu", architecture)
     emulation, rows = emulations[10 * architecture], []
     for shape, (grid, shapes, heads, width, points) in SHAPES.items():

@@ -5,8 +5,8 @@
 
 namespace piip {
 
-// Where a sample lies: its upper left cell and the fractions towards the lower right one. The four cells
-// (y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1) have the weights of `bilinear_weights`.
+// Where a sample lies: its upper left cell (x, y), and the fractions towards the lower right one. `blend` weighs the
+// four cells (y, x), (y, x + 1), (y + 1, x) and (y + 1, x + 1) by the fractions.
 template <class T>
 struct Sample {
   int32_t x, y;

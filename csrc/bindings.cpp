@@ -1,22 +1,31 @@
 // The Python module piip._C: raw addresses in, nothing of torch known. The caller has checked shapes and allocated.
+//
+// The struct that describes a call is a class, whose constructor takes the fields by name. An op is a function of such
+// an object: name(problem, threads) on the CPU, name_cuda(problem, device, stream) on CUDA.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <vector>
 
-#include "dispatch.h"
+#include "cpu/dispatch.h"
+#include "deform_attn.h"
+#include "pyramid_resize.h"
 #ifdef PIIP_WITH_CUDA
-#include "cuda_ops.h"
+#include "cuda/ops.h"
+#define PIIP_CUDA_KERNEL(name) &cuda::name
+#else
+#define PIIP_CUDA_KERNEL(name) nullptr
 #endif
 
 namespace py = pybind11;
+using py::arg;
 
 namespace piip {
 namespace {
 
+// The pointer of an address as Python holds it; 0 is null.
 template <class T>
 T* address(uintptr_t p) {
   return reinterpret_cast<T*>(p);
@@ -26,28 +35,20 @@ void check(bool ok, const char* message) {
   if (!ok) throw std::invalid_argument(message);
 }
 
-// pointers: value, reference, points, weights, out, and for the backward grad_out, grad_value, grad_points,
-// grad_weights, fixed_point_unit. sizes: batch, cells, queries, heads, width, points per level.
-DeformAttn deform_attn_problem(const std::vector<uintptr_t>& pointers, const std::vector<int64_t>& sizes,
-                               const std::vector<int64_t>& shapes, bool raw, bool reference_per_batch,
-                               bool reference_per_level, int value_dtype, int point_dtype) {
-  check(pointers.size() == 10, "deform_attn: ten pointers expected");
-  check(sizes.size() == 6, "deform_attn: six sizes expected");
+// What forward and backward of deformable attention have in common: inputs, sizes and dtypes.
+DeformAttn attention(uintptr_t value, uintptr_t reference, uintptr_t points, uintptr_t weights, int64_t batch,
+                     int64_t cells, int64_t queries, int heads, int width, int points_per_level,
+                     const std::vector<int64_t>& shapes, bool raw, bool reference_per_batch, bool reference_per_level,
+                     int value_dtype, int point_dtype) {
   check(!shapes.empty() && shapes.size() % 2 == 0 && shapes.size() <= 2 * kMaxLevels,
         "deform_attn: 1 to 16 levels expected");
   DeformAttn a{};
-  a.value = address<const void>(pointers[0]);
-  a.reference = address<const void>(pointers[1]);
-  a.points = address<const void>(pointers[2]);
-  a.weights = address<const void>(pointers[3]);
-  a.out = address<void>(pointers[4]);
-  a.grad_out = address<const void>(pointers[5]);
-  a.grad_value = address<void>(pointers[6]);
-  a.grad_points = address<void>(pointers[7]);
-  a.grad_weights = address<void>(pointers[8]);
-  a.fixed_point_unit = address<const double>(pointers[9]);
-  a.batch = sizes[0], a.cells = sizes[1], a.queries = sizes[2];
-  a.heads = int(sizes[3]), a.width = int(sizes[4]), a.points_per_level = int(sizes[5]);
+  a.value = address<const void>(value);
+  a.reference = address<const void>(reference);
+  a.points = address<const void>(points);
+  a.weights = address<const void>(weights);
+  a.batch = batch, a.cells = cells, a.queries = queries;
+  a.heads = heads, a.width = width, a.points_per_level = points_per_level;
   a.levels = int(shapes.size() / 2);
   int64_t start = 0;
   for (int level = 0; level < a.levels; ++level) {
@@ -62,88 +63,109 @@ DeformAttn deform_attn_problem(const std::vector<uintptr_t>& pointers, const std
   return a;
 }
 
-// sizes: batch, channels, height, width. levels: (pointer, height, width); factors: (y, x) per level, 0 for none.
-// mean and scale are empty where nothing is normalised, valid holds (height, width) per image or nothing.
-PyramidResize pyramid_problem(uintptr_t images, const std::vector<int64_t>& sizes, bool channels_last, int image_dtype,
-                              const std::vector<uintptr_t>& levels, const std::vector<int64_t>& shapes,
-                              const std::vector<double>& factors, int level_dtype, int filter, bool antialias,
-                              const std::vector<double>& mean, const std::vector<double>& scale,
-                              const std::vector<int64_t>& valid) {
-  check(sizes.size() == 4, "pyramid_resize: four sizes expected");
+// A constructor of DeformAttn: the tensors that `set` takes, and what `attention` takes.
+template <class... Own, class... Common, class... Names>
+void define_attention(py::class_<DeformAttn>& type, void (*set)(DeformAttn&, Own...), DeformAttn (*make)(Common...),
+                      const Names&... own) {
+  const auto construct = [set, make](Own... tensors, Common... common) {
+    DeformAttn a = make(common...);
+    set(a, tensors...);
+    return a;
+  };
+  type.def(py::init(construct), py::kw_only(), own..., arg("value"), arg("reference"), arg("points"), arg("weights"),
+           arg("batch"), arg("cells"), arg("queries"), arg("heads"), arg("width"), arg("points_per_level"),
+           arg("shapes"), arg("raw"), arg("reference_per_batch"), arg("reference_per_level"), arg("value_dtype"),
+           arg("point_dtype"));
+}
+
+void set_output(DeformAttn& a, uintptr_t out) { a.out = address<void>(out); }
+
+void set_gradients(DeformAttn& a, uintptr_t grad_out, uintptr_t grad_value, uintptr_t grad_points,
+                   uintptr_t grad_weights, uintptr_t fixed_point_unit) {
+  a.grad_out = address<const void>(grad_out);
+  a.grad_value = address<void>(grad_value);
+  a.grad_points = address<void>(grad_points);
+  a.grad_weights = address<void>(grad_weights);
+  a.fixed_point_unit = address<const double>(fixed_point_unit);
+}
+
+// With the valid sizes, to which the struct points.
+struct OwningPyramidResize : PyramidResize {
+  std::vector<int64_t> valid_sizes;
+};
+
+// sizes: (height, width) per level; factors: (y, x) per level, 0 for none. mean and scale are empty where nothing is
+// normalised; valid_sizes holds (height, width) per image or nothing.
+OwningPyramidResize pyramid(uintptr_t images, int64_t batch, int channels, int height, int width, bool channels_last,
+                            int image_dtype, const std::vector<uintptr_t>& levels, const std::vector<int64_t>& sizes,
+                            const std::vector<double>& factors, int level_dtype, int filter, bool antialias,
+                            const std::vector<double>& mean, const std::vector<double>& scale,
+                            std::vector<int64_t> valid_sizes) {
   check(levels.size() <= kMaxPyramidLevels, "pyramid_resize: at most 16 levels");
-  check(shapes.size() == 2 * levels.size() && factors.size() == 2 * levels.size(),
-        "pyramid_resize: two numbers a level");
-  check(sizes[1] <= kMaxChannels, "pyramid_resize: at most 16 channels");
-  check(mean.size() == scale.size() && (mean.empty() || int64_t(mean.size()) == sizes[1]),
-        "pyramid_resize: a mean a channel");
-  check(valid.empty() || int64_t(valid.size()) == 2 * sizes[0], "pyramid_resize: a valid size an image");
-  PyramidResize a{};
+  check(sizes.size() == 2 * levels.size() && factors.size() == 2 * levels.size(),
+        "pyramid_resize: two sizes and two factors per level");
+  check(channels <= kMaxChannels, "pyramid_resize: at most 16 channels");
+  check(mean.size() == scale.size() && (mean.empty() || int(mean.size()) == channels),
+        "pyramid_resize: one mean and one scale per channel");
+  check(valid_sizes.empty() || int64_t(valid_sizes.size()) == 2 * batch, "pyramid_resize: one valid size per image");
+  OwningPyramidResize a{};
   a.images = address<void>(images);
-  a.batch = sizes[0], a.channels = int(sizes[1]), a.height = int(sizes[2]), a.width = int(sizes[3]);
-  a.channels_last = channels_last, a.antialias = antialias, a.normalize = !mean.empty(), a.has_valid = !valid.empty();
+  a.batch = batch, a.channels = channels, a.height = height, a.width = width;
+  a.channels_last = channels_last, a.antialias = antialias;
+  a.normalize = !mean.empty(), a.has_valid = !valid_sizes.empty();
   a.filter = Filter(filter);
   a.image_dtype = Dtype(image_dtype), a.level_dtype = Dtype(level_dtype);
   a.level_count = int(levels.size());
   for (size_t i = 0; i < levels.size(); ++i)
-    a.levels[i] = {address<void>(levels[i]), int(shapes[2 * i]), int(shapes[2 * i + 1]), factors[2 * i],
+    a.levels[i] = {address<void>(levels[i]), int(sizes[2 * i]), int(sizes[2 * i + 1]), factors[2 * i],
                    factors[2 * i + 1]};
-  for (int c = 0; c < a.channels; ++c) {
+  for (int c = 0; c < channels; ++c) {
     a.mean[c] = mean.empty() ? 0.0 : mean[c];
     a.scale[c] = mean.empty() ? 1.0 : scale[c];
   }
-  a.valid = valid.data();
+  a.valid_sizes = std::move(valid_sizes);
+  a.valid = a.valid_sizes.data();
   return a;
 }
 
-// Binds an op as name(arguments of the problem..., threads) and name_cuda(arguments..., device, stream).
-template <class Problem, class... Args>
-void bind_op(py::module_& m, const std::string& name, Problem (*make)(Args...),
-             void (*CpuKernels::*cpu)(const Problem&, int),
-             std::common_type_t<void (*)(const Problem&, int, uintptr_t)> cuda) {
-  m.def(name.c_str(), [make, cpu](Args... args, int threads) {
-    const Problem problem = make(args...);
-    const auto kernel = cpu_kernels().*cpu;
-    py::gil_scoped_release release;
-    kernel(problem, threads);
-  });
-  if (cuda) {
-    m.def((name + "_cuda").c_str(), [make, cuda](Args... args, int device, uintptr_t stream) {
-      const Problem problem = make(args...);
-      py::gil_scoped_release release;
-      cuda(problem, device, stream);
-    });
-  }
+template <class Problem>
+void bind_op(py::module_& m, const std::string& name, void (*CpuKernels::*cpu)(const Problem&, int),
+             void (*cuda)(const Problem&, int, uintptr_t)) {
+  const py::call_guard<py::gil_scoped_release> without_gil;
+  const auto run = [cpu](const Problem& problem, int threads) { (cpu_kernels().*cpu)(problem, threads); };
+  m.def(name.c_str(), run, arg("problem"), arg("threads"), without_gil);
+  if (cuda) m.def((name + "_cuda").c_str(), cuda, arg("problem"), arg("device"), arg("stream"), without_gil);
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of piip: deformable attention and pyramid resizing";
-#ifdef PIIP_WITH_CUDA
-  namespace gpu = cuda;
-#define PIIP_CUDA_KERNEL(name) gpu::name
-#else
-#define PIIP_CUDA_KERNEL(name) nullptr
-#endif
-  bind_op(m, "deform_attn_forward", deform_attn_problem, &CpuKernels::deform_attn_forward,
-          PIIP_CUDA_KERNEL(deform_attn_forward));
-  bind_op(m, "deform_attn_backward", deform_attn_problem, &CpuKernels::deform_attn_backward,
-          PIIP_CUDA_KERNEL(deform_attn_backward));
-  bind_op(m, "pyramid_resize_forward", pyramid_problem, &CpuKernels::pyramid_resize_forward,
-          PIIP_CUDA_KERNEL(pyramid_resize_forward));
-  bind_op(m, "pyramid_resize_backward", pyramid_problem, &CpuKernels::pyramid_resize_backward,
-          PIIP_CUDA_KERNEL(pyramid_resize_backward));
-#ifdef PIIP_WITH_CUDA
-  m.def("cuda_problem", &gpu::problem, py::call_guard<py::gil_scoped_release>());
-#endif
+
+  py::class_<DeformAttn> deform_attn(m, "DeformAttn", py::module_local());
+  define_attention(deform_attn, set_output, attention, arg("out"));
+  define_attention(deform_attn, set_gradients, attention, arg("grad_out"), arg("grad_value"), arg("grad_points"),
+                   arg("grad_weights"), arg("fixed_point_unit"));
+
+  py::class_<PyramidResize>(m, "_PyramidResize", py::module_local());
+  py::class_<OwningPyramidResize, PyramidResize>(m, "PyramidResize", py::module_local())
+      .def(py::init(&pyramid), py::kw_only(), arg("images"), arg("batch"), arg("channels"), arg("height"), arg("width"),
+           arg("channels_last"), arg("image_dtype"), arg("levels"), arg("sizes"), arg("factors"), arg("level_dtype"),
+           arg("filter"), arg("antialias"), arg("mean"), arg("scale"), arg("valid_sizes"));
+
+#define PIIP_BIND(name, Problem) bind_op<Problem>(m, #name, &CpuKernels::name, PIIP_CUDA_KERNEL(name));
+  PIIP_OPS(PIIP_BIND)
+#undef PIIP_BIND
+
   m.attr("max_samples") = kMaxSamples;
-  m.def("cpu_instruction_set", [] { return cpu_kernels().name; });
+  m.def("cpu_instruction_set", [] { return cpu_kernels().instruction_set; });
 #ifdef _OPENMP
   m.attr("openmp") = true;
 #else
   m.attr("openmp") = false;
 #endif
 #ifdef PIIP_WITH_CUDA
+  m.def("cuda_problem", &cuda::problem, arg("device"), py::call_guard<py::gil_scoped_release>());
   m.attr("cuda_version") = PIIP_CUDA_VERSION;
   m.attr("cuda_architectures") = PIIP_CUDA_ARCHITECTURES;
 #else

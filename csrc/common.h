@@ -1,4 +1,4 @@
-// What every op shares: dtype tags, 16-bit storage types, and the host-and-device marker.
+// Every op needs these: dtype tags, 16-bit storage types, and the host-and-device marker.
 #pragma once
 
 #include <cstdint>

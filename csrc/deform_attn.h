@@ -1,4 +1,4 @@
-// Deformable attention: what the CPU and the CUDA implementation are asked to do.
+// Deformable attention: the description of a call, which the CPU and the CUDA implementation take.
 #pragma once
 
 #include "common.h"
@@ -6,7 +6,7 @@
 namespace piip {
 
 constexpr int kMaxLevels = 16;
-constexpr int kMaxSamples = 512;  // on CUDA: levels times points
+constexpr int kMaxSamples = 512;  // levels times points, on CUDA
 
 // Tensors are contiguous. In raw form `points` are offsets in cells and `weights` are logits; else they are
 // locations in [0, 1] and weights, and `reference` is unused.

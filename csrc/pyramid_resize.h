@@ -1,4 +1,5 @@
-// Pyramid resizing: what is asked for, and where each output pixel looks (the coordinate rules of F.interpolate).
+// Pyramid resizing: the description of a call, and which input pixels an output pixel takes (the coordinate rules of
+// F.interpolate).
 #pragma once
 
 #include <cmath>

@@ -19,7 +19,7 @@ from piip.ops import MSDeformAttn
 
 M = TypeVar("M", bound=nn.Module)
 
-# What autocast runs in bfloat16 and in float32, of the layers that there are.
+# The layers that autocast runs in bfloat16, and those that it runs in float32.
 LOWERED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.MultiheadAttention)
 KEPT = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 

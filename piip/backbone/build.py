@@ -3,84 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal
 
-from piip.backbone.config import BackboneConfig, InteractionConfig
-from piip.backbone.interaction import CrossBranchAttention, Interaction, InteractionUnit
+from torch import nn
+
+from piip.backbone.config import BackboneConfig
+from piip.backbone.interaction import Interaction
 from piip.backbone.merge import Merge, OnlyBranch
 from piip.backbone.piip import PIIP
-from piip.backbone.pyramid import GivenPyramid, SimplePyramid
+from piip.backbone.pyramid import SimpleFeaturePyramid
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 
 
 def build_backbone(config: BackboneConfig, *, last_interaction: bool = True) -> PIIP:
-    """The branches, interactions, merges and feature pyramid of a config.
+    """The branches, interactions, merges and feature pyramid of a config, freshly initialised.
 
     last_interaction: false leaves out the one behind the last blocks, which only maps take part in.
+    Raises ConfigError where interactions, outputs and branches do not fit each other.
     """
     branches = [branch.build() for branch in config.branches]
     ends = group_ends(config, [branch.depth for branch in branches])
+    # The maps of all branches after each group of blocks, finest branch first.
     groups = [[b.specs[stop - 1] for b, stop in zip(branches, stops, strict=True)] for stops in zip(*ends, strict=True)]
-    several = len(branches) > 1
-    interactions = [_interaction(specs, config.interaction) for specs in groups] if several else []
+    interactions = []
+    if len(branches) > 1:
+        exchanging = groups if last_interaction else groups[:-1]
+        interactions = [Interaction(dims=_dims(specs), config=config.interaction) for specs in exchanging]
     if not config.merge:
-        kept = interactions if last_interaction else interactions[:-1]
-        return PIIP(branches=branches, resolutions=config.resolutions, ends=ends, interactions=kept)
+        return PIIP(
+            branches=branches,
+            resolutions=config.resolutions,
+            ends=ends,
+            interactions=interactions,
+            intermediate={},
+            merge=None,
+            pyramid=None,
+            specs=_in_finest_pixels(groups[-1], config.resolutions),
+        )
     if config.outputs and config.outputs[-1] >= len(groups) - 1:
         raise ConfigError(f"model.backbone.outputs: name interactions before the last, 0 to {len(groups) - 2}")
-    merges = [
-        _merge(groups[group], light=bool(config.outputs)) if several else OnlyBranch()
-        for group in (*config.outputs, len(groups) - 1)
-    ]
+    light = bool(config.outputs)
+    intermediate = {group: _merge(groups[group], light=light) for group in config.outputs}
+    merge = _merge(groups[-1], light=light)
+    pyramid, specs = _feature_pyramid([_merged(groups[group]) for group in (*config.outputs, -1)], config)
     return PIIP(
         branches=branches,
         resolutions=config.resolutions,
         ends=ends,
         interactions=interactions,
-        intermediate=dict(zip(config.outputs, merges, strict=False)),
-        merge=merges[-1],
-        pyramid=_pyramid([groups[group] for group in (*config.outputs, len(groups) - 1)], config),
+        intermediate=intermediate,
+        merge=merge,
+        pyramid=pyramid,
+        specs=specs,
     )
 
 
-def _merge(specs: list[FeatureSpec], *, light: bool) -> Merge:
-    channels = [spec.channels for spec in specs]
-    return Merge(in_channels=channels, out_channels=channels[-1], light=light)
+def _dims(specs: Sequence[FeatureSpec]) -> list[int]:
+    return [spec.channels for spec in specs]
 
 
-def _interaction(specs: list[FeatureSpec], config: InteractionConfig) -> Interaction:
-    """The exchange between all neighbours, whose maps have these specs, finest first."""
-    settings = config.model_dump()
-    return Interaction(
-        [
-            InteractionUnit(
-                to_fine=CrossBranchAttention(dim=fine.channels, source_dim=coarse.channels, **settings),
-                to_coarse=CrossBranchAttention(dim=coarse.channels, source_dim=fine.channels, **settings),
-            )
-            for fine, coarse in pairwise(specs)
-        ]
-    )
+def _in_finest_pixels(specs: Sequence[FeatureSpec], resolutions: Sequence[int]) -> list[FeatureSpec]:
+    """The branches' own maps, each stride brought from pixels of the branch's image to those of the finest one."""
+    scales = [resolutions[0] / resolution for resolution in resolutions]
+    return [FeatureSpec(spec.channels, round(spec.stride * scale)) for spec, scale in zip(specs, scales, strict=True)]
 
 
-def _pyramid(groups: list[list[FeatureSpec]], config: BackboneConfig) -> SimplePyramid | GivenPyramid:
-    """The pyramid over maps merged after these groups, each given by its branches' maps.
+def _merge(specs: Sequence[FeatureSpec], *, light: bool) -> nn.Module:
+    return Merge(dims=_dims(specs), light=light) if len(specs) > 1 else OnlyBranch()
 
-    A merged map has the width of the last branch and the grid of the first.
-    """
-    merged = [FeatureSpec(specs[-1].channels, specs[0].stride) for specs in groups]
+
+def _merged(specs: Sequence[FeatureSpec]) -> FeatureSpec:
+    """What `_merge` makes of maps of these specs: the width of the last branch on the grid of the first."""
+    return FeatureSpec(specs[-1].channels, specs[0].stride)
+
+
+def _feature_pyramid(merged: list[FeatureSpec], config: BackboneConfig) -> tuple[nn.Module, list[FeatureSpec]]:
+    """What makes a feature pyramid of merged maps, and the maps of that pyramid."""
     strides = [spec.stride for spec in merged]
     if len(set(strides)) == 1:
         # The released single-branch baselines normalise over channels where the merged networks use groups.
         norm: Literal["group", "layer"] = "layer" if len(config.branches) == 1 else "group"
-        return SimplePyramid(specs=merged, norm=norm, finest=config.finest_level)
+        pyramid = SimpleFeaturePyramid(specs=merged, norm=norm, finest=config.finest_level)
+        return pyramid, pyramid.specs
     if strides != [strides[0] * 2**level for level in range(len(strides))]:
         raise ConfigError(
             f"model.backbone.outputs: the finest branch has strides {strides} there; they must double: name other "
             "interactions, or set model.backbone.outputs=[] to scale all levels from one map"
         )
-    return GivenPyramid(specs=merged)
+    # The merged maps of a convolutional network are a pyramid already.
+    return nn.Identity(), merged
 
 
 def group_ends(config: BackboneConfig, depths: Sequence[int]) -> list[tuple[int, ...]]:
@@ -96,7 +108,7 @@ def group_ends(config: BackboneConfig, depths: Sequence[int]) -> list[tuple[int,
         count = config.interactions
         if count < 1 or count > min(depths):
             most = min(depths)
-            raise ConfigError(f"model.backbone.interactions: {count} interactions need 1 to {most} blocks a branch")
+            raise ConfigError(f"model.backbone.interactions: {count} interactions need 1 to {most} blocks per branch")
         return [tuple((index + 1) * depth // count for index in range(count)) for depth in depths]
     ends = [tuple(block + 1 for block in blocks) for blocks in config.interactions]
     same_count = len({len(blocks) for blocks in ends}) == 1 and len(ends) == len(depths)
@@ -106,7 +118,7 @@ def group_ends(config: BackboneConfig, depths: Sequence[int]) -> list[tuple[int,
     ):
         last = ", ".join(str(depth - 1) for depth in depths)
         raise ConfigError(
-            "model.backbone.interactions: give one increasing list a branch, equally long, ending with the branch's "
+            "model.backbone.interactions: give one increasing list per branch, equally long, ending with the branch's "
             f"last block ({last})"
         )
     return ends

@@ -51,10 +51,12 @@ class BackboneConfig(Strict):
         (),
         max_length=3,
         examples=[[0, 1, 10]],
-        description="three interactions whose merged maps are the first levels of the pyramid, before that of the last "
-        "interaction, as in the rows with ConvNeXt; none: all levels are scaled from one map",
+        description="three interactions whose merged maps are the first levels of the feature pyramid, before that of "
+        "the last interaction, as in the rows with ConvNeXt; none: all levels are scaled from one map",
     )
-    finest_level: bool = Field(True, description="false leaves out the pyramid's 4x upsampled level, as for DINO")
+    finest_level: bool = Field(
+        True, description="false leaves out the 4x upsampled level of the feature pyramid, as for DINO"
+    )
     merge: bool = Field(True, description="false returns the maps of the branches as they are, as for classification")
 
     @model_validator(mode="before")

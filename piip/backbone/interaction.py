@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
+from piip.backbone.config import InteractionConfig
 from piip.by_size import BySize
 from piip.ops import MSDeformAttn
 from piip.precision import full_precision
@@ -34,9 +37,9 @@ class ConvFFN(nn.Module):
 class DenseCrossAttention(nn.Module):
     """Ordinary multi-head cross-attention of every query cell to every cell of the other branch."""
 
-    def __init__(self, *, dim: int, source_dim: int, num_heads: int) -> None:
+    def __init__(self, *, dim: int, source_dim: int, config: InteractionConfig) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = config.num_heads
         self.q = nn.Linear(dim, dim, bias=False)
         self.k = nn.Linear(source_dim, dim, bias=False)
         self.v = nn.Linear(source_dim, dim, bias=False)
@@ -53,18 +56,18 @@ class DenseCrossAttention(nn.Module):
 
 
 class DeformableCrossAttention(nn.Module):
-    """Deformable attention (Zhu et al., 2021) from a branch's cells to a few points around them in the other's map.
+    """Deformable attention (Zhu et al., 2021) from a branch's cells to a few points around them in the other's map."""
 
-    mixed_precision: false keeps its linear layers in float32 under autocast, as released.
-    """
-
-    def __init__(
-        self, *, dim: int, source_dim: int, num_heads: int, points: int, value_ratio: float, mixed_precision: bool
-    ) -> None:
+    def __init__(self, *, dim: int, source_dim: int, config: InteractionConfig) -> None:
         super().__init__()
-        self.mixed_precision = mixed_precision
+        self.mixed_precision = config.mixed_precision
         self.deform = MSDeformAttn(
-            d_model=dim, n_levels=1, n_heads=num_heads, n_points=points, ratio=value_ratio, d_feat=source_dim
+            d_model=dim,
+            n_levels=1,
+            n_heads=config.num_heads,
+            n_points=config.points,
+            ratio=config.value_ratio,
+            d_feat=source_dim,
         )
 
     def forward(self, query: Tensor, source: Tensor) -> Tensor:
@@ -98,46 +101,22 @@ class CrossBranchAttention(nn.Module):
     zero, so that training begins from the pretrained branches.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        source_dim: int,
-        attention: str,
-        num_heads: int,
-        points: int,
-        value_ratio: float,
-        ffn_ratio: float,
-        projection: bool,
-        norm: str,
-        drop_path: float,
-        mixed_precision: bool,
-    ) -> None:
+    def __init__(self, *, dim: int, source_dim: int, config: InteractionConfig) -> None:
         super().__init__()
-        make_norm = partial(nn.LayerNorm, eps=1e-6) if norm == "layer" else nn.Identity
-        self.proj = nn.Linear(source_dim, dim) if projection else nn.Identity()
-        source_dim = dim if projection else source_dim
+        make_norm = partial(nn.LayerNorm, eps=1e-6) if config.norm == "layer" else nn.Identity
+        self.proj = nn.Linear(source_dim, dim) if config.projection else nn.Identity()
+        source_dim = dim if config.projection else source_dim
         self.query_norm = make_norm(dim)
         self.source_norm = make_norm(source_dim)
-        self.attn: nn.Module
-        if attention == "deformable":
-            self.attn = DeformableCrossAttention(
-                dim=dim,
-                source_dim=source_dim,
-                num_heads=num_heads,
-                points=points,
-                value_ratio=value_ratio,
-                mixed_precision=mixed_precision,
-            )
-        else:
-            self.attn = DenseCrossAttention(dim=dim, source_dim=source_dim, num_heads=num_heads)
+        make_attention = DeformableCrossAttention if config.attention == "deformable" else DenseCrossAttention
+        self.attn = make_attention(dim=dim, source_dim=source_dim, config=config)
         self.gamma = nn.Parameter(torch.zeros(dim))
         self.ffn: ConvFFN | None = None
-        if ffn_ratio:
+        if config.ffn_ratio:
             self.ffn_norm = make_norm(dim)
-            self.ffn = ConvFFN(dim=dim, hidden=int(dim * ffn_ratio))
+            self.ffn = ConvFFN(dim=dim, hidden=int(dim * config.ffn_ratio))
             self.ffn_gamma = nn.Parameter(torch.zeros(dim))
-            self.drop_path = DropPath(drop_path)
+            self.drop_path = DropPath(config.drop_path)
         self.apply(_init_weights)
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
@@ -166,10 +145,10 @@ def _init_weights(module: nn.Module) -> None:
 class InteractionUnit(nn.Module):
     """A finer and the next coarser branch exchange features; both see the other as it was before the exchange."""
 
-    def __init__(self, *, to_fine: CrossBranchAttention, to_coarse: CrossBranchAttention) -> None:
+    def __init__(self, *, fine_dim: int, coarse_dim: int, config: InteractionConfig) -> None:
         super().__init__()
-        self.to_fine = to_fine
-        self.to_coarse = to_coarse
+        self.to_fine = CrossBranchAttention(dim=fine_dim, source_dim=coarse_dim, config=config)
+        self.to_coarse = CrossBranchAttention(dim=coarse_dim, source_dim=fine_dim, config=config)
 
     def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Two maps (B, H, W, C) of the branches' own sizes -> the same two, updated."""
@@ -177,11 +156,16 @@ class InteractionUnit(nn.Module):
 
 
 class Interaction(nn.Module):
-    """Units between all neighbours, finest pair first, each seeing what the one before has written."""
+    """Units between all neighbours, finest pair first, each seeing what the one before has written.
 
-    def __init__(self, units: list[InteractionUnit]) -> None:
+    dims: channels of each branch's map, finest first.
+    """
+
+    def __init__(self, *, dims: Sequence[int], config: InteractionConfig) -> None:
         super().__init__()
-        self.units = nn.ModuleList(units)
+        self.units = nn.ModuleList(
+            InteractionUnit(fine_dim=fine, coarse_dim=coarse, config=config) for fine, coarse in pairwise(dims)
+        )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """One map (B, H, W, C) per branch, finest first -> the same, updated."""

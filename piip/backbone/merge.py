@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import reduce
 
 import torch
@@ -13,20 +14,19 @@ from torch import Tensor, nn
 class Merge(nn.Module):
     """Projects every branch to one width, resizes to the finest grid, and adds them with learned weights.
 
-    in_channels: per branch, finest first; out_channels: the width that comes out, that of the last branch.
+    dims: channels of each branch's map, finest first; the last branch's are the width that comes out.
     light: one convolution instead of two, and none for the last branch, as released where a merge follows several
     interactions.
     """
 
-    def __init__(self, *, in_channels: list[int], out_channels: int, light: bool = False) -> None:
+    def __init__(self, *, dims: Sequence[int], light: bool) -> None:
         super().__init__()
-        if light:
-            convolved = [*([channels] for channels in in_channels[:-1]), []]
-        else:
-            convolved = [[channels, out_channels] for channels in in_channels]
-        self.projections = nn.ModuleList(_projection(channels, out_channels) for channels in convolved)
-        # 0-d parameters, one a branch: the released optimizer decays them, and 1-d ones it would not.
-        self.weights = nn.ParameterList(nn.Parameter(torch.tensor(1.0)) for _ in in_channels)
+        convs = [1] * (len(dims) - 1) + [0] if light else [2] * len(dims)
+        self.projections = nn.ModuleList(
+            _projection(dim, dims[-1], convs=count) for dim, count in zip(dims, convs, strict=True)
+        )
+        # 0-d parameters, one per branch: the released optimizer decays them, and 1-d ones it would not.
+        self.weights = nn.ParameterList(nn.Parameter(torch.tensor(1.0)) for _ in dims)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """One map (B, H, W, C) per branch, finest first -> (B, C, H, W) on the finest grid."""
@@ -54,11 +54,13 @@ def channels_first(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2).contiguous()
 
 
-def _projection(in_channels: list[int], out_channels: int) -> nn.Sequential:
-    """A 3x3 convolution from each of in_channels, with group norm and ReLU; without any, only norm and ReLU."""
+def _projection(dim: int, out_dim: int, *, convs: int) -> nn.Sequential:
+    """`convs` 3x3 convolutions from dim to out_dim channels, each with group norm and ReLU; for 0 these alone."""
+    if not convs:
+        return nn.Sequential(nn.GroupNorm(32, out_dim), nn.ReLU())
     layers: list[nn.Module] = []
-    for channels in in_channels:
-        conv = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
-        nn.init.normal_(conv.weight, std=math.sqrt(2 / (9 * out_channels)))
-        layers += [conv, nn.GroupNorm(32, out_channels), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers) if layers else nn.Sequential(nn.GroupNorm(32, out_channels), nn.ReLU())
+    for index in range(convs):
+        conv = nn.Conv2d(out_dim if index else dim, out_dim, 3, padding=1, bias=False)
+        nn.init.normal_(conv.weight, std=math.sqrt(2 / (9 * out_dim)))
+        layers += [conv, nn.GroupNorm(32, out_dim), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)

@@ -20,10 +20,11 @@ class PIIP(nn.Module):
     resolutions: longer side of the image each branch sees, in pixels; only their ratios matter.
     ends: per branch and group, one past the last block of the group; an interaction follows every group.
     interactions: one per group, perhaps without the last; empty for a single branch, which is then the plain baseline.
-    merge: all branches' maps (B, H, W, C) -> (B, C, H, W) on the finest grid; None, with no pyramid either, leaves the
-    branches' own tokens.
-    intermediate: the same after earlier groups, by the group's index; empty where one merged map is enough.
-    pyramid: the merged maps, in the order they were taken -> a list of maps, finest first, described by its `specs`.
+    intermediate: merges after earlier groups, by the group's index; empty where one merged map is enough.
+    merge: the merge after the last group: all branches' maps (B, H, W, C) -> (B, C, H, W) on the finest grid; None,
+    with no pyramid either, leaves the branches' own tokens.
+    pyramid: the merged maps, in the order they were taken -> the feature pyramid, a list of maps, finest first.
+    specs: channels and stride, in pixels of the finest image, of the returned maps.
     """
 
     mixed_precision = True  # as in `Head`
@@ -35,27 +36,20 @@ class PIIP(nn.Module):
         resolutions: tuple[int, ...],
         ends: list[tuple[int, ...]],
         interactions: list[Interaction],
-        merge: nn.Module | None = None,
-        pyramid: nn.Module | None = None,
-        intermediate: dict[int, nn.Module] | None = None,
+        intermediate: dict[int, nn.Module],
+        merge: nn.Module | None,
+        pyramid: nn.Module | None,
+        specs: list[FeatureSpec],
     ) -> None:
         super().__init__()
         self.resolutions = resolutions
         self.ends = ends
         self.branches = cast("list[Branch]", nn.ModuleList(branches))
         self.interactions = nn.ModuleList(interactions)
-        self.intermediate = nn.ModuleDict({str(group): module for group, module in (intermediate or {}).items()})
+        self.intermediate = nn.ModuleDict({str(group): module for group, module in intermediate.items()})
         self.merge = merge
         self.pyramid = pyramid
-
-    @property
-    def specs(self) -> list[FeatureSpec]:
-        """Channels and stride, in pixels of the finest image, of the returned maps."""
-        if self.pyramid is not None:
-            return cast("list[FeatureSpec]", self.pyramid.specs)
-        last = [branch.specs[-1] for branch in self.branches]
-        scales = [self.resolutions[0] / resolution for resolution in self.resolutions]
-        return [FeatureSpec(spec.channels, round(spec.stride * scale)) for spec, scale in zip(last, scales)]
+        self.specs = specs
 
     def forward(
         self,
@@ -68,7 +62,7 @@ class PIIP(nn.Module):
         """Images (B, 3, H, W), normalised, as the finest branch sees them -> maps (B, C, H/s, W/s), finest first.
 
         Images may be uint8 too, with mean and std (RGB in 0..255) and the valid (h, w) of each, beyond which it is
-        padding; they are then normalised in the pass that makes the pyramid.
+        padding; they are then normalised in the pass that makes the image pyramid.
         Without a merge it returns the tokens of every branch, their maps (B, H, W, C) and class tokens.
         """
         factors = [resolution / self.resolutions[0] for resolution in self.resolutions]
@@ -77,6 +71,7 @@ class PIIP(nn.Module):
         tokens = [branch.embed(level) for branch, level in zip(self.branches, levels, strict=True)]
         maps = [x.map for x in tokens]
         starts: tuple[int, ...] = (0,) * len(maps)
+        intermediate = {int(name): merge for name, merge in self.intermediate.items()}
         merged: list[Tensor] = []
         for group, stops in enumerate(zip(*self.ends, strict=True)):
             spans = zip(self.branches, tokens, starts, stops, strict=True)
@@ -85,8 +80,8 @@ class PIIP(nn.Module):
             if group < len(self.interactions):
                 maps = self.interactions[group](maps)
                 tokens = [x._replace(map=exchanged) for x, exchanged in zip(tokens, maps, strict=True)]
-            if str(group) in self.intermediate:
-                merged.append(self.intermediate[str(group)](maps))
+            if group in intermediate:
+                merged.append(intermediate[group](maps))
             starts = stops
         if self.merge is None or self.pyramid is None:
             return tokens

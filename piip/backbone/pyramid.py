@@ -12,17 +12,15 @@ from torch import Tensor, nn
 from piip.features import FeatureSpec
 
 
-class SimplePyramid(nn.Module):
+class SimpleFeaturePyramid(nn.Module):
     """Four scales from maps of one scale: 4 times, twice, once and half of it (Li et al., 2022, "ViTDet").
 
     specs: the maps that come in, of one stride that is divisible by 4: a single map, or one for each scale.
-    norm: what follows the first upsampling: "group" in the pyramid networks, "layer" over channels in the plain ViT.
-    finest: whether the map of 4 times the resolution is wanted.
+    norm: what follows the first upsampling: group norm in networks of several branches, layer norm over channels in the
+    plain ViT. finest: whether the map of 4 times the resolution is made.
     """
 
-    def __init__(
-        self, *, specs: Sequence[FeatureSpec], norm: Literal["group", "layer"] = "group", finest: bool = True
-    ) -> None:
+    def __init__(self, *, specs: Sequence[FeatureSpec], norm: Literal["group", "layer"], finest: bool) -> None:
         super().__init__()
         levels = list(specs) * 4 if len(specs) == 1 else list(specs)
         first, second = levels[0].channels, levels[1].channels
@@ -51,18 +49,3 @@ class SimplePyramid(nn.Module):
         first, second, third, last = maps * 4 if len(maps) == 1 else maps
         finest = [] if self.up4 is None else [self.up4(first)]
         return [*finest, self.up2(second), third, self.down2(last)]
-
-
-class GivenPyramid(nn.Module):
-    """The maps as they come: those of a convolutional network are a pyramid already, and some heads need no neck.
-
-    specs: the maps that come in.
-    """
-
-    def __init__(self, *, specs: Sequence[FeatureSpec]) -> None:
-        super().__init__()
-        self.specs = list(specs)
-
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Maps (B, C, H, W), finest first -> the same."""
-        return maps

@@ -1,8 +1,11 @@
 """What the backbone knows of a branch.
 
 A branch is one pretrained backbone cut into blocks. The backbone embeds an image, runs the blocks in groups, and lets
-neighbouring branches interact between groups; it asks a branch nothing else. To add a branch type, subclass `Branch`
-in a file of its own, give it a config in `piip.config`, and name it in `piip.model.build_branch`.
+neighbouring branches interact between groups; it asks a branch nothing else.
+
+To add a branch type, subclass `Branch` and, for its settings, `BranchConfig`, whose `build` makes the branch. In this
+package they are a folder beside this file, with the settings in its `config.py`; elsewhere they are anywhere, and an
+entry point of the group `piip.branches` names the config. Nothing else has to know of them. docs/extending.md shows it.
 """
 
 from __future__ import annotations
@@ -44,10 +47,10 @@ class Branch(nn.Module):
     def run_blocks(self, x: Tokens, start: int, stop: int) -> Tokens:
         """Applies blocks start to stop - 1 to a feature map (B, H, W, C) -> (B, H', W', C'), see `specs`."""
 
-    @abstractmethod
     def layer_of(self, parameter: str) -> int | None:
         """Depth of a parameter for layer-wise learning-rate decay.
 
         parameter: its name inside the branch. Returns 0 for the embedding, i + 1 for block i, None for what trains at
-        the full rate.
+        the full rate, as by default everything does.
         """
+        return None

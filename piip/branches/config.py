@@ -1,4 +1,4 @@
-"""What the settings of every branch are."""
+"""The settings that every branch has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class BranchConfig(Component):
-    """One branch of the pyramid: a backbone, and where its pretrained weights come from."""
+    """A backbone that sees the image at one resolution, and where its pretrained weights come from."""
 
     default_type: ClassVar = "vit"
     init: str | None = Field(None, description="file or timm name of pretrained weights")

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import pkgutil
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validato
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from piip.errors import first_few
+from piip.errors import ConfigError, first_few
 
 
 def nearest(given: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
@@ -68,29 +69,33 @@ def _times(value: Any, factor: float) -> Any:
     return None if value is None else max(1, round(value * factor))
 
 
+# The members of a family by their types.
+Members = dict[str, type[Strict]]
+
+
 class Component(Strict):
     """Base of the families of components: branches, necks, heads, data sets, transforms and metrics.
 
     A family is a direct subclass, in the module `config` of a package. Its members are the subclasses of that, each
-    with a `type: Literal["name"]` of its own, and a field annotated with the family takes any of them: those in the
-    module `config` of a folder of the package, those that installed packages name in an entry point group called like
-    the package, and those that have been defined by anybody else.
+    with a `type: Literal["name"] = "name"` of its own, and a field annotated with the family takes any of them: those
+    in the module `config` of a folder of the package, those that installed packages name in an entry point group called
+    like the package, and those that have been defined by anybody else. Abstract subclasses are what members share.
 
     default_type: the type that is meant where none is given; None where one has to be.
     """
 
     default_type: ClassVar[str | None] = None
-    members: ClassVar[dict[str, type[Any]]]
+    members: ClassVar[Members]
     type: str
 
     @classmethod
     def is_family(cls) -> bool:
         """Whether this is a family, and not one of its members."""
-        return cls.__mro__[2] is Strict
+        return cls.__mro__[2] is Strict  # pydantic asks this of Component too, before that name is bound
 
     @classmethod
-    def known(cls) -> dict[str, type[Any]]:
-        """The members of a family by their types."""
+    def known(cls) -> Members:
+        """The members of a family by their types. Raises ConfigError when an installed package's cannot be imported."""
         _import_members(cls.__module__.rpartition(".")[0])
         return cls.members
 
@@ -99,10 +104,14 @@ class Component(Strict):
         if cls.is_family():
             cls.members = {}
             return
-        for name in get_args(cls.model_fields["type"].annotation):
-            known = cls.members.get(name, cls)
-            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise TypeError(f"{cls.__qualname__} has the type '{name}', which is {known.__qualname__}'s")
+        names = get_args(cls.model_fields["type"].annotation)
+        if not names and not inspect.isabstract(cls):
+            raise TypeError(f'{cls.__qualname__} needs a type that configs name it by: type: Literal["name"] = "name"')
+        for name in names:
+            other = cls.members.get(name, cls)
+            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+                both = " and ".join(f"{model.__module__}.{model.__qualname__}" for model in (other, cls))
+                raise TypeError(f"{both} both have the type '{name}'; each needs one of its own")
             cls.members[name] = cls
 
     @classmethod
@@ -125,13 +134,24 @@ class Component(Strict):
 
 @cache
 def _import_members(package: str) -> None:
+    """Imports what defines members of the family of a package: its own rooms, and what is installed beside it."""
     if not package:  # a family of a script
         return
     for room in pkgutil.iter_modules(importlib.import_module(package).__path__):
         if room.ispkg and importlib.util.find_spec(f"{package}.{room.name}.config"):
             importlib.import_module(f"{package}.{room.name}.config")
     for entry in _entry_points().select(group=package):
+        _import_installed(entry)
+
+
+def _import_installed(entry: importlib.metadata.EntryPoint) -> None:
+    try:
         entry.load()
+    except Exception as error:
+        raise ConfigError(
+            f"the installed package '{entry.dist.name if entry.dist else entry.name}' offers {entry.value} to "
+            f"{entry.group}, but that fails to import ({type(error).__name__}: {error}); repair or uninstall it"
+        ) from error
 
 
 _entry_points = cache(importlib.metadata.entry_points)

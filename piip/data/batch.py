@@ -78,21 +78,21 @@ class Batch:
         return self._copy_into(torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=True))
 
     def share_memory(self) -> Batch:
-        """A copy in one piece of memory that other processes can map: each piece takes one of a process's few files.
+        """A copy in one piece of memory that other processes can map; each piece takes one file descriptor, of few.
 
         Raises RuntimeError when there is not enough.
         """
         return self._copy_into(torch.empty(self.nbytes, dtype=torch.uint8).share_memory_())
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keeps the memory, allocated on another stream, from being reused before this one has come by here."""
+        """Keeps the memory, allocated on another stream, from being reused before this stream has come so far."""
         for tensor in self._tensors():
             tensor.record_stream(stream)
 
     @property
     def nbytes(self) -> int:
         """Bytes of one piece of memory for all tensors."""
-        return sum(map(_room, self._tensors()))
+        return sum(map(_aligned_bytes, self._tensors()))
 
     def _copy_into(self, memory: Tensor) -> Batch:
         copied = self._parts_of(memory)
@@ -106,7 +106,7 @@ class Batch:
 
         def take(tensor: Tensor) -> Tensor:
             nonlocal end
-            start, end = end, end + _room(tensor)
+            start, end = end, end + _aligned_bytes(tensor)
             return memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
         return replace(self._map(take), memory=memory)
@@ -121,8 +121,8 @@ class Batch:
         return replace(self, images=images, targets=targets, memory=None)
 
 
-def _room(tensor: Tensor) -> int:
-    """Bytes that a tensor takes, with those behind it up to where the next may begin."""
+def _aligned_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor takes, with the padding up to where the next may begin."""
     return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 

@@ -56,9 +56,9 @@ class Evaluation:
 
     @property
     def document(self) -> dict[str, Any]:
-        """Figures and tables as JSON holds them: `classes` is the first metric's table, `more_classes` the others'."""
+        """What JSON files hold of it: `classes` is the first metric's table, `more_classes` are the others', if any."""
         more = {"more_classes": self.tables[1:]} if len(self.tables) > 1 else {}
-        return {"metrics": self.metrics, "classes": self.tables[0], **more}
+        return {"metrics": self.metrics, "classes": self.tables[0], **more, "unread": self.unread}
 
 
 def evaluate(
@@ -96,7 +96,7 @@ def evaluate(
                 check()
     unread = [reason for part in distributed.gather(unread) for reason in part]
     if unread:
-        _report_unread(unread, len(loader.dataset))
+        _check_unread(unread, len(loader.dataset))
     for score in scores:
         score.synchronize()
     figures, tables, drawn = distributed.on_main(lambda: _conclude(scores, pictures))
@@ -135,7 +135,7 @@ def run_evaluation(
         _log.info("evaluated %d images in %.0f s", len(dataset), found.seconds)
         if output is not None:
             report: dict[str, Any] = {"config": config.name, "weights": str(loaded.file), "images": len(dataset)}
-            report |= {"measured_by": [metric.model_dump(mode="json") for metric in metrics], "unread": found.unread}
+            report["measured_by"] = [metric.model_dump(mode="json") for metric in metrics]
             distributed.on_main(lambda: _write_report(output / _REPORT, report | found.document))
         return found
 
@@ -152,7 +152,7 @@ def check_trained_classes(loaded: LoadedWeights, dataset: ImageDataset) -> None:
     )
 
 
-def _report_unread(reasons: Sequence[str], images: int) -> None:
+def _check_unread(reasons: Sequence[str], images: int) -> None:
     """Warns of images that could not be read. Raises DataError where none of all could."""
     if len(reasons) == images:
         raise DataError(f"none of the {images} images can be read; the first: {reasons[0]}")

@@ -21,6 +21,7 @@ from piip.heads.mask_rcnn.config import MaskRCNNConfig
 from piip.heads.mask_rcnn.head import MaskRCNN
 from piip.load import build_model
 from piip.model import Model
+from piip.ops import register_flop_formulas
 
 # Besides views and pointwise ops, what counts as free by convention, having no formula in torch's registry: allocation
 # and copies, norms, softmax and other reductions, and pooling.
@@ -38,8 +39,7 @@ def _taps(count: int) -> Callable[..., int]:
     """The FLOPs of resampling that reads `count` cells for every cell it writes."""
 
     def flops(*_: Any, out_shape: Any, **__: Any) -> int:
-        shapes = out_shape if isinstance(out_shape[0], torch.Size) else [out_shape]
-        return 2 * count * sum(math.prod(shape) for shape in shapes)
+        return 2 * count * math.prod(out_shape)
 
     return flops
 
@@ -47,7 +47,6 @@ def _taps(count: int) -> Callable[..., int]:
 _RESAMPLING = {
     torch.ops.aten.upsample_bilinear2d: _taps(4),
     torch.ops.aten.upsample_bicubic2d: _taps(16),
-    torch.ops.piip.pyramid_resize: _taps(4),
 }
 _FILLING = {Tensor.add_, Tensor.clamp_, Tensor.erfinv_, Tensor.fill_, Tensor.mul_}
 _FILLING |= {Tensor.normal_, Tensor.uniform_, Tensor.zero_}
@@ -63,6 +62,7 @@ def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
     with torch.device("meta"), _Uninitialised():
         model = build_model(config).eval().requires_grad_(False)
         images = torch.empty(1, 3, *size)
+    register_flop_formulas()
     seen = _SeenOps()
     with torch.no_grad(), seen, FlopCounterMode(display=False, custom_mapping=_RESAMPLING) as counter:
         _Inference(model, config.head)(images)

@@ -27,8 +27,32 @@ _KINDS = {"box": "bbox", "mask": "segm"}
 _FIGURES = (("", None, 0), ("50", 0, 0), ("75", 5, 0), ("_small", None, 1), ("_medium", None, 2), ("_large", None, 3))
 
 
+class _Objects(NamedTuple):
+    """What is in an image: boxes (n, 4) xywh, labels, areas and crowd (n,), and n run-length masks, if there are any.
+
+    The mask of an object that has none is None.
+    """
+
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    masks: list[Rle | None] | None
+
+    @classmethod
+    def read(cls, truth: Mapping[str, Any]) -> _Objects:
+        masks: list[Rle | None] | None = truth.get("rles")
+        if masks is None and "masks" in truth:
+            masks = [*encode(torch.from_numpy(truth["masks"]).bool())]
+        boxes = truth["xywh"] if "xywh" in truth else _to_xywh(np.asarray(truth["boxes"], dtype=np.float64))
+        areas = truth.get("areas")
+        if areas is None:
+            areas = boxes[:, 2] * boxes[:, 3] if masks is None else np.array(list(map(mask_utils.area, masks)), float)
+        return cls(boxes, np.asarray(truth["labels"]), areas, truth.get("crowd", np.zeros(len(boxes), bool)), masks)
+
+
 class _Detections(NamedTuple):
-    """Of one image: boxes (n, 4) xywh, scores (n,), labels (n,), and n run-length masks or None."""
+    """The result of an image: boxes (n, 4) xywh, scores (n,), labels (n,), and n run-length masks or None."""
 
     boxes: NDArray[np.float64]
     scores: NDArray[np.float64]
@@ -36,12 +60,14 @@ class _Detections(NamedTuple):
     masks: list[Rle] | None
 
 
-class CocoMetric(Metric[tuple[Mapping[str, Any], _Detections]]):
+class CocoMetric(Metric[tuple[_Objects, _Detections]]):
     """COCO AP of the images that came.
 
-    A truth holds, for the n objects and crowd regions of an image, `xywh` (n, 4) float64, `labels` (n,), `areas` (n,),
-    `crowd` (n,) bool, and `rles`, n compressed run lengths, where the data have masks. Masks of results are run-length
-    encoded at once, so that memory stays small. An image that could not be read counts as one without detections.
+    A truth holds the n objects of an image as targets do: `boxes` (n, 4) xyxy, `labels` (n,) and perhaps `masks`
+    (n, H, W). Instead of boxes and masks it may have `xywh` (n, 4) float64 and `rles`, n compressed run lengths, with
+    the very numbers of an annotation file, or None for objects that mask AP does not count; besides, `areas` (n,), which otherwise are those of the masks or boxes, and
+    `crowd` (n,) bool for regions of many objects. All masks are kept as run lengths, so that memory stays small. An
+    image that could not be read counts as one without detections.
     compute() returns box_ap, box_ap50, box_ap75, box_ap_small, box_ap_medium, box_ap_large, and the same for mask where
     data and results have masks. A figure without ground truth (no small object, say) is None, for which COCO has -1.
     Equal scores are ranked by the ids of their images, in whatever order these came. Images and classes are numbered
@@ -66,13 +92,13 @@ class CocoMetric(Metric[tuple[Mapping[str, Any], _Detections]]):
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self._class_names):
                 wrong = next(label for label in labels if not 0 <= label < len(self._class_names))
                 raise PiipError(f"results with label {wrong}, but the data have {len(self._class_names)} classes")
-            boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
             rles = encode(result["masks"]) if "masks" in result else result.get("rles")
-            self._found[image_id] = truth, _Detections(boxes, scores, labels, rles)
+            self._found[image_id] = _Objects.read(truth), _Detections(_to_xywh(corners), scores, labels, rles)
         self._precision = None
 
     def miss(self, truth: Mapping[str, Any], image_id: ImageId) -> None:
-        self._found[image_id] = truth, _Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), [])
+        nothing = _Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), [])
+        self._found[image_id] = _Objects.read(truth), nothing
         self._precision = None
 
     def synchronize(self) -> None:
@@ -91,7 +117,7 @@ class CocoMetric(Metric[tuple[Mapping[str, Any], _Detections]]):
         """One row per class of class, objects (crowds not counted), and box and mask AP and AP50."""
         counts = np.zeros(len(self._class_names), dtype=np.int64)
         for truth, _ in self._found.values():
-            np.add.at(counts, truth["labels"][~truth["crowd"]], 1)
+            np.add.at(counts, truth.labels[~truth.crowd], 1)
         rows: list[dict[str, Any]] = [
             {"class": name, "objects": count} for name, count in zip(self._class_names, counts.tolist(), strict=True)
         ]  # fmt: skip
@@ -104,7 +130,7 @@ class CocoMetric(Metric[tuple[Mapping[str, Any], _Detections]]):
     def _evaluate(self) -> dict[str, NDArray[Any]]:
         """Per kind the precision (IoU thresholds, recall thresholds, labels, area ranges, detection limits)."""
         if self._precision is None:
-            masks = all("rles" in truth and found.masks is not None for truth, found in self._found.values())
+            masks = all(part.masks is not None for pair in self._found.values() for part in pair)
             self._precision = {kind: self._evaluate_kind(kind) for kind in (("box", "mask") if masks else ("box",))}
         return self._precision
 
@@ -141,20 +167,16 @@ class CocoMetric(Metric[tuple[Mapping[str, Any], _Detections]]):
         detections: list[dict[str, Any]] = []
         for number, (_, (truth, found)) in enumerate(ordered, 1):
             for entry, area, crowd in zip(
-                _entries(number, truth["xywh"], truth["labels"], truth["rles"] if kind == "mask" else None),
-                truth["areas"].tolist(),
-                truth["crowd"].tolist(),
+                _entries(number, truth, kind),
+                truth.areas.tolist(),
+                truth.crowd.tolist(),
                 strict=True,
             ):
                 if kind == "mask" and entry["segmentation"] is None:
                     continue
                 # Numbered from 1: COCO's matching takes the id 0 for "no match".
                 truths.append(entry | {"id": len(truths) + 1, "area": area, "iscrowd": int(crowd)})
-            for entry, score in zip(
-                _entries(number, found.boxes, found.labels, found.masks if kind == "mask" else None),
-                found.scores.tolist(),
-                strict=True,
-            ):
+            for entry, score in zip(_entries(number, found, kind), found.scores.tolist(), strict=True):
                 # The area decides the size range: of the mask for masks.
                 width, height = entry["bbox"][2:]
                 area = float(mask_utils.area(entry["segmentation"])) if kind == "mask" else width * height
@@ -162,13 +184,15 @@ class CocoMetric(Metric[tuple[Mapping[str, Any], _Detections]]):
         return {**shared, "annotations": truths}, {**shared, "annotations": detections}
 
 
-def _entries(
-    number: int, boxes: NDArray[np.float64], labels: NDArray[np.int64], masks: Sequence[Rle | None] | None
-) -> Iterator[dict[str, Any]]:
-    """What COCO's dictionaries say alike of objects and detections in the image of a number."""
-    for index, (box, label) in enumerate(zip(boxes.tolist(), labels.tolist(), strict=True)):
+def _entries(number: int, found: _Objects | _Detections, kind: str) -> Iterator[dict[str, Any]]:
+    """The entries of COCO's dictionaries that objects and detections share, for the image of a number."""
+    for index, (box, label) in enumerate(zip(found.boxes.tolist(), found.labels.tolist(), strict=True)):
         entry = {"image_id": number, "category_id": label + 1, "bbox": box}
-        yield entry if masks is None else entry | {"segmentation": masks[index]}
+        yield entry if kind == "box" or found.masks is None else entry | {"segmentation": found.masks[index]}
+
+
+def _to_xywh(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
 def _to_host(results: Sequence[dict[str, Any]]) -> list[NDArray[np.float64]]:

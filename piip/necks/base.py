@@ -10,7 +10,7 @@ from piip.features import FeatureSpec
 
 
 class Neck(nn.Module):
-    """From the maps of a backbone to those of a head, which `specs` describe."""
+    """Makes the maps of a head, which `specs` describe, from those of the backbone."""
 
     specs: list[FeatureSpec]
 

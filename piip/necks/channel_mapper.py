@@ -1,4 +1,4 @@
-"""One width for all maps, as DINO wants it."""
+"""The neck of DINO: all maps brought to one width."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 from piip.necks.base import Neck
+from piip.necks.config import ChannelMapperConfig
 
 
 class ChannelMapper(Neck):
     """One width for all maps, without mixing them (mmdetection's neck for Deformable-DETR and its successors).
 
-    specs: the maps that come in, finest first.
-    out_channels: width of every map that goes out, a multiple of 32.
-    levels: how many maps go out; those beyond the incoming ones are convolved to half the resolution of the one before.
+    specs: the maps that come in, finest first. Levels beyond them are convolved to half the resolution of the last.
     Raises ConfigError if there are fewer levels than maps coming in.
     """
 
-    def __init__(self, *, specs: Sequence[FeatureSpec], out_channels: int = 256, levels: int = 4) -> None:
+    def __init__(self, config: ChannelMapperConfig, specs: Sequence[FeatureSpec]) -> None:
         super().__init__()
+        out_channels, levels = config.out_channels, config.levels
         if levels < len(specs):
             raise ConfigError(
                 f"channel_mapper on {len(specs)} feature maps needs neck.levels of at least {len(specs)}; got {levels}"

@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 
 class NeckConfig(Component):
-    """From the maps of the backbone to those that a head works on."""
+    """What makes the maps that a head works on from those of the backbone.
+
+    passes_maps: whether the head gets the maps of the backbone as they are.
+    """
 
     default_type: ClassVar = "fpn"
+    passes_maps: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, specs: Sequence[FeatureSpec]) -> Neck:
@@ -35,7 +39,7 @@ class FPNConfig(NeckConfig):
     def build(self, specs: Sequence[FeatureSpec]) -> Neck:
         from piip.necks.fpn import FPN
 
-        return FPN(specs=specs, **self.model_dump(exclude={"type"}))
+        return FPN(self, specs)
 
 
 class ChannelMapperConfig(NeckConfig):
@@ -48,15 +52,16 @@ class ChannelMapperConfig(NeckConfig):
     def build(self, specs: Sequence[FeatureSpec]) -> Neck:
         from piip.necks.channel_mapper import ChannelMapper
 
-        return ChannelMapper(specs=specs, **self.model_dump(exclude={"type"}))
+        return ChannelMapper(self, specs)
 
 
 class NoNeckConfig(NeckConfig):
     """The maps of the backbone go to the head as they are."""
 
     type: Literal["none"] = "none"
+    passes_maps: ClassVar = True
 
     def build(self, specs: Sequence[FeatureSpec]) -> Neck:
         from piip.necks.none import NoNeck
 
-        return NoNeck(specs=specs)
+        return NoNeck(specs)

@@ -1,4 +1,4 @@
-"""Necks: from the maps of a backbone to the pyramid that a head works on."""
+"""The feature pyramid network."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 from piip.necks.base import Neck
+from piip.necks.config import FPNConfig
 
 
 class FPN(Neck):
     """Feature pyramid network (Lin et al., 2017, "Feature Pyramid Networks for Object Detection").
 
-    specs: the maps that come in, finest first.
-    out_channels: width of every map that goes out.
-    levels: how many maps go out; those beyond the incoming ones take every second cell of the one before.
+    specs: the maps that come in, finest first. Levels beyond them take every second cell of the level before.
     Raises ConfigError if there are fewer levels than maps coming in.
     """
 
-    def __init__(self, *, specs: Sequence[FeatureSpec], out_channels: int = 256, levels: int = 5) -> None:
+    def __init__(self, config: FPNConfig, specs: Sequence[FeatureSpec]) -> None:
         super().__init__()
+        out_channels, levels = config.out_channels, config.levels
         if levels < len(specs):
             raise ConfigError(
                 f"an FPN on {len(specs)} feature maps needs neck.levels of at least {len(specs)}, got {levels}"

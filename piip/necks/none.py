@@ -10,9 +10,9 @@ from piip.necks.base import Neck
 
 
 class NoNeck(Neck):
-    """The maps go to the head as they are. specs: theirs."""
+    """The maps go to the head as they are. specs: the maps that come in."""
 
-    def __init__(self, *, specs: Sequence[FeatureSpec]) -> None:
+    def __init__(self, specs: Sequence[FeatureSpec]) -> None:
         super().__init__()
         self.specs = list(specs)
 

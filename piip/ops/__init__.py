@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from piip.ops._registration import register_flop_formulas
 from piip.ops.deform_attn import deform_attn, ms_deform_attn
 from piip.ops.module import MSDeformAttn
 from piip.ops.pyramid_resize import pyramid_resize
 
-__all__ = ["MSDeformAttn", "deform_attn", "ms_deform_attn", "pyramid_resize"]
+__all__ = ["MSDeformAttn", "deform_attn", "ms_deform_attn", "pyramid_resize", "register_flop_formulas"]

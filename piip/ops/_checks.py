@@ -101,8 +101,8 @@ def attention_sizes(
     grad: Tensor | None = None,
     *,
     boxes: bool = False,
-) -> tuple[list[int], bool, bool]:
-    """Sizes (B, S, Q, M, D, P) of an attention's arguments, and whether the reference varies by image and by level.
+) -> dict[str, int]:
+    """Sizes of an attention's arguments, by the names that csrc/deform_attn.h gives them.
 
     sides: H and W of every map. reference: (1 or B, Q, 1 or L, 2), with boxes also 4, beside offsets and logits; None
     beside locations and weights. Raises ValueError or TypeError, naming the argument of the public functions, where
@@ -134,13 +134,24 @@ def attention_sizes(
             and (grad is None or (grad.shape == (batch, queries, heads * width) and grad.device == device))
             and not (levels * count > MAX_SAMPLES and value.is_cuda)
         ):
-            if reference is None:
-                return [batch, cells, queries, heads, width, count], False, False
-            if reference.dim() == 4 and reference.device == device:
+            per_image = per_level = False
+            fits = reference is None
+            if reference is not None and reference.dim() == 4 and reference.device == device:
                 images, points_of, maps, numbers = reference.shape
                 known = (2, 4) if boxes else (2,)
-                if images in (1, batch) and points_of == queries and maps in (1, levels) and numbers in known:
-                    return [batch, cells, queries, heads, width, count], images != 1, maps != 1
+                fits = images in (1, batch) and points_of == queries and maps in (1, levels) and numbers in known
+                per_image, per_level = images != 1, maps != 1
+            if fits:
+                return {
+                    "batch": batch,
+                    "cells": cells,
+                    "queries": queries,
+                    "heads": heads,
+                    "width": width,
+                    "points_per_level": count,
+                    "reference_per_batch": per_image,
+                    "reference_per_level": per_level,
+                }
     raise _misfit(value, sides, reference, points, weights, grad, boxes)
 
 

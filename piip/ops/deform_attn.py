@@ -23,17 +23,20 @@ from piip.ops import reference
 from piip.ops._checks import attention_sizes, check_tensor, host_list, host_shapes
 from piip.ops._extension import (
     DTYPE_TAGS,
-    adds_up,
-    definition_gradients,
+    accumulates_in_place,
+    extension,
     has_kernels,
     launch,
-    library,
     pointer,
-    refuse_vmap,
-    register_gradient,
     runs_definition,
 )
-from piip.ops._flops import register_flops
+from piip.ops._registration import (
+    definition_gradients,
+    refuse_forward_mode,
+    register_autocast,
+    register_gradient,
+    register_op,
+)
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -52,7 +55,7 @@ def deform_attn(
 
     value: (B, S, M, D), the L maps one after the other, row by row.
     spatial_shapes: L (H, W) pairs whose areas add up to S; on the CPU no side above 2^24, and less than 16 GiB of
-    float32 a head. Host integers are best: reading a GPU tensor waits for the device.
+    float32 per head. Host integers are best: reading a GPU tensor waits for the device.
     reference_points: (1 or B, Q, 1 or L, 2 or 4), points (x, y) or boxes (x, y, w, h) in [0, 1] of the map.
     sampling_offsets: (B, Q, M, L, P, 2), (x, y) in cells of their map; for boxes in units of half a side divided by P.
     attention_logits: (B, Q, M, L * P) or (B, Q, M, L, P).
@@ -123,22 +126,6 @@ def _check_starts(starts: Sequence[int] | Tensor | None, shapes: Shapes) -> None
 
 # --- kernels --------------------------------------------------------------------------------------------------------
 
-library.define("deform_attn(Tensor value, SymInt[] shapes, Tensor reference, Tensor offsets, Tensor logits) -> Tensor")
-library.define(
-    "deform_attn_backward(Tensor grad, Tensor value, SymInt[] shapes, Tensor reference, Tensor offsets, Tensor logits)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-library.define("ms_deform_attn(Tensor value, SymInt[] shapes, Tensor locations, Tensor weights) -> Tensor")
-library.define(
-    "ms_deform_attn_backward(Tensor grad, Tensor value, SymInt[] shapes, Tensor locations, Tensor weights)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-
-# Looked up once: the attributes take a while on cold caches.
-_DEFORM_ATTN, _MS_DEFORM_ATTN = torch.ops.piip.deform_attn.default, torch.ops.piip.ms_deform_attn.default
-_DEFORM_ATTN_BACKWARD = torch.ops.piip.deform_attn_backward.default
-_MS_DEFORM_ATTN_BACKWARD = torch.ops.piip.ms_deform_attn_backward.default
-
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous and of a dtype; most are, and asking costs less than an operator that changes nothing."""
@@ -172,17 +159,26 @@ class _Problem:
         grad: Tensor | None = None,
     ) -> None:
         self.arguments = value, shapes, ref, points, weights
-        sizes, per_image, per_level = attention_sizes(*self.arguments, grad)
+        sizes = attention_sizes(*self.arguments, grad)
         compute = reference.compute_dtype(value.dtype)
         same = points.dtype == weights.dtype == value.dtype
         point_dtype = value.dtype if same else compute
         self.value = _stored(value, value.dtype)
         self.reference = None if ref is None else _aligned(_stored(ref, compute))
         self.points, self.weights = _aligned(_stored(points, point_dtype)), _stored(weights, point_dtype)
-        tags = DTYPE_TAGS[value.dtype], DTYPE_TAGS[point_dtype]
-        self.queries, self.empty = sizes[2], sizes[0] == 0
-        self.settings = sizes, shapes, ref is not None, per_image, per_level, *tags
-        self.inputs = [pointer(t) for t in (self.value, self.reference, self.points, self.weights)]
+        self.queries, self.empty = sizes["queries"], sizes["batch"] == 0
+        # The fields that forward and backward have in common, by their names in csrc/deform_attn.h.
+        self.fields: dict[str, Any] = {
+            "value": pointer(self.value),
+            "reference": pointer(self.reference),
+            "points": pointer(self.points),
+            "weights": pointer(self.weights),
+            "shapes": shapes,
+            "raw": ref is not None,
+            "value_dtype": DTYPE_TAGS[value.dtype],
+            "point_dtype": DTYPE_TAGS[point_dtype],
+            **sizes,
+        }
 
     def forward(self) -> Tensor:
         value = self.value
@@ -190,7 +186,7 @@ class _Problem:
             return _definition(*self.arguments)
         out = value.new_empty(value.shape[0], self.queries, value.shape[2] * value.shape[3])
         if out.numel() and self.points.numel():
-            launch("deform_attn_forward", value, [*self.inputs, pointer(out), 0, 0, 0, 0, 0], *self.settings)
+            launch("deform_attn_forward", value, extension().DeformAttn(out=pointer(out), **self.fields))
             return out
         return out.zero_()
 
@@ -208,7 +204,7 @@ class _Problem:
         # The CPU adds up the value gradient in a plane of each thread, CUDA in memory: in the compute dtype, or, where
         # the order of additions must not matter, in integers.
         unit = None
-        if not adds_up(value):
+        if not accumulates_in_place(value):
             grad_value = torch.empty_like(value)
         elif torch.are_deterministic_algorithms_enabled():
             # Weights after a softmax are at most 1; given ones can be anything.
@@ -218,8 +214,15 @@ class _Problem:
             grad_value = torch.zeros_like(value, dtype=torch.int64)
         else:
             grad_value = torch.zeros_like(value, dtype=reference.compute_dtype(value.dtype))
-        outputs = [0, *(pointer(t) for t in (grad, grad_value, grad_points, grad_weights, unit))]
-        launch("deform_attn_backward", value, [*self.inputs, *outputs], *self.settings)
+        problem = extension().DeformAttn(
+            grad_out=pointer(grad),
+            grad_value=pointer(grad_value),
+            grad_points=pointer(grad_points),
+            grad_weights=pointer(grad_weights),
+            fixed_point_unit=pointer(unit),
+            **self.fields,
+        )
+        launch("deform_attn_backward", value, problem)
         if unit is not None:
             grad_value = grad_value.double() / unit
         return _stored(grad_value, value.dtype), grad_points, grad_weights
@@ -241,54 +244,39 @@ def _fixed_point_unit(grad: Tensor, samples: int, weights: Tensor | None) -> Ten
 
 
 def _forward(value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+    refuse_forward_mode("deform_attn", value, ref, offsets, logits)
     return _Problem(value, shapes, ref, offsets, logits).forward()
 
 
 def _backward(
     grad: Tensor, value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    refuse_forward_mode("deform_attn", grad)
     grad_value, grad_offsets, grad_logits = _Problem(value, shapes, ref, offsets, logits, grad).backward(grad)
     return grad_value, _stored(grad_offsets, offsets.dtype), _stored(grad_logits, logits.dtype)
 
 
 def _ms_forward(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    refuse_forward_mode("ms_deform_attn", value, locations, weights)
     return _Problem(value, shapes, None, locations, weights).forward()
 
 
 def _ms_backward(
     grad: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    refuse_forward_mode("ms_deform_attn", grad)
     grad_value, grad_locations, grad_weights = _Problem(value, shapes, None, locations, weights, grad).backward(grad)
     return grad_value, _stored(grad_locations, locations.dtype), _stored(grad_weights, weights.dtype)
 
 
-for _device in ("CPU", "CUDA"):
-    library.impl("deform_attn", _forward, _device)
-    library.impl("deform_attn_backward", _backward, _device)
-    library.impl("ms_deform_attn", _ms_forward, _device)
-    library.impl("ms_deform_attn_backward", _ms_backward, _device)
+# --- without data ---------------------------------------------------------------------------------------------------
 
 
-# --- shapes, gradients, autocast, FLOPs -----------------------------------------------------------------------------
-
-
-@torch.library.register_fake("piip::deform_attn", lib=library)
 def _fake(value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
     attention_sizes(value, shapes, ref, offsets, logits)
     return value.new_empty(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
 
 
-@torch.library.register_fake("piip::ms_deform_attn", lib=library)
-def _ms_fake(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
-    attention_sizes(value, shapes, None, locations, weights)
-    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-
-
-def _empty(tensor: Tensor) -> Tensor:
-    return tensor.new_empty(tensor.shape)
-
-
-@torch.library.register_fake("piip::deform_attn_backward", lib=library)
 def _backward_fake(
     grad: Tensor, value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -296,7 +284,11 @@ def _backward_fake(
     return _empty(value), _empty(offsets), _empty(logits)
 
 
-@torch.library.register_fake("piip::ms_deform_attn_backward", lib=library)
+def _ms_fake(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+    attention_sizes(value, shapes, None, locations, weights)
+    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+
 def _ms_backward_fake(
     grad: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -304,9 +296,56 @@ def _ms_backward_fake(
     return _empty(value), _empty(locations), _empty(weights)
 
 
-def _save(ctx: Any, value: Tensor, shapes: list[int], *others: Tensor) -> None:
+def _empty(tensor: Tensor) -> Tensor:
+    return tensor.new_empty(tensor.shape)
+
+
+def _flops(value: Sequence[int], shapes: Any, *others: Any, out_shape: Any = None, **_: Any) -> int:
+    """Five multiply-adds per channel of a sample, four cells and the weight: ten FLOPs, the published count.
+
+    The official script writes 5 * Q * P * C with C twice the channels of the values, the same number.
+    """
+    batch, queries, heads, levels, points, _ = others[-2]
+    return 10 * batch * queries * heads * levels * points * value[3]
+
+
+def _backward_flops(grad: Any, *inputs: Any, out_shape: Any = None, **_: Any) -> int:
+    return 2 * _flops(*inputs)
+
+
+# --- registration ---------------------------------------------------------------------------------------------------
+
+register_op(
+    "deform_attn(Tensor value, SymInt[] shapes, Tensor reference, Tensor offsets, Tensor logits) -> Tensor",
+    _forward,
+    _fake,
+    _flops,
+)
+_DEFORM_ATTN_BACKWARD = register_op(
+    "deform_attn_backward(Tensor grad, Tensor value, SymInt[] shapes, Tensor reference, Tensor offsets, Tensor logits)"
+    " -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+    _backward_flops,
+)
+register_op(
+    "ms_deform_attn(Tensor value, SymInt[] shapes, Tensor locations, Tensor weights) -> Tensor",
+    _ms_forward,
+    _ms_fake,
+    _flops,
+)
+_MS_DEFORM_ATTN_BACKWARD = register_op(
+    "ms_deform_attn_backward(Tensor grad, Tensor value, SymInt[] shapes, Tensor locations, Tensor weights)"
+    " -> (Tensor, Tensor, Tensor)",
+    _ms_backward,
+    _ms_backward_fake,
+    _backward_flops,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.shapes, *others = inputs
     ctx.save_for_backward(value, *others)
-    ctx.shapes = shapes
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -330,46 +369,8 @@ def _ms_differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_value, None, grad_locations, grad_weights
 
 
-register_gradient("deform_attn", _save, _differentiate)
-register_gradient("ms_deform_attn", _save, _ms_differentiate)
-for _name in ("deform_attn", "ms_deform_attn"):
-    refuse_vmap(_name)
-
-
-def _register_autocast(op: str, device: str) -> None:
-    def cast(value: Tensor, *others: Any) -> Tensor:
-        # The values are what the dtype is for; locations and logits keep theirs, all arithmetic is in float32 anyway.
-        if value.dtype == torch.float32:
-            value = value.to(torch.get_autocast_dtype(device))
-        with torch.autocast(device, enabled=False):
-            return getattr(torch.ops.piip, op)(value, *others)
-
-    library.impl(op, cast, f"Autocast{device.upper()}")
-
-
-for _name in ("deform_attn", "ms_deform_attn"):
-    for _device in ("cpu", "cuda"):
-        _register_autocast(_name, _device)
-
-
-def _flops(value: Sequence[int], shapes: Any, *others: Any, out_shape: Any = None, **_: Any) -> int:
-    """Five multiply-adds per channel of a sample, four cells and the weight: ten FLOPs, the published count.
-
-    The official script writes 5 * Q * P * C with C twice the channels of the values, the same number.
-    """
-    batch, queries, heads, points = _sample_shape(others)
-    return 10 * batch * queries * heads * points * value[3]
-
-
-def _backward_flops(grad: Any, value: Sequence[int], shapes: Any, *others: Any, out_shape: Any = None, **_: Any) -> int:
-    batch, queries, heads, points = _sample_shape(others)
-    return 20 * batch * queries * heads * points * value[3]
-
-
-def _sample_shape(shapes: tuple[Any, ...]) -> tuple[int, int, int, int]:
-    batch, queries, heads, levels, points, _ = shapes[-2]
-    return batch, queries, heads, levels * points
-
-
-register_flops([torch.ops.piip.deform_attn, torch.ops.piip.ms_deform_attn], _flops)
-register_flops([torch.ops.piip.deform_attn_backward, torch.ops.piip.ms_deform_attn_backward], _backward_flops)
+_DEFORM_ATTN = register_gradient("deform_attn", _save, _differentiate)
+_MS_DEFORM_ATTN = register_gradient("ms_deform_attn", _save, _ms_differentiate)
+# The values are what a lower dtype is for; locations and logits keep theirs, all arithmetic is in float32 anyway.
+register_autocast("deform_attn")
+register_autocast("ms_deform_attn")

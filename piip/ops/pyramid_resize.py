@@ -29,18 +29,8 @@ from piip.ops._checks import (
     host_list,
     host_shapes,
 )
-from piip.ops._extension import (
-    DTYPE_TAGS,
-    definition_gradients,
-    has_kernels,
-    launch,
-    library,
-    pointer,
-    refuse_vmap,
-    register_gradient,
-    runs_definition,
-)
-from piip.ops._flops import register_flops
+from piip.ops._extension import DTYPE_TAGS, extension, has_kernels, launch, pointer, runs_definition
+from piip.ops._registration import definition_gradients, refuse_forward_mode, register_gradient, register_op
 
 
 def pyramid_resize(
@@ -197,18 +187,6 @@ def _statistics(name: str, values: Sequence[float] | Tensor | None, channels: in
 
 # --- kernels --------------------------------------------------------------------------------------------------------
 
-_SETTINGS = "SymInt[] sizes, float[] factors, str mode, bool antialias, float[]? mean, float[]? std"
-library.define(
-    f"pyramid_resize(Tensor images, bool channels_last, {_SETTINGS}, ScalarType dtype, SymInt[]? valid) -> Tensor[]"
-)
-library.define(
-    f"pyramid_resize_backward(Tensor[] grads, SymInt[] shape, {_SETTINGS}, ScalarType dtype, SymInt[]? valid) -> Tensor"
-)
-
-# Looked up once: the attributes take a while on cold caches.
-_PYRAMID_RESIZE = torch.ops.piip.pyramid_resize.default
-_PYRAMID_RESIZE_BACKWARD = torch.ops.piip.pyramid_resize_backward.default
-
 
 def _definition(images: Tensor, channels_last: bool, sizes: list[int], factors: list[float], *settings: Any) -> Any:
     check_pyramid(images, channels_last, sizes, factors, *settings)
@@ -226,8 +204,39 @@ def _definition(images: Tensor, channels_last: bool, sizes: list[int], factors: 
     )
 
 
-def _scales(std: list[float] | None) -> list[float]:
-    return [] if std is None else [1.0 / x for x in std]
+def _problem(
+    images: Tensor,
+    shape: Sequence[int],
+    channels_last: bool,
+    levels: list[Tensor],
+    sizes: list[int],
+    factors: list[float],
+    mode: str,
+    antialias: bool,
+    mean: list[float] | None,
+    std: list[float] | None,
+    valid: list[int] | None,
+) -> Any:
+    """A call of a kernel, which reads images and writes levels or, in the backward, the gradients the other way."""
+    batch, channels, height, width = shape
+    return extension().PyramidResize(
+        images=pointer(images),
+        batch=batch,
+        channels=channels,
+        height=height,
+        width=width,
+        channels_last=channels_last,
+        image_dtype=DTYPE_TAGS[images.dtype],
+        levels=[pointer(level) for level in levels],
+        sizes=sizes,
+        factors=factors,
+        level_dtype=DTYPE_TAGS[levels[0].dtype],
+        filter=MODES[mode],
+        antialias=antialias,
+        mean=mean or [],
+        scale=[1.0 / x for x in std or []],
+        valid_sizes=valid or [],
+    )
 
 
 def _forward(
@@ -242,8 +251,10 @@ def _forward(
     dtype: torch.dtype,
     valid: list[int] | None,
 ) -> list[Tensor]:
+    refuse_forward_mode("pyramid_resize", images)
     settings = sizes, factors, mode, antialias, mean, std, dtype, valid
-    batch, channels, height, width = check_pyramid(images, channels_last, *settings)
+    shape = check_pyramid(images, channels_last, *settings)
+    batch, channels = shape[:2]
     if not has_kernels(images):
         # An op may not return its input.
         return [level.clone() for level in _definition(images, channels_last, *settings)]
@@ -251,23 +262,8 @@ def _forward(
         images = images.contiguous()
     levels = [images.new_empty(batch, channels, h, w, dtype=dtype) for h, w in zip(sizes[::2], sizes[1::2])]
     if batch:
-        launch(
-            "pyramid_resize_forward",
-            images,
-            pointer(images),
-            [batch, channels, height, width],
-            channels_last,
-            DTYPE_TAGS[images.dtype],
-            [pointer(level) for level in levels],
-            sizes,
-            factors,
-            DTYPE_TAGS[dtype],
-            MODES[mode],
-            antialias,
-            mean or [],
-            _scales(std),
-            valid or [],
-        )
+        problem = _problem(images, shape, channels_last, levels, sizes, factors, mode, antialias, mean, std, valid)
+        launch("pyramid_resize_forward", images, problem)
     return levels
 
 
@@ -283,6 +279,7 @@ def _backward(
     dtype: torch.dtype,
     valid: list[int] | None,
 ) -> Tensor:
+    refuse_forward_mode("pyramid_resize", *grads)
     settings = sizes, factors, mode, antialias, mean, std
     check_pyramid_gradients(grads, shape, *settings, dtype, valid)
     if not has_kernels(grads[0]):
@@ -293,72 +290,85 @@ def _backward(
     grads = [grad.contiguous() for grad in grads]
     out = grads[0].new_empty(shape, dtype=dtype)
     if shape[0]:
-        launch(
-            "pyramid_resize_backward",
-            out,
-            pointer(out),
-            shape,
-            False,
-            DTYPE_TAGS[dtype],
-            [pointer(grad) for grad in grads],
-            sizes,
-            factors,
-            DTYPE_TAGS[grads[0].dtype],
-            MODES[mode],
-            antialias,
-            [0.0] * len(std) if std else [],
-            _scales(std),
-            valid or [],
-        )
+        no_mean = [0.0] * len(std) if std else None
+        problem = _problem(out, shape, False, grads, sizes, factors, mode, antialias, no_mean, std, valid)
+        launch("pyramid_resize_backward", out, problem)
     return out
 
 
-for _device in ("CPU", "CUDA"):
-    library.impl("pyramid_resize", _forward, _device)
-    library.impl("pyramid_resize_backward", _backward, _device)
+# --- without data ---------------------------------------------------------------------------------------------------
 
 
-# --- shapes, gradients, FLOPs ---------------------------------------------------------------------------------------
-
-
-@torch.library.register_fake("piip::pyramid_resize", lib=library)
 def _fake(images: Tensor, channels_last: bool, sizes: list[int], *settings: Any) -> list[Tensor]:
     batch, channels, _, _ = check_pyramid(images, channels_last, sizes, *settings)
     dtype = settings[-2]
     return [images.new_empty(batch, channels, h, w, dtype=dtype) for h, w in zip(sizes[::2], sizes[1::2])]
 
 
-@torch.library.register_fake("piip::pyramid_resize_backward", lib=library)
 def _backward_fake(grads: list[Tensor], shape: list[int], *settings: Any) -> Tensor:
     check_pyramid_gradients(grads, shape, *settings)
     return grads[0].new_empty(shape, dtype=settings[-2])
 
 
-def _save(ctx: Any, images: Tensor, channels_last: bool, *settings: Any) -> None:
-    *ctx.settings, _, ctx.valid = settings
+def _flops(images: Sequence[int], channels_last: bool, *settings: Any, out_shape: Any = None, **_: Any) -> int:
+    """A multiply-add for every pixel that an output pixel takes from, as torch's own resampling is counted.
+
+    The published figures leave the resizing of images out.
+    """
+    height, width = images[1:3] if channels_last else images[2:4]
+    return _flops_of_planes(images[0] * (3 if channels_last else images[1]), height, width, *settings)
+
+
+def _backward_flops(grads: Any, shape: Sequence[int], *settings: Any, out_shape: Any = None, **_: Any) -> int:
+    batch, channels, height, width = shape
+    return _flops_of_planes(batch * channels, height, width, *settings)
+
+
+def _flops_of_planes(
+    planes: int,
+    height: int,
+    width: int,
+    sizes: Sequence[int],
+    factors: Sequence[float],
+    mode: str,
+    antialias: bool,
+    *_: Any,
+) -> int:
+    def taps(before: int, after: int, factor: float) -> int:
+        """Pixels of an axis that an output pixel takes from: one where they are copied; of filters the longest."""
+        if before == after and (factor in (0.0, 1.0) or mode == "bilinear" or antialias):
+            return 1
+        count = 2 if mode == "bilinear" else 4
+        return math.ceil(count * max(1.0, 1 / factor if factor else before / after)) if antialias else count
+
+    flops = 0
+    for h, w, fy, fx in zip(sizes[::2], sizes[1::2], factors[::2], factors[1::2]):
+        flops += 2 * planes * h * w * taps(height, h, fy) * taps(width, w, fx)
+    return flops
+
+
+# --- registration ---------------------------------------------------------------------------------------------------
+
+_LEVELS = "SymInt[] sizes, float[] factors, str mode, bool antialias"
+_SETTINGS = f"{_LEVELS}, float[]? mean, float[]? std, ScalarType dtype, SymInt[]? valid"
+register_op(f"pyramid_resize(Tensor images, bool channels_last, {_SETTINGS}) -> Tensor[]", _forward, _fake, _flops)
+_PYRAMID_RESIZE_BACKWARD = register_op(
+    f"pyramid_resize_backward(Tensor[] grads, SymInt[] shape, {_SETTINGS}) -> Tensor",
+    _backward,
+    _backward_fake,
+    _backward_flops,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    images, _, *ctx.settings, _, ctx.valid = inputs
     ctx.shape, ctx.dtype = images.shape, images.dtype
 
 
-def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]:
     # Images that get a gradient are float, and float images have their channels first.
-    grad = _PYRAMID_RESIZE_BACKWARD(list(grads), ctx.shape, *ctx.settings, ctx.dtype, ctx.valid)
+    grad = _PYRAMID_RESIZE_BACKWARD(grads, ctx.shape, *ctx.settings, ctx.dtype, ctx.valid)
     return grad, *[None] * 9
 
 
-register_gradient("pyramid_resize", _save, _differentiate)
-refuse_vmap("pyramid_resize")
-
-
-def _flops(
-    images: Sequence[int], channels_last: bool, sizes: Sequence[int], *_: Any, out_shape: Any = None, **__: Any
-) -> int:
-    """Resampling is not counted, as in the published figures; registered so that no counter lists the op as unknown."""
-    return 0
-
-
-def _backward_flops(*_: Any, out_shape: Any = None, **__: Any) -> int:
-    return 0
-
-
-register_flops(torch.ops.piip.pyramid_resize, _flops)
-register_flops(torch.ops.piip.pyramid_resize_backward, _backward_flops)
+_PYRAMID_RESIZE = register_gradient("pyramid_resize", _save, _differentiate)

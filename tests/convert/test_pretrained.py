@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from scipy import interpolate
 
 from piip.branches.base import Branch
-from piip.branches.convnext.convnext import ConvNeXt
+from piip.branches.convnext.config import ConvNeXtConfig
 from piip.branches.pretrained import load_pretrained
+from piip.branches.vit.config import ViTConfig
 from piip.branches.vit.resample import resample_position_bias
-from piip.branches.vit.vit import ViT
 from piip.errors import CheckpointError
 from piip.features import FeatureSpec
 from piip.heads.classifier.config import ClassifierConfig
@@ -41,7 +41,7 @@ def timm_vit(**settings):
 def test_a_timm_network_gives_the_same_tokens_in_a_branch(tmp_path: Path) -> None:
     source = timm_vit(class_token=False, global_pool="avg", init_values=1e-5)
     torch.save({"model": source.state_dict()}, tmp_path / "vit.pth")
-    branch = ViT(**SMALL, pretrain_size=64).eval()
+    branch = ViTConfig(**SMALL, pretrain_size=64).build().eval()
     load_pretrained(branch, str(tmp_path / "vit.pth"))
     images = torch.randn(1, 3, 64, 64)
     x = source._pos_embed(source.patch_embed(images))
@@ -50,7 +50,7 @@ def test_a_timm_network_gives_the_same_tokens_in_a_branch(tmp_path: Path) -> Non
 
 
 def test_deit_iii_names_of_layer_scale_and_the_parts_of_a_classifier_are_understood(tmp_path: Path) -> None:
-    branch = ViT(**SMALL, pretrain_size=64)
+    branch = ViTConfig(**SMALL, pretrain_size=64).build()
     state = {key.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2"): torch.randn_like(value)
              for key, value in branch.state_dict().items()}  # fmt: skip
     extra = {"cls_token": torch.zeros(1, 1, 64), "head.weight": torch.zeros(10, 64), "norm.weight": torch.zeros(64)}
@@ -65,7 +65,7 @@ def test_position_embedding_and_patches_of_other_sizes_are_resampled(tmp_path: P
     state = source.state_dict()
     state["patch_embed.proj.weight"] = torch.randn(64, 3, 14, 14)
     torch.save(state, tmp_path / "vit.pth")
-    branch = ViT(**SMALL, pretrain_size=96)
+    branch = ViTConfig(**SMALL, pretrain_size=96).build()
     load_pretrained(branch, str(tmp_path / "vit.pth"))
     grid = state["pos_embed"][:, 1:].view(1, 4, 4, 64).permute(0, 3, 1, 2)
     expected = F.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
@@ -75,9 +75,11 @@ def test_position_embedding_and_patches_of_other_sizes_are_resampled(tmp_path: P
 
 
 def test_weights_of_another_network_are_refused_with_what_does_not_fit(tmp_path: Path) -> None:
-    branch = ViT(**SMALL, pretrain_size=64)
+    branch = ViTConfig(**SMALL, pretrain_size=64).build()
     before = branch.pos_embed.clone()
-    torch.save(ViT(embed_dim=32, depth=3, num_heads=2, pretrain_size=64).state_dict(), tmp_path / "other.pth")
+    torch.save(
+        ViTConfig(embed_dim=32, depth=3, num_heads=2, pretrain_size=64).build().state_dict(), tmp_path / "other.pth"
+    )
     with pytest.raises(CheckpointError, match=r"unknown .*; .* of another shape"):
         load_pretrained(branch, str(tmp_path / "other.pth"))
     assert branch.pos_embed.equal(before)
@@ -85,7 +87,7 @@ def test_weights_of_another_network_are_refused_with_what_does_not_fit(tmp_path:
 
 @pytest.mark.parametrize("shape", [(), (7,), (3, 16, 64), (2, 2, 16, 64), (1, 0, 64), (1, 16, 5)])
 def test_embeddings_of_no_shape_that_could_be_resampled_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    branch = ViT(**SMALL, pretrain_size=64)
+    branch = ViTConfig(**SMALL, pretrain_size=64).build()
     torch.save(branch.state_dict() | {"pos_embed": torch.zeros(shape)}, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match=r"1 of another shape \(pos_embed\)"):
         load_pretrained(branch, str(tmp_path / "odd.pth"))
@@ -93,9 +95,9 @@ def test_embeddings_of_no_shape_that_could_be_resampled_are_refused(tmp_path: Pa
 
 def test_a_name_that_is_neither_file_nor_model_is_an_error() -> None:
     with pytest.raises(CheckpointError, match="'deit_tinny' is neither a file nor a timm model"):
-        load_pretrained(ViT(**SMALL), "deit_tinny")
+        load_pretrained(ViTConfig(**SMALL).build(), "deit_tinny")
     with pytest.raises(CheckpointError, match=r"checkpoint not found: gone.pth"):
-        load_pretrained(ViT(**SMALL), "gone.pth")
+        load_pretrained(ViTConfig(**SMALL).build(), "gone.pth")
 
 
 def tokens(branch: Branch, images: torch.Tensor) -> torch.Tensor:
@@ -116,7 +118,7 @@ def test_mae_and_dinov2_files_are_understood_whatever_else_they_hold(tmp_path: P
         name: torch.zeros(1, 4, 64) for name in ("mask_token", "register_tokens", "decoder_embed.weight", "norm.bias")
     }
     torch.save({"model": source.state_dict() | extra, "args": argparse.Namespace(lr=1.0)}, tmp_path / "mae.pth")
-    branch = ViT(**SMALL, pretrain_size=64).eval()
+    branch = ViTConfig(**SMALL, pretrain_size=64).build().eval()
     load_pretrained(branch, str(tmp_path / "mae.pth"))
     assert branch.blocks[1].ls1.gamma.equal(source.blocks[1].ls1.gamma)
     assert branch.pos_embed.equal(source.pos_embed[:, 1:])
@@ -127,7 +129,7 @@ def test_a_beit_of_timm_gives_the_same_tokens_in_a_branch_with_its_own_window(tm
         timm.create_model("beitv2_base_patch16_224", img_size=64, num_classes=0, init_values=0.1, **SMALL)
     )
     torch.save({"model": source.state_dict()}, tmp_path / "beit.pth")
-    branch = ViT(**SMALL, position="relative", qkv_bias="qv", window_size=4).eval()
+    branch = ViTConfig(**SMALL, position="relative", qkv_bias="qv", window_size=4).build().eval()
     load_pretrained(branch, str(tmp_path / "beit.pth"))
     images = torch.randn(1, 3, 64, 64)
     # Without the class token, which the branch does not have: its column takes no part in the softmax.
@@ -175,13 +177,13 @@ def test_augreg_arrays_give_timms_tokens(tmp_path: Path) -> None:
     np.savez(tmp_path / "augreg.npz", **values)
     source = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, **SMALL).eval()
     source.load_pretrained(str(tmp_path / "augreg.npz"))
-    branch = ViT(**SMALL, pretrain_size=64, layer_scale=None).eval()
+    branch = ViTConfig(**SMALL, pretrain_size=64, layer_scale=None).build().eval()
     load_pretrained(branch, str(tmp_path / "augreg.npz"))
     images = torch.randn(1, 3, 64, 64)
     x = source.patch_embed(images) + source.pos_embed[:, 1:]
     torch.testing.assert_close(tokens(branch, images), source.blocks(x).view(1, 4, 4, 64), rtol=1e-4, atol=1e-5)
     classifier = Classifier(ClassifierConfig(num_classes=10), [FeatureSpec(64, 16)])
-    branch = ViT(**SMALL, pretrain_size=64, layer_scale=None, class_token=True)
+    branch = ViTConfig(**SMALL, pretrain_size=64, layer_scale=None, class_token=True).build()
     load_pretrained(branch, str(tmp_path / "augreg.npz"), head=classifier.pretrained(0))
     source.reset_classifier(10)
     source.load_pretrained(str(tmp_path / "augreg.npz"))
@@ -214,7 +216,7 @@ def test_norm_and_head_of_the_source_go_to_the_classifier_where_they_fit(
     torch.save({"model": source.state_dict()}, tmp_path / "vit.pth")
     classifier = Classifier(ClassifierConfig(num_classes=classes), [FeatureSpec(64, 16)])
     fresh = classifier.linears[0].weight.clone()
-    branch = ViT(**SMALL, pretrain_size=64, layer_scale=None, class_token=True)
+    branch = ViTConfig(**SMALL, pretrain_size=64, layer_scale=None, class_token=True).build()
     with caplog.at_level(logging.INFO):
         load_pretrained(branch, str(tmp_path / "vit.pth"), head=classifier.pretrained(0))
     for word, record in zip(words, caplog.records, strict=True):
@@ -226,7 +228,7 @@ def test_norm_and_head_of_the_source_go_to_the_classifier_where_they_fit(
 
 
 def test_internvit_of_the_hub_is_understood(tmp_path: Path) -> None:
-    branch = ViT(**SMALL, pretrain_size=64, norm="rms", qk_norm=True, qkv_bias="none", layer_scale=0.1)
+    branch = ViTConfig(**SMALL, pretrain_size=64, norm="rms", qk_norm=True, qkv_bias="none", layer_scale=0.1).build()
     names = {"patch_embed.proj.": "embeddings.patch_embedding.", "pos_embed": "embeddings.position_embedding",
              "blocks.": "encoder.layers."}  # fmt: skip
     state = {key: torch.randn_like(value) for key, value in branch.state_dict().items()}
@@ -250,7 +252,7 @@ def test_a_convnext_gives_timms_features_under_timms_the_hubs_and_its_authors_na
     naming: str, tmp_path: Path
 ) -> None:
     source = randomised(timm.create_model("convnext_atto", num_classes=0))
-    branch = ConvNeXt(model="convnext_atto").eval()
+    branch = ConvNeXtConfig(model="convnext_atto").build().eval()
     state = source.state_dict()
     if naming == "facebook":
         for pattern, name in FACEBOOK:
@@ -272,4 +274,4 @@ def test_a_convnext_gives_timms_features_under_timms_the_hubs_and_its_authors_na
 
 def test_a_missing_file_is_named_with_where_to_fetch_it() -> None:
     with pytest.raises(CheckpointError, match=r"pretrained/intern_vit_6b_224px.pth; fetch .* from https://hugging"):
-        load_pretrained(ViT(**SMALL), "pretrained/intern_vit_6b_224px.pth")
+        load_pretrained(ViTConfig(**SMALL).build(), "pretrained/intern_vit_6b_224px.pth")

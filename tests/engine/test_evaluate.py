@@ -88,6 +88,7 @@ def test_metrics_of_the_config_are_computed_side_by_side_the_first_one_first(tmp
         tiny_config(tmp_path, metrics=metrics, data__eval_batch_size=2), weights=weights, output=tmp_path / "out"
     )
     default = run_evaluation(tiny_config(tmp_path), weights=weights)
+    assert (found.unread, found.document["unread"]) == ([], [])
     assert list(found.metrics) == ["images", *default.metrics]
     assert found.metrics["images"] == 3
     assert {name: found.metrics[name] for name in default.metrics} == pytest.approx(default.metrics)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from piip.branches.base import Tokens
 from piip.branches.pretrained import load_pretrained
-from piip.branches.vit.vit import ViT
+from piip.branches.vit.config import ViTConfig
 from piip.config.experiment import Config, ModelConfig
 from piip.config.load import load_config
 from piip.data.batch import Batch
@@ -69,8 +69,8 @@ def test_a_class_token_goes_through_the_blocks_as_timms_without_a_position(tmp_p
     for parameter in source.parameters():
         nn.init.normal_(parameter, std=0.1)
     torch.save({"model": source.state_dict()}, tmp_path / "vit.pth")
-    branch = ViT(**SMALL, pretrain_size=64, class_token=True).eval()
     classifier = Classifier(ClassifierConfig(num_classes=10, token="class"), [FeatureSpec(32, 16)])
+    branch = ViTConfig(**SMALL, pretrain_size=64, class_token=True).build().eval()
     load_pretrained(branch, str(tmp_path / "vit.pth"), head=classifier.pretrained(0))
     images = torch.randn(2, 3, 64, 64)
     x = branch.run_blocks(branch.run_blocks(branch.embed(images), 0, 1), 1, 2)
@@ -102,8 +102,8 @@ def test_interactions_leave_class_tokens_alone_and_come_after_the_blocks() -> No
 
 def test_activation_checkpointing_with_a_class_token_changes_no_gradient() -> None:
     torch.manual_seed(0)
-    plain = ViT(**SMALL, pretrain_size=32, class_token=True)
-    saving = ViT(**SMALL, pretrain_size=32, class_token=True, checkpoint_activations=True)
+    plain = ViTConfig(**SMALL, pretrain_size=32, class_token=True).build()
+    saving = ViTConfig(**SMALL, pretrain_size=32, class_token=True, checkpoint_activations=True).build()
     saving.load_state_dict(plain.state_dict())
     images = torch.randn(1, 3, 48, 32)
     for branch in (plain, saving):

@@ -18,7 +18,7 @@ from piip.heads.dino.denoising import Noise, add_noise, attention_mask, draw_noi
 from piip.heads.dino.losses import Matching, average_over_processes, losses
 from piip.heads.dino.objects import Objects, gather_objects
 from piip.heads.dino.predictions import Predictions, inverse_sigmoid
-from piip.necks.channel_mapper import ChannelMapper
+from piip.necks.config import ChannelMapperConfig
 
 SIZES = [(70, 150), (96, 100)]  # in a batch of 96 x 160 pixels
 CLASSES = 4
@@ -89,7 +89,7 @@ def test_inverse_sigmoid_is_one_except_close_to_the_borders() -> None:
 
 def test_channel_mapper_normalises_each_map_and_makes_the_extra_ones_from_the_last_that_came_in() -> None:
     torch.manual_seed(0)
-    neck = ChannelMapper(specs=[FeatureSpec(6, 8), FeatureSpec(10, 16)], out_channels=32, levels=4)
+    neck = ChannelMapperConfig(out_channels=32, levels=4).build([FeatureSpec(6, 8), FeatureSpec(10, 16)])
     assert [tuple(spec) for spec in neck.specs] == [(32, 8), (32, 16), (32, 32), (32, 64)]
     features = [torch.randn(1, 6, 8, 12), torch.randn(1, 10, 4, 6)]
     maps = neck(features)

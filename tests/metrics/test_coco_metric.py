@@ -169,6 +169,21 @@ def test_both_backends_give_the_same_figures_and_tables(tmp_path: Path) -> None:
         assert ours == pytest.approx(theirs, abs=1e-12)
 
 
+def test_targets_will_do_as_truths(tmp_path: Path) -> None:
+    """As data sets have them that say no more of the truth: corners, labels and masks as arrays."""
+    annotations = crowded_scene()
+    for entry in annotations:
+        entry |= {"iscrowd": 0, "bbox": [float(round(value)) for value in entry["bbox"]]}
+    dataset, results = write_set(tmp_path, annotations), guesses(annotations)
+    exact, plain = metric_of(dataset), metric_of(dataset)
+    update(exact, dataset, results)
+    for index in range(len(dataset)):
+        target = {name: value.numpy() for name, value in dataset.target(index).items()}
+        plain.update([results[dataset.image_id(index)]], [target], [dataset.image_id(index)])
+    assert plain.compute() == exact.compute()
+    assert plain.table() == exact.table()
+
+
 def square(id_: int, image_id: int = 10, category_id: int = 3, side: int = 50) -> dict[str, Any]:
     polygon = [10, 10, 10 + side, 10, 10 + side, 10 + side, 10, 10 + side]
     box = [10, 10, side, side]

@@ -1,4 +1,4 @@
-"""Inputs for the tests of deformable attention."""
+"""Inputs for the tests of deformable attention, and the comparison with its definition."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from piip.ops import deform_attn, reference
+
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
 @dataclass
@@ -87,3 +91,25 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return (
         (actual.detach().cpu().double() - expected.double()).abs().max() / expected.abs().max().clamp_min(1e-30)
     ).item()
+
+
+def assert_matches_definition(
+    case: Case, device: torch.device, tolerance: float, op=deform_attn, grad: Tensor | None = None
+) -> None:
+    """Values and all four gradients, of random numbers where no grad is given."""
+    expected_case = rounded_inputs(case).leaves()
+    expected = expected_case.run(reference.deform_attn)
+    actual_case = case.to(device=device).leaves()
+    actual = actual_case.run(op)
+    assert actual.dtype == case.value.dtype
+    assert relative_error(actual, expected) <= tolerance
+    if grad is None:
+        grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    grad = grad.to(actual.dtype)
+    expected.backward(grad.double())
+    actual.backward(grad.to(device))
+    for name in ("value", "reference", "offsets", "logits"):
+        wanted, got = getattr(expected_case, name).grad, getattr(actual_case, name).grad
+        assert got.dtype == getattr(case, name).dtype
+        # References far from any cell of a coarse map can have gradients that cancel almost completely.
+        assert relative_error(got, wanted) <= 4 * tolerance, f"gradient of {name}"

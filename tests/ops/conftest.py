@@ -18,6 +18,8 @@ from torch import Tensor
 from piip.ops import _extension
 from tests.ops import emulated
 
+pytest.register_assert_rewrite("tests.ops.cases")
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:

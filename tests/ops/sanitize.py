@@ -25,7 +25,7 @@ RUNTIMES = ("libasan.so", "libubsan.so", "libstdc++.so.6")
 
 
 def instruction_sets() -> list[str]:
-    """Those of this machine, by the flags that csrc/dispatch.cpp asks for; the best one last."""
+    """Those of this machine, by the flags that csrc/cpu/dispatch.cpp asks for; the best one last."""
     words = set(Path("/proc/cpuinfo").read_text().split())
     avx2 = {"avx2", "fma", "f16c"}
     needed = {"portable": set(), "avx2": avx2, "avx512": avx2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}

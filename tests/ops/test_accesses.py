@@ -104,5 +104,5 @@ def test_a_gather_reads_the_sectors_of_its_rows_once(counted):
     width, size = counted.width, counted.dtype.itemsize
     vector = max(v for v in (1, 2, 4, 8) if width % v == 0 and v * size <= 16) * size
     reads = [c.sectors for s, c in counted.forward.items() if s.kind == "read_global" and s.bytes == vector]
-    # Points or weights may be read in vectors of this size, less than a sector a sample.
+    # Points or weights may be read in vectors of this size, less than one sector per sample.
     assert sum(reads) / counted.samples <= 1.1 * 4 * sectors_of_rows(width * size) + 1

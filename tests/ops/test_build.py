@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +101,19 @@ def test_named_architectures_are_the_ones_that_are_built(build):
     _, ninja = build("1", TORCH_CUDA_ARCH_LIST="8.6;9.0+PTX")
     codes = [word.split("code=")[-1] for word in ninja.split() if word.startswith("-gencode")]
     assert codes == ["sm_86", "sm_90", "compute_90"]
+
+
+def test_every_source_is_built_and_kernels_for_the_cpu_once_per_instruction_set(build):
+    done, ninja = build("auto")
+    assert done.returncode == 0, done.stderr
+    instruction_sets = re.findall(r"deform_attn_(portable|avx2|avx512)\.o:", ninja)
+    for source in (ROOT / "csrc").rglob("*.c[pu]*"):
+        kernel = source.parent.name == "cpu" and source.stem != "dispatch"
+        assert ninja.count(f" {source}\n") == (len(instruction_sets) if kernel else 1), source
+    assert len(set(re.findall(r"^build (\S+):", ninja, re.MULTILINE))) == ninja.count("\nbuild ")
+
+
+def test_every_file_of_the_sources_is_packed():
+    patterns = re.search(r"^recursive-include csrc (.*)$", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE)
+    for path in (ROOT / "csrc").rglob("*.*"):
+        assert any(path.match(pattern) for pattern in patterns[1].split()), path

@@ -54,7 +54,7 @@ print(forward - size(outs[0]), backward - size(value, offsets, logits))
         (1, 200, 2000, 32),  # large planes
     ],
 )
-def test_peak_memory_is_the_results_and_a_few_planes_a_thread(batch, side, queries, width):
+def test_peak_memory_is_the_results_and_a_few_planes_per_thread(batch, side, queries, width):
     # A plane is one head of one image in float32 with a border; a thread of the backward holds values and gradients.
     plane = (side + 3) * (side + 2) * width * 4
     problem = [str(number) for number in (batch, side, queries, 16, width)]

@@ -127,7 +127,7 @@ def test_maps_beyond_the_kernels_places_are_refused(tmp_path):
     # Never touched, so neither memory nor disk holds its 8 GiB.
     value = torch.from_numpy(np.memmap(tmp_path / "value", np.float16, "w+", shape=(1, math.prod(sides), 1, 8)))
     points, weights = torch.zeros(1, 1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 1)
-    with pytest.raises(ValueError, match="spatial_shapes must hold maps that take less than 16 GiB a head"):
+    with pytest.raises(ValueError, match="spatial_shapes must hold maps that take less than 16 GiB per head"):
         ms_deform_attn(value, [sides], None, points, weights)
 
 

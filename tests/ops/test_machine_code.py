@@ -143,7 +143,7 @@ def test_every_shape_takes_fewer_instructions_than_the_official_design(rows, dir
         assert ours["lane_instructions"] < classic["lane_instructions"], shape
 
 
-# Lane instructions a sample, bfloat16.
+# Lane instructions per sample, bfloat16.
 FORWARD_LIMITS = {
     "T<-S 98x98 from 70x70, D 6": 320,
     "S<-T 70x70 from 98x98, D 12": 400,
@@ -171,11 +171,11 @@ def test_the_forward_fills_sixty_percent_of_a_multiprocessor(rows):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", FORWARD_LIMITS)
 def test_the_backward_keeps_to_170_instructions_a_warp_and_sample(rows, shape):
-    # With four channels a lane so many lanes serve a sample, a power of two. What prepares samples, before the first
+    # With four channels per lane so many lanes serve a sample, a power of two. What prepares samples, before the first
     # barrier, and what writes gradients of points and weights, behind the last, come extra.
     row, width = rows[shape, "backward", "piip"], machine_code.SHAPES[shape][3]
     _, *between, _ = row["parts"]
     limit = 170 * min(max(2 ** math.ceil(math.log2(width / 4)), 4), 32)
     if row["architecture"] < 90:
-        limit += 45 * 4 * width  # additions to a channel of a corner, one a lane, coalesced
+        limit += 45 * 4 * width  # additions to a channel of a corner, one per lane, coalesced
     assert sum(between) <= limit

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from piip.ops import MSDeformAttn, deform_attn, ms_deform_attn, pyramid_resize, reference
+from piip.ops import MSDeformAttn, deform_attn, ms_deform_attn, pyramid_resize, reference, register_flop_formulas
 from tests.ops.cases import make_case, relative_error
 
 FACTORS = [1.0, 0.5, 0.3]
@@ -148,6 +151,7 @@ def test_autocast_lowers_the_values_only(device):
 
 
 def test_flop_counts_are_the_published_ones():
+    register_flop_formulas()
     # Table entry of PIIP-TSB 1120/896/448: 12 interactions of two units, each attending both ways, value ratio 0.5.
     grids = {"T": (70, 192), "S": (56, 384), "B": (28, 768)}
     with FlopCounterMode(display=False) as counter:
@@ -168,6 +172,7 @@ def test_flop_counts_are_the_published_ones():
 
 
 def test_the_backward_of_the_attention_counts_twice_its_forward():
+    register_flop_formulas()
     case = make_case().leaves()
     with FlopCounterMode(display=False) as counter:
         out = case.run(deform_attn)
@@ -175,6 +180,41 @@ def test_the_backward_of_the_attention_counts_twice_its_forward():
         out.sum().backward()
     assert forward == 10 * 2 * 9 * 2 * 6 * 6
     assert counter.get_total_flops() == 3 * forward
+
+
+@pytest.mark.parametrize(
+    ("settings", "taps"),
+    [
+        ({}, 2 * 2),
+        ({"mode": "bicubic"}, 4 * 4),
+        ({"antialias": True}, 4 * 4),  # pixels that a filter of twice two reaches, on each axis
+        ({"mode": "bicubic", "antialias": True}, 8 * 8),
+    ],
+)
+def test_the_pyramid_counts_a_multiply_add_for_every_pixel_that_is_read(settings, taps):
+    register_flop_formulas()
+    images = torch.rand(2, 3, 8, 12, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        (level,) = pyramid_resize(images, scale_factors=[0.5], **settings)
+        forward = counter.get_total_flops()
+        level.sum().backward()
+    assert forward == 2 * taps * level.numel()
+    assert counter.get_total_flops() == 2 * forward
+    last = torch.randint(0, 256, (2, 8, 12, 3), dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        pyramid_resize(last, scale_factors=[0.5, 1.0], **settings)
+    assert counter.get_total_flops() == forward + 2 * last.numel()  # pixels that are copied are read once
+
+
+def test_formulas_are_registered_when_asked_for_and_as_often_as_asked():
+    script = (
+        "import sys, piip.ops; assert 'torch.utils.flop_counter' not in sys.modules\n"
+        "piip.ops.register_flop_formulas(); piip.ops.register_flop_formulas()\n"
+        "from torch.utils.flop_counter import flop_registry\n"
+        "print(sum('piip.' in str(op) for op in flop_registry))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["6"]
 
 
 def test_vmap_is_refused_with_advice():
@@ -223,12 +263,23 @@ def test_torch_func_is_refused_with_advice(op, transform):
 
 @pytest.mark.parametrize("op", RUNS)
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
-def test_forward_mode_is_refused_with_advice(op, mode, device):
-    value = CASE.value.to(device)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_forward_mode_is_refused_with_advice(op, mode, requires_grad, device):
+    value = CASE.value.to(device, copy=True).requires_grad_(requires_grad)
     with mode(), torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(value, value)
         with pytest.raises(NotImplementedError, match=f"forward-mode differentiation of {op} {ONCE}"):
             RUNS[op](dual)
+
+
+@pytest.mark.parametrize("op", RUNS)
+def test_forward_mode_through_the_backward_is_refused_with_advice(op, device):
+    value = CASE.value.to(device, copy=True).requires_grad_()
+    out = RUNS[op](value)
+    with torch.autograd.forward_ad.dual_level():
+        grad = torch.autograd.forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out))
+        with pytest.raises(NotImplementedError, match=f"forward-mode differentiation of {op} {ONCE}"):
+            torch.autograd.grad(out, value, grad)
 
 
 def test_without_the_extension_the_definition_runs(monkeypatch):

@@ -23,7 +23,7 @@ class ConvNeXtConfig(BranchConfig):
     def build(self) -> ConvNeXt:
         from piip.branches.convnext.convnext import ConvNeXt
 
-        return ConvNeXt(**self.model_dump(exclude={"type", "init"}))
+        return ConvNeXt(self)
 
     @property
     def label(self) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from piip.branches.base import Branch, Tokens
+from piip.branches.convnext.config import ConvNeXtConfig
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 
@@ -18,17 +19,17 @@ from piip.features import FeatureSpec
 class ConvNeXt(Branch):
     """A ConvNeXt cut into blocks: every stage layer, and every downsampling layer between stages, is one.
 
-    model: timm's name of the architecture; parameter names are timm's.
-    drop_path: stochastic depth rate of the last layer, rising linearly from 0.
-    Raises ConfigError for a name that is no ConvNeXt of timm.
+    Parameter names are timm's. Raises ConfigError for a model that is no ConvNeXt of timm.
     """
 
-    def __init__(self, *, model: str, drop_path: float = 0.0, checkpoint_activations: bool = False) -> None:
+    def __init__(self, config: ConvNeXtConfig) -> None:
         super().__init__()
-        network = timm.create_model(model, drop_path_rate=drop_path, num_classes=0) if timm.is_model(model) else None
+        network = None
+        if timm.is_model(config.model):
+            network = timm.create_model(config.model, drop_path_rate=config.drop_path, num_classes=0)
         if not isinstance(network, TimmConvNeXt):
-            raise ConfigError(f"'{model}' is no ConvNeXt of timm; give a name such as convnext_tiny")
-        self.checkpoint_activations = checkpoint_activations
+            raise ConfigError(f"'{config.model}' is no ConvNeXt of timm; give a name such as convnext_tiny")
+        self.checkpoint_activations = config.checkpoint_activations
         self.stem = network.stem
         self.stages = network.stages
         self.specs = []
@@ -49,10 +50,6 @@ class ConvNeXt(Branch):
             else:
                 y = block(y)
         return Tokens(y.permute(0, 2, 3, 1))
-
-    def layer_of(self, parameter: str) -> int | None:
-        """None: all layers train at the full rate, as released."""
-        return None
 
     def _blocks(self) -> list[list[nn.Module]]:
         """The blocks of every stage, in order; the first stage has no downsampling layer."""

@@ -96,7 +96,7 @@ class ViTConfig(BranchConfig):
     def build(self) -> ViT:
         from piip.branches.vit.vit import ViT
 
-        return ViT(**self.model_dump(exclude={"type", "size", "model", "init"}))
+        return ViT(self)
 
     @property
     def label(self) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from piip.branches.base import Branch, Tokens
+from piip.branches.vit.config import ViTConfig
 from piip.by_size import BySize
 from piip.features import FeatureSpec
 
@@ -26,9 +27,10 @@ MakeNorm = Callable[[int], nn.Module]
 class Attention(nn.Module):
     """Multi-head self-attention over the whole map, or inside windows of window_size x window_size tokens.
 
+    window_size: 0 attends over the whole map.
     qkv_bias: "all", "qv" (learned for queries and values, none for keys) or "none".
     make_qk_norm: makes a norm of a given width; queries and keys are then normalised over all heads together.
-    relative_position: add a learned bias for every offset between two tokens of a window.
+    relative_position: adds a learned bias for every offset between two tokens of a window.
     """
 
     def __init__(
@@ -37,9 +39,9 @@ class Attention(nn.Module):
         dim: int,
         num_heads: int,
         window_size: int,
-        qkv_bias: str = "all",
-        make_qk_norm: MakeNorm | None = None,
-        relative_position: bool = False,
+        qkv_bias: str,
+        make_qk_norm: MakeNorm | None,
+        relative_position: bool,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -89,7 +91,7 @@ class Attention(nn.Module):
         return self.qkv(x) if bias is None else F.linear(x, self.qkv.weight, bias)
 
     def _qkv_bias(self) -> Tensor | None:
-        """What the biases of queries and values make together, if there are two."""
+        """The biases of queries and values, with zeros for the keys between them; None if qkv has its own or none."""
         if self.q_bias is None or self.v_bias is None:
             return None
         return torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
@@ -197,69 +199,40 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(Branch):
-    """A vision transformer without final norm; parameter names are timm's.
+    """A vision transformer without final norm; parameter names are timm's."""
 
-    The settings are those of `piip.config.ViTConfig`.
-    """
-
-    def __init__(
-        self,
-        *,
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        patch_size: int = 16,
-        pretrain_size: int = 224,
-        window_size: int = 0,
-        global_blocks: tuple[int, ...] = (),
-        layer_scale: float | None = 1.0,
-        norm: str = "layer",
-        norm_eps: float = 1e-6,
-        activation: str = "gelu",
-        qkv_bias: str = "all",
-        qk_norm: bool = False,
-        position: str = "absolute",
-        embed_norm: bool = False,
-        frame_embed: bool = False,
-        class_token: bool = False,
-        drop_path: float = 0.0,
-        drop_path_schedule: str = "constant",
-        checkpoint_activations: bool = False,
-    ) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        make_norm: MakeNorm = partial(nn.RMSNorm if norm == "rms" else nn.LayerNorm, eps=norm_eps)
-        self.pretrain_grid = pretrain_size // patch_size
-        self.patch_embed = PatchEmbed(dim=embed_dim, patch_size=patch_size)
-        absolute = position == "absolute"
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.pretrain_grid**2, embed_dim)) if absolute else None
-        self.frame_embed = nn.Parameter(torch.zeros(1, 1, embed_dim)) if frame_embed else None
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        dim, relative = config.embed_dim, config.position == "relative"
+        make_norm: MakeNorm = partial(nn.RMSNorm if config.norm == "rms" else nn.LayerNorm, eps=config.norm_eps)
+        self.pretrain_grid = config.pretrain_size // config.patch_size
+        self.patch_embed = PatchEmbed(dim=dim, patch_size=config.patch_size)
+        self.pos_embed = None if relative else nn.Parameter(torch.zeros(1, self.pretrain_grid**2, dim))
+        self.frame_embed = nn.Parameter(torch.zeros(1, 1, dim)) if config.frame_embed else None
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         self._resize_pos_embed: Callable[..., Tensor] = resize_pos_embed
-        self.embed_norm = make_norm(embed_dim) if embed_norm else nn.Identity()
-        linear = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
-        rates = linear if drop_path_schedule == "linear" else [drop_path] * depth
+        self.embed_norm = make_norm(dim) if config.embed_norm else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(
                 attention=Attention(
-                    dim=embed_dim,
-                    num_heads=num_heads,
-                    window_size=0 if index in global_blocks else window_size,
-                    qkv_bias=qkv_bias,
-                    make_qk_norm=make_norm if qk_norm else None,
-                    relative_position=not absolute,
+                    dim=dim,
+                    num_heads=config.num_heads,
+                    window_size=0 if index in config.global_blocks else config.window_size,
+                    qkv_bias=config.qkv_bias,
+                    make_qk_norm=make_norm if config.qk_norm else None,
+                    relative_position=relative,
                 ),
-                dim=embed_dim,
-                mlp_ratio=mlp_ratio,
+                dim=dim,
+                mlp_ratio=config.mlp_ratio,
                 make_norm=make_norm,
-                activation=activation,
-                layer_scale=layer_scale,
-                drop_path=rates[index],
-                checkpoint_activations=checkpoint_activations,
+                activation=config.activation,
+                layer_scale=config.layer_scale,
+                drop_path=drop_path,
+                checkpoint_activations=config.checkpoint_activations,
             )
-            for index in range(depth)
+            for index, drop_path in enumerate(drop_path_rates(config))
         )
-        self.specs = [FeatureSpec(embed_dim, patch_size)] * depth
+        self.specs = [FeatureSpec(dim, config.patch_size)] * config.depth
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -290,11 +263,10 @@ class ViT(Branch):
 
     def run_blocks(self, x: Tokens, start: int, stop: int) -> Tokens:
         """Applies blocks start to stop - 1 to a feature map (B, H, W, C); its shape stays."""
-        # Global attention does not see the grid: with a class token in front, all tokens are one row.
-        y = x.map if x.class_token is None else torch.cat([x.class_token[:, None], x.map.flatten(1, 2)], dim=1)[:, None]
+        y = join(x)
         for block in self.blocks[start:stop]:
             y = block(y)
-        return Tokens(y) if x.class_token is None else Tokens(y[:, 0, 1:].view(x.map.shape), y[:, 0, 0])
+        return split(y, like=x)
 
     def fold(self) -> None:
         """Keeps the position embedding at the latest sizes; for inference."""
@@ -304,6 +276,30 @@ class ViT(Branch):
         """0 for the patch and position embeddings, i + 1 for block i."""
         parts = parameter.split(".")
         return int(parts[1]) + 1 if parts[0] == "blocks" else 0
+
+
+def drop_path_rates(config: ViTConfig) -> list[float]:
+    """The stochastic depth rate of every block."""
+    if config.drop_path_schedule == "constant":
+        return [config.drop_path] * config.depth
+    return [config.drop_path * index / max(config.depth - 1, 1) for index in range(config.depth)]
+
+
+def join(x: Tokens) -> Tensor:
+    """What blocks compute on: a map (B, H, W, C) as it is; with a class token, one row (B, 1, 1 + H * W, C).
+
+    The row begins with the class token. Global attention, which a class token needs, does not see the grid.
+    """
+    if x.class_token is None:
+        return x.map
+    return torch.cat([x.class_token[:, None], x.map.flatten(1, 2)], dim=1)[:, None]
+
+
+def split(y: Tensor, *, like: Tokens) -> Tokens:
+    """The inverse of `join`; like: the tokens that were joined."""
+    if like.class_token is None:
+        return Tokens(y)
+    return Tokens(y[:, 0, 1:].view(like.map.shape), y[:, 0, 0])
 
 
 def resize_pos_embed(pos_embed: Tensor, grid: int, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:

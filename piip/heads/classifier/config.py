@@ -51,7 +51,7 @@ class ClassifierConfig(HeadConfig):
         return frozenset({"label"})
 
     def check_network(self, backbone: BackboneConfig, neck: NeckConfig) -> None:
-        if backbone.merge or neck.type != "none":
+        if backbone.merge or not neck.passes_maps:
             raise ValueError(
                 "a classifier reads the maps of the branches: set backbone.merge: false and neck: {type: none}"
             )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import importlib
 import importlib.util
 import os
 import subprocess
@@ -22,16 +21,17 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pybind11
+import torch
 
 from piip.ops import _extension
 
-deform_attn = importlib.import_module("piip.ops.deform_attn")  # the package has a function of this name
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
 ARCHITECTURES = (800, 900)
 FLAGS = ["-x", "c++", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-extern-tls-init", "-DPIIP_WITH_CUDA"]
 INCLUDES = [f"-I{path}" for path in (HERE, CSRC, pybind11.get_include(), sysconfig.get_path("include"))]
-KERNELS = [HERE / "kernels.cpp", CSRC / "pyramid_resize_cuda.cu"]
+# kernels.cpp includes those that use dynamic shared memory.
+KERNELS = [HERE / "kernels.cpp", *sorted(path for path in CSRC.glob("cuda/*.cu") if path.stem != "deform_attn")]
 # Misaligned vectors, which a GPU does not read, and other undefined behaviour end the run.
 KERNEL_FLAGS = ["-O1", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
 OTHERS = {CSRC / "bindings.cpp": "-O0", HERE / "emulator.cpp": "-O2", HERE / "counters.cpp": "-O1"}
@@ -42,8 +42,8 @@ def build() -> dict[int, Emulated]:
     """What takes the place of piip._C, for each architecture: compiled once per state of the sources, into build/."""
     compiler = os.environ.get("CXX", "g++").split()
     digest = hashlib.sha256(repr((compiler, FLAGS, KERNEL_FLAGS, OTHERS, sys.version)).encode())
-    for path in sorted([*CSRC.iterdir(), *HERE.iterdir()]):
-        if path.suffix in (".h", ".cu", ".cpp"):
+    for path in sorted([*CSRC.rglob("*"), *HERE.iterdir()]):
+        if path.suffix in (".h", ".cu", ".cpp", ".def"):
             digest.update(path.name.encode() + path.read_bytes())
     target = CSRC.parent / "build" / f"emulated-{digest.hexdigest()[:16]}"
     if not target.exists():
@@ -76,7 +76,7 @@ def _compile(compiler: list[str], folder: Path, finished: Path) -> None:
 class Site(NamedTuple):
     """Where a kernel accesses memory."""
 
-    kind: str  # a hook of csrc/cuda_common.h: read_global, add_global ...
+    kind: str  # a hook of csrc/cuda/common.h: read_global, add_global ...
     line: int
     bytes: int  # of one lane
 
@@ -104,10 +104,10 @@ class Launch(NamedTuple):
 KINDS = ("read_global", "write_global", "read_shared", "write_shared", "add_global")
 
 
-class Emulated:
-    """Takes the place of piip._C: calls for CPU tensors run the CUDA kernels."""
+class Emulated(_extension.Backend):
+    """Takes the place of the CPU: calls for CPU tensors run the CUDA kernels, and are prepared as on CUDA."""
 
-    cuda_version = None
+    dispatch_key, accumulates_in_place = "CPU", True
 
     def __init__(self, path: Path, architecture: int) -> None:
         self.path, self.architecture = path, architecture
@@ -116,10 +116,11 @@ class Emulated:
             getattr(self.library, name).restype = ctypes.c_char_p
         self._names: dict[int, str] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        kernel = getattr(self.module, f"{name}_cuda")
-        device, stream = 0, 0
-        return lambda *arguments: kernel(*arguments[:-1], device, stream)  # the last one is the number of threads
+    def has_kernels(self, tensor: torch.Tensor) -> bool:
+        return True
+
+    def run(self, op: str, problem: Any, tensor: torch.Tensor) -> None:
+        getattr(self.module, f"{op}_cuda")(problem, device=0, stream=0)
 
     def reverse(self, reversed: bool) -> None:
         """Runs blocks, and the threads of each, in the opposite order: sums that depend on it differ."""
@@ -168,12 +169,12 @@ class Emulated:
 @contextlib.contextmanager
 def installed(emulation: Emulated) -> Iterator[None]:
     """The ops on CPU tensors run the emulated kernels."""
-    kernels, adds_up = _extension._C, deform_attn.adds_up
-    _extension._C, deform_attn.adds_up = emulation, lambda tensor: True
+    before = _extension._C, _extension.CPU
+    _extension._C, _extension.CPU = emulation.module, emulation
     try:
         yield
     finally:
-        _extension._C, deform_attn.adds_up = kernels, adds_up
+        _extension._C, _extension.CPU = before
 
 
 def short_name(demangled: str) -> str:

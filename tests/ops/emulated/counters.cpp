@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kBanks = 32, kWordBytes = 4, kSectorBytes = 32, kLineBytes = 128, kLinesTogether = 4, kMostBytes = 16;
 
-using Site = std::tuple<uintptr_t, Access, int, int>;  // kernel, kind, line, bytes a lane
+using Site = std::tuple<uintptr_t, Access, int, int>;  // kernel, kind, line, bytes per lane
 
 struct Count {
   long long instructions = 0, lanes = 0, wavefronts = 0, ideal_wavefronts = 0, sectors = 0, ideal_sectors = 0;

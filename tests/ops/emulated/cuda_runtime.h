@@ -1,4 +1,4 @@
-// CUDA on the CPU, for tests: what csrc/*_cuda.cu use of the language and its runtime, for a compiler of plain C++.
+// CUDA on the CPU, for tests: what csrc/cuda/*.cu use of the language and its runtime, for a compiler of plain C++.
 //
 // EMULATED_ARCHITECTURE is the architecture that the kernels are compiled for, 800 or 900. emulator.h executes them.
 #pragma once

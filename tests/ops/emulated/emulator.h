@@ -60,11 +60,11 @@ struct Parameters {
 inline bool only_recording = false;
 void record_launch(uintptr_t kernel, dim3 grid, dim3 block, size_t shared_bytes, const Parameters& parameters);
 
-// The accesses that the hooks of csrc/cuda_common.h report. The lanes of a warp that access in the same line of a
-// kernel, each for the n-th time since the warp last met, are taken for one instruction; more than 16 bytes a lane are
-// several. This is exact where lanes skip no access of a line, and else merges what they do at different times.
+// The accesses that the hooks of csrc/cuda/common.h report. The lanes of a warp that access in the same line of a
+// kernel, each for the n-th time since the warp last met, are taken for one instruction; more than 16 bytes per lane
+// are several. This is exact where lanes skip no access of a line, and else merges what they do at different times.
 //
-// Shared memory has 32 banks of 4 bytes. A warp's access is done in one part up to 4 bytes a lane, in halves of the
+// Shared memory has 32 banks of 4 bytes. A warp's access is done in one part up to 4 bytes per lane, in halves of the
 // warp at 8 bytes, in quarters at 16. Each part takes as many wavefronts as the busiest bank has different words, at
 // best (`ideal`) one.
 //

@@ -10,8 +10,8 @@ const bool named = (emulated::shared_memory = [] { return shared; }, true);
 }  // namespace cuda
 }  // namespace piip
 
-#include "deform_attn_cuda.cu"
-#include "dispatch.h"
+#include "cpu/dispatch.h"
+#include "cuda/deform_attn.cu"
 #include "probes.h"
 
 namespace piip {

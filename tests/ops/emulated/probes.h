@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda_common.h"
+#include "cuda/common.h"
 
 namespace piip {
 namespace cuda {

@@ -54,7 +54,7 @@ class Mixing:
         Returns the images, and targets with probabilities (classes,) float32 instead of a label that is mixed
         or smoothed.
         """
-        # Parts of one tensor: loader processes send each tensor's memory by a file descriptor, of which there are few.
+        # Targets are views of one tensor: each piece of memory that is sent between processes takes a file descriptor.
         labels = torch.stack([target["label"] for target in targets])
         with drawing_from(generator(self._seed, MIX_STREAM, *key)):
             if self._erase is not None:

@@ -1,6 +1,6 @@
 // Short vectors for the CPU kernels, and the storage types in them, written with the vector extension of GCC and Clang.
 //
-// Files that include this are compiled once per instruction set, each time with its own PIIP_ISA. Everything lives in a
+// This is compiled once per instruction set, each time with another PIIP_ISA. Everything lives in a
 // namespace of that name, so that the linker cannot put a function compiled for AVX-512 into the portable path.
 #pragma once
 
@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "common.h"
+#include "../common.h"
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -31,7 +31,7 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// Lanes of the vectors of T; those of double are lowered to what the machine has.
+// The lanes of a vector of T. Vectors of four doubles are lowered to what the machine has.
 template <class T>
 constexpr int kLanes = sizeof(T) == 8 ? 4 : kVectorBytes / 4;
 
@@ -54,9 +54,8 @@ PIIP_INLINE void store(T* p, Vector<T, N> v) {
   std::memcpy(p, &v, sizeof(v));
 }
 
-// Stores a vector of 64 bytes or less, as long as the machine's vectors or half as long, at an address divisible by its
-// size, past the caches: a line that is written whole is not fetched first. Other threads see it after
-// `finish_streams`.
+// Stores a vector past the caches, so that a cache line that is written whole is not fetched first. Vectors are as long
+// as the machine's or half as long, addresses divisible by their size. Other threads see it after `finish_streams`.
 template <class T, int N>
 PIIP_INLINE void stream(T* p, Vector<T, N> v) {
 #if defined(__AVX512F__)
@@ -79,7 +78,7 @@ inline void finish_streams() {
 
 constexpr bool kToWrite = true;
 
-// Fetches the cache lines of `count` items; any address will do.
+// Prefetches the cache lines of `count` items. The address may be anything.
 template <bool kWrite = false, class S>
 PIIP_INLINE void prefetch(const S* p, int count) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(p);
@@ -87,7 +86,7 @@ PIIP_INLINE void prefetch(const S* p, int count) {
     __builtin_prefetch(reinterpret_cast<const void*>(line), kWrite);
 }
 
-// Two vectors as one of twice the length, and the halves of one.
+// Joins two vectors to one of twice the length; and the halves of a vector.
 template <class H, int... kLane>
 PIIP_INLINE auto join(H low, H high, std::integer_sequence<int, kLane...>) {
   return __builtin_shufflevector(low, high, kLane...);
@@ -110,7 +109,7 @@ PIIP_INLINE Vector<T, N / 2> upper_half(Vector<T, N> v) {
   return (Vector<T, N / 2>)part<N / 2>(v, std::make_integer_sequence<int, N / 2>());
 }
 
-// Calls body(0) to body(n - 1) with constants.
+// Calls body(0) to body(n - 1), whose arguments are constants.
 template <int... k, class Body>
 PIIP_INLINE void for_constants(std::integer_sequence<int, k...>, const Body& body) {
   (body(std::integral_constant<int, k>()), ...);
@@ -142,7 +141,7 @@ PIIP_INLINE float widen(Half x) {
 #if defined(__F16C__)
   return _cvtsh_ss(x.bits);
 #else
-  // Exponent and mantissa moved into place, then the bias corrected by a multiplication, which also handles subnormals.
+  // Exponent and mantissa are moved into place; a multiplication then corrects the bias, and handles subnormals too.
   const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
   const uint32_t sign = uint32_t(x.bits & 0x8000) << 16;
   const float scaled = bits_to_float(magnitude) * bits_to_float(0x77800000);
@@ -161,7 +160,7 @@ template <>
 PIIP_INLINE double narrow<double>(double x) {
   return x;
 }
-// Round to nearest even. NaN stays NaN: the addition must not carry it over into infinity.
+// Rounds to nearest even. NaN stays NaN, which the addition could carry over into infinity.
 template <>
 PIIP_INLINE Bfloat narrow<Bfloat>(float x) {
   const uint32_t bits = float_to_bits(x);
@@ -221,7 +220,7 @@ PIIP_INLINE void narrow_vector(Vector<T, N> v, S* p) {
   }
 }
 
-// The same for rows of any length: whole vectors, then the rest in halves.
+// The same for any number of items: whole vectors first, then the rest in ever shorter ones.
 template <class T, int N, class S>
 PIIP_INLINE void widen_items(const S* source, T* target, int count) {
   int i = 0;
@@ -240,7 +239,7 @@ PIIP_INLINE void narrow_items(const T* source, S* target, int count) {
   }
 }
 
-// A vector whose lower half is read, the upper one zero; and the lower half written.
+// Reads the lower half of a vector, whose upper half is zero; and writes the lower half.
 template <class T, int N>
 PIIP_INLINE Vector<T, N> load_half(const T* p) {
   return join<T, N / 2>(load<T, N / 2>(p), Vector<T, N / 2>{});
@@ -251,8 +250,8 @@ PIIP_INLINE void store_half(T* p, Vector<T, N> v) {
   store<T, N / 2>(p, lower_half<T, N>(v));
 }
 
-// The first `count` items, then zeros. Read in halves: a masked load of AVX-512 touches all cache lines of the vector,
-// and one behind the items may be far away.
+// Reads the first `count` items, the rest of the vector is zero. It reads in halves: a masked load of AVX-512 touches
+// all cache lines of the vector, and the line behind the items may have to come from memory.
 template <class T, int N, class S>
 PIIP_INLINE Vector<T, N> widen_first(const S* p, int count) {
   if constexpr (N == 2) {
@@ -266,7 +265,7 @@ PIIP_INLINE Vector<T, N> widen_first(const S* p, int count) {
   }
 }
 
-// A vector of R rows in memory, N / R items of each, from `row` on. Those behind the `last` one repeat it.
+// Reads a vector from R rows in memory, N / R items of each, from `row` on. Rows behind the `last` one repeat it.
 template <class T, int N, int R, class S>
 PIIP_INLINE Vector<T, N> widen_rows(const S* p, int64_t step, int last, int row = 0) {
   if constexpr (R == 1) {
@@ -277,7 +276,7 @@ PIIP_INLINE Vector<T, N> widen_rows(const S* p, int64_t step, int last, int row 
   }
 }
 
-// Writes such rows, none behind the last.
+// Writes a vector to such rows, but none behind the `last` one.
 template <class T, int N, int R, class S>
 PIIP_INLINE void narrow_rows(Vector<T, N> v, S* p, int64_t step, int last, int row = 0) {
   if constexpr (R == 1) {
@@ -288,7 +287,7 @@ PIIP_INLINE void narrow_rows(Vector<T, N> v, S* p, int64_t step, int last, int r
   }
 }
 
-// Writes the first `count` items, in halves too: masked stores are slow on AMD before AVX-512.
+// Writes the first `count` items, also in halves: masked stores are slow on AMD processors before AVX-512.
 template <class T, int N, class S>
 PIIP_INLINE void narrow_first(Vector<T, N> v, S* target, int count) {
   if constexpr (N == 2) {
@@ -316,7 +315,7 @@ PIIP_INLINE Vector<T, N> floor_vector(Vector<T, N> x) {
   return x;
 }
 
-// e^x for x <= 0, of floats to about two units in the last place. NaN gives NaN.
+// e^x for x <= 0; of floats it is right to about two units in the last place. NaN gives NaN.
 template <class T, int N>
 PIIP_INLINE Vector<T, N> exp_negative(Vector<T, N> x) {
   if constexpr (sizeof(T) == 8) {

@@ -1,5 +1,5 @@
-// Rows of an image on the CPU: read and normalised, kept while they are needed, and written. Included once per
-// instruction set, as simd.h.
+// The rows of an image: they are read and normalised, kept while they are needed, and written. This is compiled once
+// per instruction set.
 #pragma once
 
 #include <algorithm>
@@ -7,8 +7,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "../pyramid_resize.h"
 #include "parallel.h"
-#include "pyramid_resize.h"
 #include "simd.h"
 
 namespace piip {
@@ -16,8 +16,8 @@ namespace PIIP_ISA {
 
 constexpr int kWindow = 48;         // items in the three registers that two taps are fetched from
 constexpr int kOverread = kWindow;  // items that may be read behind a row
-constexpr int kRowsAhead = 4;       // that a row is fetched before it is read
-constexpr int kBytesAhead = 4096;   // the same of interleaved pixels
+constexpr int kRowsAhead = 4;       // a row is prefetched while the fourth one before it is read
+constexpr int kBytesAhead = 4096;   // the same for interleaved pixels
 
 // Reads `count` pixels and normalises them.
 template <class S, class T>
@@ -30,15 +30,15 @@ void read_row(const void* source, int count, T mean, T scale, bool normalize, T*
   }
 }
 
-// Reads `count` pixels of three bytes and normalises them; the rows of the channels lie `stride` items from each other.
-// past: where they also go past the caches, `plane` items from each other, or null.
+// Reads `count` pixels of three bytes and normalises them; the rows of the channels lie `stride` items apart in target.
+// past: where they are also written past the caches, `plane` items apart, or null.
 template <class T>
 void read_pixels(const uint8_t* pixels, int count, const double* mean, const double* scale, T* target, size_t stride,
                  T* past, size_t plane) {
   int x = 0;
 #if defined(__AVX2__)
   if constexpr (std::is_same_v<T, float>) {
-    // Four pixels go to each part of 16 bytes, where a shuffle takes a channel's bytes apart, into 32 bits each.
+    // Each part of 16 bytes gets four pixels; a shuffle then moves the four bytes of a channel into 32 bits each.
     constexpr int L = kVectorBytes / 4;
     alignas(kVectorBytes) int8_t order[3][kVectorBytes];
     Vector<float, L> means[3], scales[3];
@@ -119,7 +119,7 @@ WriteRow<T> row_writer(Dtype dtype) {
   return write;
 }
 
-// Normalised rows of an image, the last `slots` of them kept.
+// The normalised rows of an image, of which the last `slots` are kept.
 template <class T>
 class Rows {
  public:
@@ -143,8 +143,8 @@ class Rows {
     return memory(y) + c * stride_;
   }
 
-  // Reads a row, unless it is there already, and writes it as it is past the caches, channels `plane` items apart.
-  // Gives whether it did.
+  // Reads a row that is not there yet, and also writes it past the caches as it is, channels `plane` items apart.
+  // Returns whether it did.
   bool read_through(int y, T* past, size_t plane) {
     if (!a_.channels_last || held_[y % slots_] == y) return false;
     read(y, past, plane);
@@ -189,7 +189,7 @@ class Rows {
   std::vector<const T*> sources_;
 };
 
-// A row on its way to where it belongs, in pieces: past the caches, memory takes one while the next is computed.
+// Copies a row to where it belongs, piece by piece: memory takes a piece while the next one is computed.
 class RowStream {
  public:
   RowStream() = default;
@@ -199,7 +199,7 @@ class RowStream {
         bytes_(bytes),
         past_caches_(past_caches) {}
 
-  // Sends what is new of the bytes that are finished, past the caches as whole vectors only until all are.
+  // Sends what is new of `finished` bytes. Past the caches only whole vectors are sent, until the row is finished.
   void send(size_t finished) {
     if (past_caches_) {
       copy(std::min<size_t>(finished - sent_, -reinterpret_cast<uintptr_t>(to_ + sent_) % kVectorBytes));

@@ -6,7 +6,7 @@
 // sum does not depend on the order.
 #pragma once
 
-#include "deform_attn_cuda.h"
+#include "deform_attn.h"
 
 namespace piip {
 namespace cuda {

@@ -7,8 +7,9 @@
 #include <type_traits>
 #include <utility>
 
-#include "cuda_common.h"
-#include "cuda_ops.h"
+#include "../pyramid_resize.h"
+#include "common.h"
+#include "ops.h"
 
 namespace piip {
 namespace cuda {

@@ -1,7 +1,25 @@
-// Where the samples of a block of queries lie and what they weigh; and, backward, the gradients of both.
+// Where the samples of a block of queries lie and what they weigh; and in the backward the gradients of both.
 //
-// Lanes are samples: those of a query's heads lie next to each other in memory. Within a vector they are kept in the
-// order of `to_lanes`.
+// A vector holds one number of N samples, such as their weights. The samples of a block are numbered by query, head and
+// sample, and the N samples of a vector follow each other in this order of memory. Arithmetic uses another order of the
+// lanes, the "order of lanes": lane 4j + k holds item N / 4 * k + j. With N = 16 (AVX-512), two heads per task and four
+// samples per head and query, the first vector of a block is
+//
+//   order of memory                                            order of lanes
+//
+//   lane    0  1  2  3  4  5  6  7  8  9 10 11 12 13 14 15     lane    0  1  2  3  4  5  6  7  8  9 10 11 12 13 14 15
+//   item    0  1  2  3  4  5  6  7  8  9 10 11 12 13 14 15     item    0  4  8 12  1  5  9 13  2  6 10 14  3  7 11 15
+//   query   0  0  0  0  0  0  0  0  1  1  1  1  1  1  1  1     query   0  0  1  1  0  0  1  1  0  0  1  1  0  0  1  1
+//   head    0  0  0  0  1  1  1  1  0  0  0  0  1  1  1  1     head    0  1  0  1  0  1  0  1  0  1  0  1  0  1  0  1
+//   sample  0  1  2  3  0  1  2  3  0  1  2  3  0  1  2  3     sample  0  0  0  0  1  1  1  1  2  2  2  2  3  3  3  3
+//
+// The reason for the order of lanes: the weights of the four corners are computed as four vectors, and are needed
+// corner by corner behind each other for every sample. `transpose_quads` turns the one into the other within groups of
+// four lanes; what it leaves is [item][corner] in order of memory.
+//
+// Sums over the samples of a head and query, such as that of a softmax, are taken in the order of memory, where those
+// are neighbouring lanes (`over_rows`). A row, the samples of one head of one query, is therefore padded: to 4, 8 or 16
+// samples up to the length of a vector, to whole vectors beyond. Padding has no weight and lies outside its map.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +28,7 @@
 #include <utility>
 #include <vector>
 
-#include "bilinear.h"
+#include "../bilinear.h"
 #include "deform_attn_planes.h"
 #include "parallel.h"
 #include "shuffles.h"
@@ -18,23 +36,23 @@
 namespace piip {
 namespace PIIP_ISA {
 
-constexpr int kBlock = 256;  // samples of a block, more only where one query has more
+constexpr int kBlock = 256;  // samples per block; more only where a single query has more
 
 template <class T>
 struct Samples {
   const DeformAttn& a;
   const Layout& layout;
   int per_query;  // samples of one head of a query
-  int row;        // from head to head: per_query rounded up, to a power of two or whole vectors
-  int heads;      // from query to query
-  int queries;    // of a block
+  int row;        // per_query with its padding: samples from head to head
+  int heads;      // rows of a query
+  int queries;    // per block
 
-  // By sample, [query][head][row]. What lies between per_query and row has no weight and lies outside.
-  int32_t* place;  // of the upper left corner in its plane, in steps of kStep elements
-  T* corners;      // [4]: attention times bilinear weight
-  T* dots;         // [4]: products of the output gradient with the four cells
+  // For every sample, in order of memory: [query][head][row].
+  int32_t* place;  // where the upper left corner lies in its plane, in steps of kStep elements
+  T* corners;      // [4], attention weight times bilinear weight
+  T* dots;         // [4], products of the output gradient with the four cells
 
-  // Places are counted in 8 bytes, by which processors multiply an index on the way to memory.
+  // Places are counted in units of 8 bytes: processors multiply an index by 8 on its way to memory.
   static constexpr int kStep = 8 / sizeof(T);
 
   Samples(const DeformAttn& problem, const Layout& maps, int pitch, int group, bool backward)
@@ -72,16 +90,16 @@ struct Samples {
     }
   }
 
-  // Samples of a head of a query, both counted inside the block.
+  // The first sample of a head of a query, both counted inside the block.
   int64_t at(int query, int head) const { return int64_t(query * heads + head) * row; }
 
-  // Reads points and weights of `count` queries from `first` on and fills in the samples.
+  // Reads the points and weights of `count` queries from `first` on, and computes `place` and `corners`.
   template <class P>
   void prepare(Heads group, int64_t first, int count) {
     a.raw ? prepare<P, true>(group, first, count) : prepare<P, false>(group, first, count);
   }
 
-  // Turns the products into gradients of points and weights and stores them.
+  // Turns `dots` into the gradients of points and weights, and writes them.
   template <class P>
   void finish(Heads group, int64_t first, int count) {
     const int64_t query = group.image * a.queries + first;
@@ -131,31 +149,31 @@ struct Samples {
   using V = Vector<T, N>;
   using Cells = Vector<int32_t, N>;
 
-  int steps_;      // from cell to cell
+  int steps_;      // from cell to cell, in the unit of `place`
   bool backward_;  // whether gradients follow
 
-  // By sample.
-  T* points_;     // x, y
-  T* attention_;  // weights
-  T *fx_, *fy_;   // fractions, in order of lanes; in the place of fx later the samples' values
+  // For every sample, in order of memory but for the fractions.
+  T* points_;     // [2], x and y as given; later their gradients
+  T* attention_;  // weights; later their gradients
+  T *fx_, *fy_;   // fractions, in order of lanes; `finish` keeps the samples' values in fx
   T *rx_, *ry_;   // reference points
   Scratch<T> memory_;
   Scratch<int32_t> places_;
 
-  // The maps of a vector of samples, in order of lanes.
+  // The maps that the samples of a vector lie on, in order of lanes.
   struct Maps {
     V width, height;
     Cells pitch, origin;
   };
-  std::vector<Maps> maps_;  // again and again for every row, or for as many rows as fit a vector
+  std::vector<Maps> maps_;  // the vectors of one row, or the one vector that several rows share; the same for every row
 
   int whole_vectors(int count) const { return (count * heads * row + N - 1) / N * N; }
   static T infinity() { return std::numeric_limits<T>::infinity(); }
   const Maps& maps_at(int first) const { return maps_[first / N % maps_.size()]; }
   int level_of(int sample) const { return std::min(sample / a.points_per_level, a.levels - 1); }
 
-  // Calls body(R) and returns true where samples can be read as they lie in memory, in vectors of R queries: rows no
-  // longer than a vector, around one point.
+  // Calls body(R) and returns true where vectors can be read from the tensors as they lie, each from R queries: rows
+  // have no padding, are no longer than a vector, and all samples of a query have one reference point.
   template <class Body>
   bool as_they_lie(Heads group, const Body& body) const {
     if (row != per_query || row > N || group.count != heads || a.reference_per_level) return false;
@@ -179,20 +197,20 @@ struct Samples {
     return false;
   }
 
-  // Fetches what a later vector of R rows begins with; beyond the tensor's end it does nothing. Inlined, as a function
-  // of its own would be taken for one without effect.
+  // Prefetches where the R rows of a later vector begin; beyond the tensor's end this does nothing. It must be inlined:
+  // the compiler takes a function that only prefetches for one without effect.
   template <bool kWrite, int R, class P>
   static PIIP_INLINE void fetch(const P* p, int64_t step) {
     for (int r = 0; r < R; ++r) __builtin_prefetch(p + r * step, kWrite);
   }
-  // Those of one query fill two vectors.
+  // The same for points, which fill two vectors where the samples of one query fill one.
   template <bool kWrite, int R, class P>
   static PIIP_INLINE void fetch_points(const P* p, int64_t step) {
     fetch<kWrite, R>(p, step);
     if (R == 1) fetch<kWrite, R>(p + N, step);
   }
 
-  // The points of a vector of samples, x and y in turn, from and to R queries in memory.
+  // Read and write the points of a vector of samples, x and y in turn, of R queries.
   template <int R, class P>
   static PIIP_INLINE std::array<V, 2> widen_pairs(const P* p, int64_t step, int last) {
     if constexpr (R == 1) {
@@ -221,7 +239,8 @@ struct Samples {
       const int items = heads * row;
       const int64_t step = int64_t(a.heads) * row, start = query * step + group.first * row, ahead = queries * step;
       const P *from_weights = weights + start, *from_points = points + 2 * start;
-      // Two short loops: the chain from logits to corners is so long that too few samples would be under way.
+      // Two short loops are faster than one: the chain of operations from logits to corners is so long that a processor
+      // would have too few samples under way.
       for (int q = 0, k = 0; q < count; q += R, from_weights += R * step) {
         const int last = std::min(R, count - q) - 1;
         for (int i = 0; i < items; i += N, k += N) {
@@ -258,7 +277,7 @@ struct Samples {
                    to_lanes<T, N>(load<T, N>(rx_ + k)), to_lanes<T, N>(load<T, N>(ry_ + k)));
   }
 
-  // Rows of `group`, `items` items a sample, with `pad` after each.
+  // Copies the rows of `group`, `items` numbers per sample, and fills up each with `pad`.
   template <class P>
   void read(const P* source, int items, Heads group, int64_t query, int count, T pad, T* target) const {
     const int used = per_query * items, pitch = row * items;
@@ -284,7 +303,7 @@ struct Samples {
     }
   }
 
-  // Spreads the reference points of `count` queries over their samples, in order of memory.
+  // Repeats the reference points of `count` queries for all of their samples, in order of memory.
   void read_reference(int64_t query, int count) {
     const int levels = a.reference_per_level ? a.levels : 1;
     const T* point = static_cast<const T*>(a.reference) + 2 * levels * query;
@@ -311,7 +330,7 @@ struct Samples {
   static PIIP_INLINE V larger(V x, V y) { return x > y ? x : y; }
   static PIIP_INLINE V sum(V x, V y) { return x + y; }
 
-  // Combines every lane with the others of its row; those of a longer row than a vector were combined before.
+  // Combines every lane with all others of its row. Of a row longer than a vector, the vectors are combined before.
   template <class Op>
   PIIP_INLINE V over_rows(V v, Op op) const {
     v = op(v, swap_lanes<1, T, N>(v));
@@ -325,13 +344,13 @@ struct Samples {
     return v;
   }
 
-  // Of rows no longer than a vector.
+  // Softmax over rows no longer than a vector.
   PIIP_INLINE V softmax(V logits) const {
     const V v = exp_negative<T, N>(logits - over_rows(logits, larger));
     return v / over_rows(v, sum);
   }
 
-  // Of a row of several vectors.
+  // Softmax over a row of several vectors.
   void softmax_long(T* weights) const {
     V top = V{} - infinity(), total = {};
     for (int i = 0; i < row; i += N) top = larger(load<T, N>(weights + i), top);
@@ -345,8 +364,8 @@ struct Samples {
     for (int i = 0; i < row; i += N) store<T, N>(weights + i, load<T, N>(weights + i) / total);
   }
 
-  // One vector of samples, whose weights are known. Points (low, high) are given in order of memory, references in
-  // order of lanes.
+  // Computes place and corners of one vector of samples, whose weights are known. The points (low, high) are given in
+  // order of memory, the reference points in order of lanes.
   template <bool kRaw>
   PIIP_INLINE void locate(int first, const Maps& maps, V low, V high, V reference_x, V reference_y) {
     const V weight = to_lanes<T, N>(load<T, N>(attention_ + first));
@@ -364,8 +383,8 @@ struct Samples {
     store<T, N>(fy_ + first, fy);
   }
 
-  // The cell at or before a coordinate and the fraction, as `piip::locate` has them. Where a sample touches no cell,
-  // and for NaN: a place in the plane's border, two cells before the map or right behind it.
+  // The cell at or before a coordinate, and the fraction, as in `piip::locate`. A sample that touches no cell, and NaN,
+  // get a place in the border of the plane, two cells before the map or right behind it.
   static PIIP_INLINE std::pair<Cells, V> split(V x, V size) {
     x = x > -2 ? x : V{} - 2;
     x = x < size ? x : size;
@@ -373,8 +392,8 @@ struct Samples {
     return {__builtin_convertvector(whole, Cells), x - whole};
   }
 
-  // Of one vector of samples the gradients of the points, in order of lanes, and the values, which are the gradients of
-  // the weights.
+  // The gradients of the points of one vector of samples, x and y in order of lanes; and the samples' values, which are
+  // the gradients of their weights, in order of memory.
   PIIP_INLINE std::array<V, 3> differentiate(int first) const {
     V d[4];
     for (int j = 0; j < 4; ++j) d[j] = load<T, N>(dots + 4 * first + j * N);
@@ -383,7 +402,7 @@ struct Samples {
     const V fx = load<T, N>(fx_ + first), fy = load<T, N>(fy_ + first);
     V x = weight * slope_x(fy, d[0], d[1], d[2], d[3]), y = weight * slope_y(fx, d[0], d[1], d[2], d[3]);
     if (!a.raw) {
-      // The products give gradients with respect to cells; offsets are in cells, locations in map widths.
+      // These are gradients with respect to cells. Offsets are in cells, locations in widths and heights of the map.
       const Maps& maps = maps_at(first);
       x *= maps.width, y *= maps.height;
     }

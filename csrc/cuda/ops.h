@@ -2,19 +2,23 @@
 // throws std::runtime_error. Nothing here waits for the device, so that the calls can be captured in a graph.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
-#include "deform_attn.h"
-#include "pyramid_resize.h"
+#include "../ops.def"
 
 namespace piip {
+
+#define PIIP_DECLARE(name, Problem) struct Problem;
+PIIP_OPS(PIIP_DECLARE)
+#undef PIIP_DECLARE
+
 namespace cuda {
 
-void deform_attn_forward(const DeformAttn& a, int device, uintptr_t stream);
-void deform_attn_backward(const DeformAttn& a, int device, uintptr_t stream);
-void pyramid_resize_forward(const PyramidResize& a, int device, uintptr_t stream);
-void pyramid_resize_backward(const PyramidResize& a, int device, uintptr_t stream);
+#define PIIP_DECLARE(name, Problem) void name(const Problem& problem, int device, uintptr_t stream);
+PIIP_OPS(PIIP_DECLARE)
+#undef PIIP_DECLARE
 
 // Why these kernels cannot run on a device (its architecture, the driver), in CUDA's words; nothing if they can.
 std::optional<std::string> problem(int device);

@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "common.h"
+#include "../common.h"
 
 namespace piip {
 namespace cuda {

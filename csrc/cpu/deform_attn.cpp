@@ -1,10 +1,10 @@
 // Deformable attention on the CPU.
 //
-// A task is a few heads of one image, whose values it first spreads out as planes. Queries then go by in blocks. The
-// backward accumulates the value gradient in such planes too: no atomics, and the order of additions never depends on
-// threads.
+// A task handles a few heads of one image. It first spreads their values out as planes, then takes the queries block by
+// block. The backward accumulates the value gradient in such planes too: it needs no atomics, and the order of
+// additions never depends on the threads.
 //
-// Compiled once per instruction set; dispatch.cpp chooses.
+// This file is compiled once per instruction set; dispatch.cpp chooses.
 #include <algorithm>
 #include <memory>
 #include <type_traits>
@@ -19,17 +19,17 @@ namespace piip {
 namespace PIIP_ISA {
 namespace {
 
-constexpr int64_t kGroupBytes = int64_t(3) << 19;  // of the planes of a task
+constexpr int64_t kGroupBytes = int64_t(3) << 19;  // the most that the planes of a task take
 
-// Memory of one thread.
+// The memory of one thread.
 template <class T>
 struct Workspace {
   Samples<T> samples;
-  Scratch<T> planes;  // of the values; the backward has those of the gradient behind them
-  Scratch<T> rows;    // the outputs of a block or their gradients, [query][head], where storage has another type
+  Scratch<T> planes;  // the values; in the backward the planes of their gradient follow
+  Scratch<T> rows;    // [query][head], the outputs of a block or their gradients, where storage has another type
 };
 
-// What all tasks of a call share.
+// All tasks of a call share this.
 template <class T, class S, int N>
 struct Plan {
   static constexpr bool kInPlace = std::is_same_v<S, T>;  // the kernels work on the output or its gradient itself
@@ -37,12 +37,12 @@ struct Plan {
   const DeformAttn& a;
   Layout layout;
   Planes<T, N> planes;
-  int group;                   // heads of a task
-  int64_t groups;              // per image
+  int group;                   // heads per task
+  int64_t groups;              // groups of heads per image
   int64_t step;                // elements from query to query in the output
-  int64_t spacing;             // the same in Workspace::rows
-  int whole;                   // items of a head in whole vectors
-  std::vector<int64_t> below;  // per sample, elements from a cell to the one below
+  int64_t spacing;             // elements from query to query in Workspace::rows
+  int whole;                   // items of a head, rounded up to whole vectors
+  std::vector<int64_t> below;  // [sample], elements from a cell to the one below it
   std::vector<Workspace<T>> spaces;
 
   Plan(const DeformAttn& problem, int threads)
@@ -79,7 +79,7 @@ struct Plan {
     return {task / groups, first, std::min(group, a.heads - first)};
   }
 
-  // Items in the last vector of a head's row that has `items`.
+  // Items in the last vector of a head's row of `items` items.
   int last(int items) const { return N - (whole - items); }
 
   // Elements before a query's part of the output or its gradient.
@@ -110,7 +110,7 @@ void forward(const DeformAttn& a, int threads) {
       S* out = static_cast<S*>(a.out) + plan.row(heads, first);
       T* target = kInPlace ? reinterpret_cast<T*>(out) : rows.data();
       const int64_t spacing = kInPlace ? plan.step : plan.spacing;
-      // In ascending order: the lanes by which a head's vectors are too long are those of the next.
+      // The order is ascending: where a head's vectors are too long, the next head overwrites what they leave behind.
       for (int h = 0; h < heads.count; ++h) {
         const int room = std::min((heads.count - h) * a.width, plan.whole);
         Kernel<T, N>::forward({samples, plan.below.data(), h, count, plan.planes.pitch},

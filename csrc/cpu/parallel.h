@@ -15,7 +15,7 @@
 
 namespace piip {
 
-// Calls task(index, slot) for every index in [0, count); calls with one slot in [0, threads) never overlap.
+// Calls task(index, slot) for every index in [0, count), slot in [0, threads). Calls with the same slot never overlap.
 template <class Task>
 void parallel_for(int64_t count, int threads, const Task& task) {
 #ifdef _OPENMP
@@ -48,8 +48,8 @@ class Scratch {
   std::unique_ptr<T, FreeDeleter> memory_;
 };
 
-// Asks for large pages where whole ones lie inside memory that is about to be written for the first time: the system
-// then maps and clears 2 MB at once, which takes a fraction of the time of 512 page faults.
+// Asks for large pages inside memory that is about to be written for the first time: the system then maps and clears
+// 2 MB at once, which takes a fraction of the time of 512 page faults.
 inline void use_large_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t(2) << 20;

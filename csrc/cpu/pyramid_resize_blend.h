@@ -1,5 +1,5 @@
-// Level rows on the CPU: blended from the rows of an image, vertically and horizontally. Included once per instruction
-// set, as simd.h.
+// The rows of a level, blended from the rows of an image: first vertically, then horizontally. This is compiled once
+// per instruction set.
 #pragma once
 
 #include <algorithm>
@@ -16,20 +16,21 @@ namespace piip {
 namespace PIIP_ISA {
 
 #if defined(__AVX512F__)
-constexpr int kGroupsAPiece = 8;  // of a row that is sent on
+constexpr int kGroupsPerPiece = 8;  // of a row; finished pieces are sent on
 
 PIIP_INLINE __m512i load_indices(const uint8_t* indices) {
   return _mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(indices)));
 }
 
-// Sends on what `streams`, one a channel or null, has of C rows of which `x` outputs are finished.
+// Sends on what is new of C rows of which `x` outputs are finished. streams: one per channel, or null.
 template <int C>
 PIIP_INLINE void send(RowStream* streams, int x, int out) {
   if (streams)
     for (int c = 0; c < C; ++c) streams[c].send(sizeof(float) * std::min(x, out));
 }
 
-// A whole row of outputs from `source(i)`, the 16 inputs from `i` on. Writes whole vectors, one behind the row at most.
+// Computes a whole row of outputs; source(i) gives the 16 inputs from `i` on. It writes whole vectors, at most one
+// vector beyond the row.
 template <int K, class Source>
 void blend_groups(const Table<float>& table, const Groups<float>& groups, const Source& source, float* target, int out,
                   RowStream* stream) {
@@ -45,12 +46,12 @@ void blend_groups(const Table<float>& table, const Groups<float>& groups, const 
       tap = _mm512_add_epi32(tap, _mm512_set1_epi32(1));
     }
     _mm512_storeu_ps(target + x, sum);
-    if ((group + 1) % kGroupsAPiece == 0) send<1>(stream, x + groups.lanes, out);
+    if ((group + 1) % kGroupsPerPiece == 0) send<1>(stream, x + groups.lanes, out);
   }
 }
 
-// The same of two taps and C channels, `stride` items apart, from `source(c, i)` at multiples of 16; past the caches
-// only where groups are whole vectors.
+// The same for two taps and C channels, whose outputs lie `stride` items apart; source(c, i) is asked for multiples of
+// 16 only. Writing past the caches needs groups of whole vectors.
 template <int C, bool kPastCaches = false, class Source>
 PIIP_INLINE void blend_windows(const Groups<float>& groups, const Source& source, float* target, size_t stride, int out,
                                RowStream* streams) {
@@ -60,9 +61,9 @@ PIIP_INLINE void blend_windows(const Groups<float>& groups, const Source& source
   __m512 window[C][3] = {};
   int at = groups.first[0] - kWindow;
   for (int group = 0, x = 0; group < all;) {
-    const int end = streams ? std::min(all, group + kGroupsAPiece) : all;
+    const int end = streams ? std::min(all, group + kGroupsPerPiece) : all;
     for (; group < end; ++group, x += lanes, indices += 16, weights += 16) {
-      // Each step has its branch: a loop over steps takes longer.
+      // A branch for each distance is faster than a loop that shifts the window by 16.
       const int first = groups.first[group], moved = first - at;
       at = first;
       if (moved == 16) {
@@ -94,7 +95,7 @@ PIIP_INLINE void blend_windows(const Groups<float>& groups, const Source& source
 #endif
 
 #if defined(__AVX2__)
-// Eight outputs of two taps at a time, loaded as pairs; gives where it stopped.
+// Computes outputs of two taps, eight at a time, whose taps are loaded as pairs. Returns where it stopped.
 inline int blend_pairs(const Table<float>& table, const float* source, float* target, int out) {
   const int* first = table.first.data();
   const auto pair = [&](int x) {
@@ -109,7 +110,7 @@ inline int blend_pairs(const Table<float>& table, const float* source, float* ta
     const float* weights = table.weights.data() + 2 * x;
     const Vector<float, 8> a = load<float, 8>(weights) * Vector<float, 8>(low),
                            b = load<float, 8>(weights + 8) * Vector<float, 8>(high);
-    // Summed within the halves of the registers, and then put in order.
+    // The sums are taken within the halves of the registers, and then put in order.
     const Vector<double, 4> sum = Vector<double, 4>(__builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) +
                                                     __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15));
     store<float, 8>(target + x, Vector<float, 8>(__builtin_shufflevector(sum, sum, 0, 2, 1, 3)));
@@ -118,11 +119,12 @@ inline int blend_pairs(const Table<float>& table, const float* source, float* ta
 }
 #endif
 
-// Four outputs at a time from `x` on, each with its taps side by side in vectors of N; gives where it stopped.
+// Computes outputs from `x` on, four at a time, the taps of each side by side in vectors of N. Returns where it
+// stopped.
 template <class T, int N>
 int blend_vectors(const Table<T>& table, const T* source, T* target, int x, int out) {
   using Bits = Vector<std::conditional_t<sizeof(T) == 4, int32_t, int64_t>, N>;
-  // What lies behind the taps has no weight, but it may be no number.
+  // What lies behind the taps weighs nothing, but it may be NaN, so it is masked.
   const int last = table.stride - N;
   Bits taps{};
   for (int i = 0; i < N; ++i) taps[i] = last + i < table.count ? -1 : 0;
@@ -201,7 +203,7 @@ void blend_rows(const Table<T>& table, int y, int c, Rows<T>& rows, T* __restric
 }
 
 #if defined(__AVX512F__)
-// Row `y` of C channels from `first` on where both axes have two taps: nothing is stored in between.
+// Row `y` of C channels from `first` on, where both axes have two taps: no intermediate row is stored.
 template <int C, bool kPastCaches = false>
 void blend_both(const LevelTables<float>& tables, int y, int first, Rows<float>& rows, float* finished, size_t stride,
                 int out, RowStream* streams) {
@@ -219,8 +221,8 @@ void blend_both(const LevelTables<float>& tables, int y, int first, Rows<float>&
 }
 #endif
 
-// Row `y` of all channels of a level: blended vertically into `blended`, then horizontally into `finished`, where the
-// channels lie `stride` items apart. Where rows are floats already, `streams` may take pieces of them along.
+// Row `y` of all channels of a level: it is blended vertically into `blended`, then horizontally into `finished`, where
+// the channels lie `stride` items apart. `streams` sends finished pieces on where levels are floats; else it is null.
 template <class T>
 void resample_rows(const LevelTables<T>& tables, int y, Rows<T>& rows, T* blended, T* finished, size_t stride, int in,
                    int out, int channels, RowStream* streams) {
@@ -242,8 +244,8 @@ void resample_rows(const LevelTables<T>& tables, int y, Rows<T>& rows, T* blende
   }
 }
 
-// Row `y` of all channels of a level straight to where it belongs, past the caches, `plane` items from channel to
-// channel; memory is busy while the next vectors are computed. Rows are whole vectors there. Gives whether it could.
+// Writes row `y` of all channels of a level past the caches to where it belongs, where rows are whole vectors and
+// channels lie `plane` items apart; memory takes them while the next vectors are computed. Returns whether it could.
 template <class T>
 bool write_through(const LevelTables<T>& tables, int y, Rows<T>& rows, T* past, size_t plane, int out, int channels) {
   if (tables.copies()) return rows.read_through(y, past, plane);

@@ -7,8 +7,12 @@
 namespace piip {
 namespace {
 
-#define PIIP_KERNELS(isa) \
-  {#isa, isa::deform_attn_forward, isa::deform_attn_backward, isa::pyramid_resize_forward, isa::pyramid_resize_backward}
+#define PIIP_KERNEL(name, Problem) , name
+#define PIIP_KERNELS(isa)                          \
+  [] {                                             \
+    using namespace isa;                           \
+    return CpuKernels{#isa PIIP_OPS(PIIP_KERNEL)}; \
+  }()
 
 struct Candidate {
   CpuKernels kernels;
@@ -32,7 +36,8 @@ CpuKernels choose() {
   };
   const char* wanted = std::getenv("PIIP_CPU");
   for (const Candidate& candidate : candidates)
-    if (candidate.available && (!wanted || std::string(wanted) == candidate.kernels.name)) return candidate.kernels;
+    if (candidate.available && (!wanted || std::string(wanted) == candidate.kernels.instruction_set))
+      return candidate.kernels;
   throw std::invalid_argument(
       "PIIP_CPU=" + std::string(wanted ? wanted : "") +
       " is not an instruction set of this machine and build; valid are portable, avx2, avx512 where present");

@@ -1,4 +1,4 @@
-// How lanes of the vectors of simd.h change places, and sums over lanes. Included once per instruction set, as simd.h.
+// How the lanes of the vectors of simd.h change places, and sums over lanes. This is compiled once per instruction set.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 namespace piip {
 namespace PIIP_ISA {
 
-// Lane i gets lane i ^ kDistance.
+// Lane i gets what lane i ^ kDistance holds.
 template <int kDistance, class V, int... kLane>
 PIIP_INLINE V swap_lanes(V v, std::integer_sequence<int, kLane...>) {
   return __builtin_shufflevector(v, v, (kLane ^ kDistance)...);
@@ -21,8 +21,14 @@ PIIP_INLINE Vector<T, N> swap_lanes(Vector<T, N> v) {
   return swap_lanes<kDistance>(v, std::make_integer_sequence<int, N>());
 }
 
-// Vectors are seen as groups of four units of kUnit lanes. Of each group pair, the units kPick: 0 to 3 are those of a,
-// 4 to 7 those of b.
+// A vector is seen as groups of four units, a unit as kUnit lanes. Each group of the result consists of the four units
+// kPick of the same group of a (0 to 3) and of b (4 to 7). With vectors of N = 8 lanes:
+//
+//   a                      a0 a1 a2 a3 | a4 a5 a6 a7
+//   b                      b0 b1 b2 b3 | b4 b5 b6 b7
+//   pick<1, 0, 4, 1, 5>    a0 b0 a1 b1 | a4 b4 a5 b5      units of one lane: two groups
+//   pick<1, 2, 3, 6, 7>    a2 a3 b2 b3 | a6 a7 b6 b7
+//   pick<2, 0, 4, 1, 5>    a0 a1 b0 b1   a2 a3 b2 b3      units of two lanes: one group
 template <int kUnit, int... kPick, class V, int... kLane>
 PIIP_INLINE V pick(V a, V b, std::integer_sequence<int, kLane...>) {
   constexpr int N = sizeof...(kLane), picks[] = {kPick...};
@@ -31,7 +37,7 @@ PIIP_INLINE V pick(V a, V b, std::integer_sequence<int, kLane...>) {
                                   picks[kLane / kUnit % 4] % 4 * kUnit + kLane % kUnit)...);
 }
 
-// Unit i of every group gets the sum over the group's units of vector i.
+// Unit i of every group gets the sum of the four units that this group has in vector i.
 template <int kUnit, class T, int N>
 PIIP_INLINE Vector<T, N> sum_units(const Vector<T, N>* v) {
   constexpr auto lanes = std::make_integer_sequence<int, N>();
@@ -40,7 +46,7 @@ PIIP_INLINE Vector<T, N> sum_units(const Vector<T, N>* v) {
   return pick<kUnit, 0, 1, 4, 5>(ab, cd, lanes) + pick<kUnit, 2, 3, 6, 7>(ab, cd, lanes);
 }
 
-// Lane i gets item kFrom(i) of a, or behind its end of b.
+// Lane i gets item kFrom(i) of a and b behind each other.
 template <int (*kFrom)(int), class V, int... kLane>
 PIIP_INLINE V shuffle(V a, V b, std::integer_sequence<int, kLane...>) {
   return __builtin_shufflevector(a, b, kFrom(kLane)...);
@@ -50,8 +56,8 @@ PIIP_INLINE Vector<T, N> shuffle(Vector<T, N> a, Vector<T, N> b) {
   return shuffle<kFrom>(a, b, std::make_integer_sequence<int, N>());
 }
 
-// The order of lanes: lane 4j + k holds item N / 4 * k + j. So `transpose_quads` leaves the items of four vectors side
-// by side, in order of memory, and back.
+// The order of lanes, pictured in deform_attn_samples.h: lane 4j + k holds item N / 4 * k + j. From four vectors in
+// this order `transpose_quads` makes four numbers per item, side by side in order of memory; and the reverse.
 template <int N>
 constexpr int item_of(int lane) {
   return N / 4 * (lane % 4) + lane / 4;
@@ -78,13 +84,13 @@ PIIP_INLINE Vector<T, N> from_lanes(Vector<T, N> v) {
   return shuffle<lane_of<N>, T, N>(v, v);
 }
 
-// Splits N pairs, given as their lower and upper half in order of memory, into two vectors in order of lanes.
+// Splits N pairs (x, y), of which `low` and `high` hold the halves in order of memory, into x and y in order of lanes.
 template <class T, int N>
 PIIP_INLINE std::array<Vector<T, N>, 2> split_pairs(Vector<T, N> low, Vector<T, N> high) {
   return {shuffle<part_of_pair<N, 0>, T, N>(low, high), shuffle<part_of_pair<N, 1>, T, N>(low, high)};
 }
 
-// The inverse.
+// Joins them again.
 template <class T, int N>
 PIIP_INLINE std::array<Vector<T, N>, 2> join_pairs(Vector<T, N> first, Vector<T, N> second) {
   return {shuffle<lane_of_pair<N, 0>, T, N>(first, second), shuffle<lane_of_pair<N, 1>, T, N>(first, second)};
@@ -102,7 +108,7 @@ PIIP_INLINE void transpose_quads(Vector<T, N> (&v)[4]) {
   v[3] = pick<1, 2, 3, 6, 7>(ab_high, cd_high, lanes);
 }
 
-// Four items, again and again.
+// Four items, repeated until the vector is full.
 template <class T, int N>
 PIIP_INLINE Vector<T, N> repeat_quad(const T* quad) {
 #if defined(__AVX512F__)
@@ -124,7 +130,7 @@ PIIP_INLINE Vector<T, N> repeat_quad(Vector<T, 4> quad) {
   }
 }
 
-// Quads in memory, of which one is repeated. Where a vector holds four, it is loaded once.
+// Four quads (four items each) in memory, of which `repeat` fills a vector with one. AVX-512 loads them all at once.
 template <int k>
 constexpr int item_of_quads(int lane) {
   return 4 * k + lane % 4;
@@ -146,8 +152,8 @@ class Quads {
   Vector<T, N> four_;
 };
 
-// Numbers of R rows, in order of lanes: each as often as a vector of R rows has items of it. Those behind the `last`
-// one repeat it.
+// One number of each of R rows, repeated for all items that a vector has of its row, in order of lanes. Rows behind the
+// `last` one get its number.
 template <class T, int N, int R>
 PIIP_INLINE Vector<T, N> repeat_rows(const T* p, int64_t step, int last) {
   static_assert(R <= 4);
@@ -155,7 +161,8 @@ PIIP_INLINE Vector<T, N> repeat_rows(const T* p, int64_t step, int last) {
   return repeat_quad<T, N>(Vector<T, 4>{number(0), number(1), number(2), number(3)});
 }
 
-// Of such, item k everywhere, or in the lower half and item k + 1 in the upper one.
+// Of a vector that repeats four items: item k in all lanes, or item k in the lower half and item k + 1 in the upper
+// one.
 template <int k>
 constexpr int item_of_quad(int lane) {
   return lane / 4 * 4 + k;
@@ -188,7 +195,7 @@ PIIP_INLINE Vector<T, N> sum_each(const Vector<T, N> (&v)[N]) {
   }
 }
 
-// Sums of four vectors.
+// The sums of the lanes of four vectors.
 template <class T, int N>
 PIIP_INLINE Vector<T, 4> sum_lanes(Vector<T, N> a, Vector<T, N> b, Vector<T, N> c, Vector<T, N> d) {
   const Vector<T, N> v[] = {a, b, c, d};

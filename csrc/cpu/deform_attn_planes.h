@@ -1,19 +1,20 @@
-// The values of a head as a plane of its own: cells padded to whole or half vectors, in the compute type, with a border
-// of zeros around every map. A sample's four cells then always exist, outside ones read zeros, neighbours along x are
-// adjacent, and the plane of a narrow head stays in the cache.
+// The values of a head as a plane of its own, in the compute type: cells are padded to whole or half vectors, and every
+// map has a border of zeros. So the four cells of a sample always exist and are zero outside the map, neighbours along
+// x are adjacent, and the plane of a narrow head stays in the cache.
 #pragma once
 
 #include <algorithm>
 #include <stdexcept>
 #include <type_traits>
 
-#include "deform_attn.h"
+#include "../deform_attn.h"
 #include "simd.h"
 
 namespace piip {
 namespace PIIP_ISA {
 
-// Cells are padded to a multiple of so many items: half of the longest vectors, which are then read as such.
+// Cells are padded to a multiple of so many items. For the longest vectors it is half a vector, which can be read
+// alone.
 template <int N>
 constexpr int kUnit = N == 16 ? 8 : N;
 template <int N>
@@ -21,14 +22,15 @@ constexpr int padded(int width) {
   return (width + kUnit<N> - 1) / kUnit<N> * kUnit<N>;
 }
 
-// The maps of one head inside a plane, in cells. Around each lie two rows above and below and a column left and right,
-// which go over into the next row: two cells before a row and two behind it are border too.
+// Where the maps of one head lie inside a plane, counted in cells. The border of a map is two rows above, two rows
+// below and one column on each side. The column at the end of a row and the one at the start of the next are neighbours
+// in memory, so two cells before a row and two cells behind it are border.
 struct Layout {
-  int32_t start[kMaxLevels];  // of the level's border
+  int32_t start[kMaxLevels];  // first cell of the level's border
   int row[kMaxLevels];        // cells per row, border included
   int64_t cells;
 
-  // steps: of 8 bytes, in which places are counted, from cell to cell.
+  // steps: from cell to cell, in units of the 8 bytes that `Samples::place` counts.
   Layout(const DeformAttn& a, int steps) {
     constexpr int kLongest = 1 << 24;  // a float counts no further
     cells = 1;
@@ -40,7 +42,7 @@ struct Layout {
         throw std::invalid_argument("spatial_shapes must hold maps of at most 2^24 cells a side");
       if (cells >= INT32_MAX / steps)
         throw std::invalid_argument(
-            "spatial_shapes must hold maps that take less than 16 GiB a head as float32, padded");
+            "spatial_shapes must hold maps that take less than 16 GiB per head as float32, padded");
     }
     cells += 1;
   }
@@ -53,7 +55,7 @@ struct Heads {
   int first, count;
 };
 
-// Planes of several heads, one after the other. Lanes from the head's width on are zero.
+// The planes of several heads, one after the other. The items of a cell beyond the head's width are zero.
 template <class T, int N>
 struct Planes {
   const DeformAttn& a;
@@ -67,13 +69,13 @@ struct Planes {
     by_width([&](auto known) { this->fill<S, known>(heads, planes); });
   }
 
-  // Reads finished gradient planes back.
+  // Writes finished gradient planes to the value gradient.
   template <class S>
   void store(Heads heads, const T* planes) const {
     by_width([&](auto known) { this->store<S, known>(heads, planes); });
   }
 
-  // One cell of one head, widened and padded. kWidth: the head's width where it is known, or 0.
+  // Copies one cell of one head, widened and padded. kWidth: the head's width where it is known, or 0.
   template <int kWidth = 0, class S>
   PIIP_INLINE void widen_cell(const S* source, T* target) const {
     const int whole = whole_vectors<kWidth>(), rest = width<kWidth>() - whole;
@@ -102,7 +104,7 @@ struct Planes {
     return (pitch_of<kWidth>() - 1) / N * N;
   }
 
-  // Calls body(width), a constant for the widths of the released networks: their copies are then straight lines.
+  // Calls body(width). For the widths of the released networks it is a constant, so that their copies have no loops.
   template <class Body>
   void by_width(const Body& body) const {
     switch (a.width) {
@@ -115,7 +117,7 @@ struct Planes {
     }
   }
 
-  // Cells are read as they lie, all heads of one together.
+  // Reads the cells in the order of memory, all heads of a cell together.
   template <class S, int kWidth>
   void fill(Heads heads, T* planes) const {
     const int64_t step = int64_t(a.heads) * a.width, plane = size();
@@ -165,8 +167,8 @@ struct Planes {
     if (past_caches) finish_streams();
   }
 
-  // Whether gradients are written past the caches: where the cells of `heads` fill cache lines, and those of all heads
-  // more than the caches of a core. Whoever reads them next finds them in memory, but no line is fetched to be written.
+  // Whether gradients are written past the caches: where the cells of `heads` fill whole cache lines, and the gradient
+  // is larger than the caches of a core. Then no line is fetched only to be overwritten.
   template <class S, int kWidth>
   static constexpr bool kStreams = std::is_same_v<S, T> && kWidth > 0 && kWidth % kUnit<N> == 0;
   template <class S, int kWidth>
@@ -185,7 +187,7 @@ struct Planes {
     }
   }
 
-  // How far ahead of their use cells are fetched: some kilobytes of theirs.
+  // How many cells ahead of their use cells are prefetched: some kilobytes.
   template <class S>
   int cells_ahead(Heads heads) const {
     return std::clamp(int(8192 / (heads.count * a.width * sizeof(S))), 16, 64);

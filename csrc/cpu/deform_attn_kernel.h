@@ -10,21 +10,21 @@
 namespace piip {
 namespace PIIP_ISA {
 
-// One head of a block of queries.
+// One head of a block of queries, whose samples are located.
 template <class T>
 struct HeadBlock {
   const Samples<T>& samples;
-  const int64_t* below;  // per sample of a query, elements from a cell to the one below
+  const int64_t* below;  // [sample of a query], elements from a cell to the one below it
   int head, count, pitch;
 };
 
-// The head's outputs or their gradients, a row a query.
+// The head's outputs or their gradients, one row per query.
 template <class T>
 struct HeadRows {
   T* first;
   int64_t step;   // from row to row
-  int last;       // items of a row's last vector that may be touched
-  int64_t ahead;  // from a row to the one to fetch
+  int last;       // items of a row's last vector that may be read or written
+  int64_t ahead;  // from a row to the one that is prefetched meanwhile
 };
 
 template <class T, int N>
@@ -33,7 +33,7 @@ struct Kernel {
 
   // rows.first[query * step + lane] = sum over samples of weight * cell.
   static void forward(const HeadBlock<T>& block, const T* plane, const HeadRows<T>& rows) {
-    // Eight vectors at a time, so that the sums stay in registers.
+    // Eight vectors are summed at a time, so that the sums stay in registers.
     for (int first = 0; first < block.pitch; first += 8 * N) {
       const int left = std::min(block.pitch - first, 8 * N);
       const HeadRows<T> part = {rows.first + first, rows.step, first + left < block.pitch ? N : rows.last, rows.ahead};
@@ -41,7 +41,7 @@ struct Kernel {
     }
   }
 
-  // Adds to the gradient plane and leaves the products with the four cells.
+  // Adds to the gradient plane, and stores the products of the gradient with the four cells of every sample in `dots`.
   static void backward(const HeadBlock<T>& block, T* plane, int64_t to_grad, const HeadRows<const T>& grads) {
     by_columns<6>(block.pitch, [&](auto columns, auto half) {
       constexpr int known = columns < 6 ? int(columns) : 0;
@@ -50,7 +50,7 @@ struct Kernel {
   }
 
  private:
-  // Calls body(the number of vectors in `pitch`, at most kMost; whether the last of them is half a one).
+  // Calls body(the number of vectors in `pitch`, at most kMost; whether the last of them is half a vector).
   template <int kMost, int kColumns = 1, class Body>
   static void by_columns(int pitch, const Body& body) {
     if constexpr (kColumns < kMost) {
@@ -82,9 +82,9 @@ struct Kernel {
     }
   }
 
-  // Calls body(output row, visit) for every query, where visit(sample) calls sample(its upper left cell, the one below
-  // it, its weights in a vector of L) for every sample. Loads are what the loops wait for, so samples are taken by
-  // four, with one load for all their weights. kFour: whether that is all there are, of one map.
+  // Calls body(output row, visit) for every query; visit(sample) calls sample(its upper left cell, the cell below that,
+  // its weights in a vector of L lanes) for every sample of the query. The loops wait for loads, so samples are taken
+  // four at a time, with one load for all their weights. kFour: whether a query has four samples, all on one map.
   template <int L, bool kFour, class Body>
   static PIIP_INLINE void for_each_query(const HeadBlock<T>& block, const T* plane, const HeadRows<T>& rows,
                                          const Body& body) {
@@ -107,10 +107,10 @@ struct Kernel {
     }
   }
 
-  // kPitch: known number of elements from cell to cell, or 0.
+  // kPitch: the number of elements from cell to cell where it is known, or 0.
   template <int C, bool kHalf, bool kFour, int kPitch>
   static void gather(const HeadBlock<T>& block, const T* plane, const HeadRows<T>& rows) {
-    constexpr int kSums = C <= 2 ? 2 : 1;  // few sums would wait for each other's additions
+    constexpr int kSums = C <= 2 ? 2 : 1;  // additions to too few sums would wait for each other
     const int pitch = kPitch ? kPitch : block.pitch;
     for_each_query<N, kFour>(block, plane, rows, [&](T* out, const auto& visit) __attribute__((always_inline)) {
       V sum[kSums][C] = {};
@@ -132,7 +132,7 @@ struct Kernel {
     });
   }
 
-  // Of cells half a vector wide, neighbours along x at once.
+  // The same for cells half a vector wide: one load takes two neighbours along x.
   template <bool kFour>
   static void gather_pairs(const HeadBlock<T>& block, const T* plane, const HeadRows<T>& rows) {
     constexpr int L = 2 * N;
@@ -157,8 +157,8 @@ struct Kernel {
     }
   }
 
-  // C: known number of vectors of a cell, or 0. A bundle of samples has as many products as a vector has lanes, which
-  // are summed together.
+  // C: the number of vectors of a cell where it is known, or 0. N / 4 samples are taken together: they have as many
+  // products as a vector has lanes, and these are summed over the channels all at once.
   template <int C, bool kHalf>
   static void scatter(const HeadBlock<T>& block, T* plane, int64_t to_grad, const HeadRows<const T>& rows) {
     constexpr int B = N / 4;

@@ -1,11 +1,11 @@
 // Deformable attention on CUDA: the forward, and the launches. How items are laid out and prepared stands in
-// deform_attn_cuda.h.
+// deform_attn.h.
 //
 // After the preparation a group of lanes gathers each item, V channels a lane. The backward stands in
-// deform_attn_cuda_backward.h.
-#include "cuda_ops.h"
-#include "deform_attn_cuda.h"
-#include "deform_attn_cuda_backward.h"
+// deform_attn_backward.h.
+#include "deform_attn.h"
+#include "deform_attn_backward.h"
+#include "ops.h"
 
 namespace piip {
 namespace cuda {

@@ -4,9 +4,9 @@
 // samples first, one lane a sample: softmax by shuffles, location, corners. A whole group of lanes needs each of them.
 #pragma once
 
-#include "bilinear.h"
-#include "cuda_common.h"
-#include "deform_attn.h"
+#include "../bilinear.h"
+#include "../deform_attn.h"
+#include "common.h"
 
 namespace piip {
 namespace cuda {

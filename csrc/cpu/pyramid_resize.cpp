@@ -1,6 +1,9 @@
-// Pyramid resizing on the CPU. A task is a horizontal strip of the image, whose rows are read once and in order: as
-// soon as the rows are there that a level row takes from, it is blended vertically, then horizontally, and written.
-// Compiled once per instruction set; dispatch.cpp chooses.
+// Pyramid resizing on the CPU. A task is a horizontal strip of an image, whose rows are read once and in order. As soon
+// as all rows are there that a row of a level takes from, this is blended vertically, then horizontally, and written.
+//
+// This file is compiled once per instruction set; dispatch.cpp chooses.
+#include "../pyramid_resize.h"
+
 #include <algorithm>
 #include <memory>
 #include <type_traits>
@@ -8,7 +11,6 @@
 
 #include "dispatch.h"
 #include "parallel.h"
-#include "pyramid_resize.h"
 #include "pyramid_resize_blend.h"
 #include "pyramid_resize_rows.h"
 #include "pyramid_resize_tables.h"
@@ -24,7 +26,7 @@ std::vector<LevelTables<T>> all_tables(const PyramidResize& a) {
   return tables;
 }
 
-constexpr int64_t kLargeBytes = 8 << 20;  // levels of this size together do not stay in a cache anyway
+constexpr int64_t kLargeBytes = 8 << 20;  // levels that take so much together do not stay in a cache anyway
 
 template <class T>
 struct ForwardSpace {
@@ -32,7 +34,7 @@ struct ForwardSpace {
   size_t stride;  // from channel to channel in `finished`
   Scratch<T> blended, finished;
   Scratch<double> stored;
-  std::vector<int> next, end;  // rows of each level that the strip still has to write
+  std::vector<int> next, end;  // [level], the rows that the strip still has to write
   ForwardSpace(const PyramidResize& a, int slots, int widest)
       : rows(a, slots),
         stride((widest + kOverread + 15) / 16 * 16),
@@ -73,7 +75,7 @@ void forward(const PyramidResize& a, int threads) {
       space.next[i] = int(a.levels[i].height * strip / strips);
       space.end[i] = int(a.levels[i].height * (strip + 1) / strips);
     }
-    // Of the next rows of all levels always the one that is ready first.
+    // Of the next rows of all levels, the one that is ready first is written next.
     for (;;) {
       int i = -1;
       for (int j = 0; j < a.level_count; ++j)
@@ -114,7 +116,8 @@ struct BackwardSpace {
       : plane(size_t(a.height) * a.width), grad_row(widest), spread(a.width) {}
 };
 
-// The transpose, one channel of one image a task: rows of the level gradients are spread horizontally, then vertically.
+// The transpose of the forward. A task is one channel of one image: the rows of the level gradients are spread
+// horizontally, then vertically.
 template <class T>
 void backward(const PyramidResize& a, int threads) {
   const auto tables = all_tables<T>(a);

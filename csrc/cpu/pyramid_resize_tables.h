@@ -1,4 +1,5 @@
-// What a level takes from which pixels, for whole axes: made once a call. Included once per instruction set, as simd.h.
+// Which pixels the outputs of a level take, and how much of each: tables for whole axes, made once per call. This is
+// compiled once per instruction set.
 #pragma once
 
 #include <algorithm>
@@ -6,17 +7,17 @@
 #include <type_traits>
 #include <vector>
 
-#include "pyramid_resize.h"
+#include "../pyramid_resize.h"
 #include "pyramid_resize_rows.h"
 
 namespace piip {
 namespace PIIP_ISA {
 
-// Taps of a whole axis: `count` consecutive ones for every output, all of them inside the input.
+// The taps of a whole axis: every output has `count` consecutive ones, all of them inside the input.
 template <class T>
 struct Table {
   int count = 1;
-  int stride = 2;  // `count` in whole vectors
+  int stride = 2;  // `count`, rounded up to whole vectors
   std::vector<int> first;
   std::vector<T> weights;  // [output][stride], zero behind the taps
 
@@ -43,9 +44,10 @@ struct Table {
   }
 };
 
-// The columns of a table in groups of neighbours that all take from the same registers of 16 inputs, from where a
-// permutation fetches what a gather would fetch one by one: of two taps from three registers, which lie at multiples of
-// 16 and so are read once in a row, else from two. Only where AVX-512 has it, and in float.
+// The columns of a table in groups of neighbours whose taps all lie in the same registers of 16 inputs. A permutation
+// of these registers does what a gather would do item by item. Outputs of two taps have three registers at multiples of
+// 16, each of which is read once per row; others have two registers that begin with the first tap. Only AVX-512 can do
+// this, and only with floats.
 template <class T>
 struct Groups {
   explicit Groups(const Table<T>&) {}
@@ -53,10 +55,10 @@ struct Groups {
 #if defined(__AVX512F__)
 template <>
 struct Groups<float> {
-  int lanes = 16;                // outputs a group; 0 where they lie too far apart
-  int given;                     // taps whose weights are stored: of two the second, the first is what is left of one
-  std::vector<int> first;        // [group], input of the first register
-  std::vector<uint8_t> indices;  // [group][16], of the first tap
+  int lanes = 16;          // outputs per group; 0 where the taps lie too far apart
+  int given;               // taps whose weights are stored: of two only w, that of the second; the first has 1 - w
+  std::vector<int> first;  // [group], the input where the first register begins
+  std::vector<uint8_t> indices;  // [group][16], where in the registers the first tap lies
   std::vector<float> weights;    // [group][given][16]
 
   explicit Groups(const Table<float>& table) : given(table.count == 2 ? 1 : table.count) {
@@ -79,7 +81,7 @@ struct Groups<float> {
         const float* taps = table.weights.data() + size_t(i) * table.stride;
         float* own = weights.data() + size_t(group) * given * 16 + lane;
         for (int k = 0; k < given; ++k) own[k * 16] = taps[count - given + k];
-        // At an edge both taps may fall on one pixel, and what is left for the other one must be nothing at all.
+        // At an edge both taps may fall on the second pixel. Its weight must be exactly 1, so that the first has none.
         if (count == 2 && taps[0] == 0) *own = 1;
       }
     }
@@ -98,10 +100,10 @@ struct LevelTables {
   LevelTables(const Axis<T>& ay, const Axis<T>& ax)
       : copy_y(is_copy(ay)), copy_x(is_copy(ax)), y(ay), x(ax), groups(x) {}
 
-  // Pixels are not resampled.
+  // Whether pixels are copied, not resampled.
   bool copies() const { return copy_y && copy_x; }
 
-  // Both axes have two taps, and there are groups of columns for them.
+  // Whether both axes have two taps, and there are groups of columns.
   bool blends_both() const {
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<T, float>)
