@@ -97,9 +97,9 @@ __device__ __forceinline__ void write(void* p, int64_t i, Dtype dtype, T x, int 
   }
 }
 
-// V consecutive elements, read and written as one access.
+// V consecutive elements, read and written as one access of at most 16 bytes, or several.
 template <class S, int V>
-struct alignas(sizeof(S) * V) Pack {
+struct alignas(sizeof(S) * V < 16 ? sizeof(S) * V : 16) Pack {
   S items[V];
 };
 

@@ -15,7 +15,7 @@ constexpr int kSharedBytes = 48 * 1024, kUsualBytes = 31 * 1024;  // at most; so
 constexpr int kMostImages = 65535;                                // of a launch
 
 // Blocks of the forward that a multiprocessor can hold at once: what bounds the compiler's registers. Narrow vectors of
-// 16-bit values do with so few that all its threads find room, which on an H200 was worth more than shorter code.
+// 16-bit values do with fewer, which on an H200 was worth more than shorter code.
 template <class S, int V>
 constexpr int blocks_at_once() {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
@@ -24,7 +24,7 @@ constexpr int blocks_at_once() {
   constexpr int usual = 4;  // of 1,024 threads
 #endif
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1100
-  if (sizeof(S) == 2 && V < 8) return 8;
+  if (sizeof(S) == 2 && V < 8) return V == 2 ? 8 : 6;
 #endif
   return sizeof(S) < 8 ? usual : 1;
 }
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads, (blocks_at_once<S, V>()))
   const Block block(plan);
   const int padded = N ? N : plan.padded;
   const uint32_t step = uint32_t(a.heads * a.width);  // from cell to cell
-  prepare<S, N>(a, plan, block, [&](int slot, int s, const Found<T>& f, T weight) {
+  prepare<S, N, N == 4 ? 4 : 1>(a, plan, block, [&](int slot, int s, const Found<T>& f, T weight) {
     // A corner off the map weighs nothing and reads what its neighbour reads.
     const bool left = f.at.x >= 0, top = f.at.y >= 0, right = f.at.x + 1 < f.width, bottom = f.at.y + 1 < f.height;
     const T wx[2] = {left ? T(1) - f.at.fx : T(0), right ? f.at.fx : T(0)};
@@ -88,12 +88,6 @@ __global__ void __launch_bounds__(kThreads, (blocks_at_once<S, V>()))
   }
 }
 
-int log2_above(int n) {
-  int log = 0;
-  while (1 << log < n) ++log;
-  return log;
-}
-
 template <class S, int V>
 void launch_blocks(const DeformAttn& a, bool is_backward, uintptr_t stream) {
   using T = typename Compute<S>::type;
@@ -122,7 +116,9 @@ void launch_blocks(const DeformAttn& a, bool is_backward, uintptr_t stream) {
   plan.by_points = Divisor(a.points_per_level);
   plan.by_width = Divisor(a.width);
   // Lanes that prepare a sample of an item, or of the next, write to other banks.
-  const auto spread = [&](int items) { return items + (((plan.log_preparing == 2 ? 2 : 1) - items) % 8 + 8) % 8; };
+  const int known = is_backward ? 0 : samples == 4 && a.levels == 1 ? 4 : samples == 16 && sizeof(S) < 8 ? 16 : 0;
+  const int rest = known == 0 && plan.log_preparing == 2 ? 2 : 1;
+  const auto spread = [&](int items) { return items + ((rest - items) % 8 + 8) % 8; };
   const auto bytes = [&](int items) {
     const size_t sample = sizeof(Pack<T, 4>) + (is_backward ? sizeof(Pack<T, 4>) : sizeof(Pack<uint32_t, 4>));
     return plan.padded * spread(items) * sample + (is_backward ? items * a.width * sizeof(T) : 0);
@@ -142,9 +138,9 @@ void launch_blocks(const DeformAttn& a, bool is_backward, uintptr_t stream) {
     const int shared_bytes = int(bytes(plan.items));
     if (is_backward) {
       launch("deform_attn_backward", backward<S, V>, grid, threads, shared_bytes, stream, a, plan);
-    } else if (samples == 4 && a.levels == 1) {
+    } else if (known == 4) {
       launch("deform_attn_forward", forward<S, V, 4>, grid, threads, shared_bytes, stream, a, plan);
-    } else if (samples == 16 && sizeof(S) < 8) {
+    } else if (known == 16) {
       launch("deform_attn_forward", forward < S, V, sizeof(S) < 8 ? 16 : 0 >, grid, threads, shared_bytes, stream, a,
              plan);
     } else {
@@ -172,9 +168,10 @@ void launch_vectors(const DeformAttn& a, bool is_backward, uintptr_t stream) {
 }
 
 void run(const DeformAttn& a, bool is_backward, int device, uintptr_t stream) {
-  const uintptr_t pairs = reinterpret_cast<uintptr_t>(a.points) | reinterpret_cast<uintptr_t>(a.reference);
-  if (pairs % 16)
-    throw std::runtime_error("piip: deform_attn on CUDA takes points and references at multiples of 16 bytes");
+  const uintptr_t together = reinterpret_cast<uintptr_t>(a.points) | reinterpret_cast<uintptr_t>(a.weights) |
+                             reinterpret_cast<uintptr_t>(a.reference);
+  if (together % 16)
+    throw std::runtime_error("piip: deform_attn on CUDA takes points, weights and references at multiples of 16 bytes");
   const DeviceGuard guard(device);
   switch (a.value_dtype) {
     case Dtype::f16: return launch_vectors<Half>(a, is_backward, stream);

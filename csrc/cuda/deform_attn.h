@@ -14,6 +14,8 @@ namespace cuda {
 constexpr int kThreads = 256;  // of a block
 constexpr uint32_t kNowhere = 0xffffffffu;
 
+__host__ __device__ constexpr int log2_above(int n) { return n > 1 ? 1 + log2_above((n + 1) / 2) : 0; }
+
 // Division of integers below 2^31 by one that the host knows: Granlund and Montgomery, 1994, figure 4.1.
 struct Divisor {
   uint32_t divisor, factor, shift;
@@ -35,7 +37,7 @@ struct Plan {
   int samples;                       // of an item
   int padded;                        // the same, up to a multiple of four; what is beyond lies nowhere
   int stride;                        // from sample to sample in shared memory, in items
-  int log_preparing;                 // of the lanes that prepare an item: as many as it has samples, 4 to 32
+  int log_preparing;                 // of the lanes that prepare an item where N is 0: as many as samples, 4 to 32
   int lanes;                         // that gather an item; in the backward a power of two
   int log_lanes;                     // in the backward
   int together;                      // rows of the value gradient that a block adds a channel a lane
@@ -121,12 +123,12 @@ __device__ __forceinline__ T* worked_out(T* p) {
   return p;
 }
 
-// Combines a value over groups of 2^log lanes, 4 to 32.
-template <class T, class Op>
+// Combines a value over groups of 2^log lanes, at least 2^kLeast.
+template <int kLeast, class T, class Op>
 __device__ __forceinline__ T over_lanes(T x, int log, Op op) {
 #pragma unroll
   for (int k = 4; k >= 0; --k)
-    if (k < 2 || k < log) x = op(x, __shfl_xor_sync(0xffffffffu, x, 1 << k));
+    if (k < kLeast || k < log) x = op(x, __shfl_xor_sync(0xffffffffu, x, 1 << k));
   return x;
 }
 
@@ -136,63 +138,78 @@ __device__ __forceinline__ float quotient(float x, float y) { return __fdividef(
 __device__ __forceinline__ double quotient(double x, double y) { return x / y; }
 
 // Calls put(slot, s, found, weight) for all samples of a block's items, spread over the threads, and for those that pad
-// them. Neighbouring lanes hold the samples of an item; the lanes of a warp stay together.
-// N: the samples of an item, 4 of one map, as in a pyramid, or 16; 0 where the plan says how many.
-template <class S, int N, class Put>
+// them. A lane takes Q samples of an item and its neighbours the next ones; the lanes of a warp stay together.
+// N: the samples of an item, 4 of one map, as in a pyramid, or 16; 0 where the plan says how many, and then Q is 1.
+template <class S, int N, int Q, class Put>
 __device__ __forceinline__ void prepare(const DeformAttn& a, const Plan& plan, const Block& block, Put put) {
   using T = typename Compute<S>::type;
-  const int samples = N ? N : plan.samples, padded = N ? N : plan.padded,
-            log_preparing = N == 4    ? 2
-                            : N == 16 ? 4
-                                      : plan.log_preparing;
+  static_assert(N ? N % Q == 0 : Q == 1, "an item is a whole number of parts");
+  constexpr int kLeast = N ? log2_above(N / Q) : 2;
+  const int samples = N ? N : plan.samples, padded = N ? N : plan.padded;
+  const int log_preparing = N ? kLeast : plan.log_preparing;
   const void* points = of_image(static_cast<const char*>(a.points), block.image, plan.points);
   const void* weights = of_image(static_cast<const char*>(a.weights), block.image, plan.points / 2);
   const auto* reference = static_cast<const Pack<T, 2>*>(a.reference);
   const uint32_t rows = N != 4 && a.reference_per_level ? uint32_t(a.levels) : 1;  // of a query
   if (a.reference_per_batch) reference = of_image(reference, block.image, uint32_t(a.queries) * rows);
-  const int preparing = 1 << log_preparing, lane = int(threadIdx.x) & (preparing - 1);
+  const int preparing = 1 << log_preparing, first = Q * (int(threadIdx.x) & (preparing - 1));
   const int together = 32 >> log_preparing;  // items of a warp
+  const auto larger = [](T x, T y) { return y > x ? y : x; };
   for (int slot = int(threadIdx.x) >> log_preparing; (slot & -together) < block.count;
        slot += int(blockDim.x) >> log_preparing) {
     const bool any = slot < block.count;
-    const uint32_t item = block.first + uint32_t(any ? slot : 0), at = item * uint32_t(samples);
-    const auto given = [&](int s) {
-      T x[1];
-      read_points<S, 1>(weights, at + s, plan.lowered, x);
-      return x[0];
-    };
-    T mine = N || lane < samples ? given(lane) : T(-INFINITY), largest = mine, sum = 1;
+    const uint32_t item = block.first + uint32_t(any ? slot : 0), parts = item * uint32_t(samples / Q);
+    const auto given = [&](int s, T(&x)[Q]) { read_points<S, Q>(weights, parts + s / Q, plan.lowered, x); };
+    T mine[Q], largest = T(-INFINITY), sum = 0;
+    for (int i = 0; i < Q; ++i) mine[i] = T(-INFINITY);
+    if (N || first < samples) given(first, mine);
     if (a.raw) {
-      for (int s = lane + preparing; !N && s < samples; s += preparing) {
-        const T logit = given(s);
-        largest = logit > largest ? logit : largest;
-      }
-      largest = over_lanes(largest, log_preparing, [](T x, T y) { return y > x ? y : x; });
-      sum = mine = N || lane < samples ? exponential(mine - largest) : T(0);
-      for (int s = lane + preparing; !N && s < samples; s += preparing) sum += exponential(given(s) - largest);
-      sum = over_lanes(sum, log_preparing, [](T x, T y) { return x + y; });
-      mine = quotient(mine, sum);
+      const auto others = [&](auto visit) {
+        for (int s = first + Q * preparing; !N && s < samples; s += Q * preparing) {
+          T x[Q];
+          given(s, x);
+          visit(x[0]);
+        }
+      };
+#pragma unroll
+      for (int i = 0; i < Q; ++i) largest = larger(largest, mine[i]);
+      others([&](T x) { largest = larger(largest, x); });
+      largest = over_lanes<kLeast>(largest, log_preparing, larger);
+#pragma unroll
+      for (int i = 0; i < Q; ++i) sum += mine[i] = N || first < samples ? exponential(mine[i] - largest) : T(0);
+      others([&](T x) { sum += exponential(x - largest); });
+      sum = over_lanes<kLeast>(sum, log_preparing, [](T x, T y) { return x + y; });
+#pragma unroll
+      for (int i = 0; i < Q; ++i) mine[i] = quotient(mine[i], sum);
     }
     if (!any) continue;
     const uint32_t query = plan.by_heads.of(item), head = item - query * plan.by_heads.divisor;
-    for (int s = lane; s < padded; s += preparing) {
-      Found<T> f{};
-      T weight = 0;
-      if (N || s < samples) {
-        weight = N || s < preparing ? mine : a.raw ? quotient(exponential(given(s) - largest), sum) : given(s);
-        const int level = N == 4 ? 0 : int(plan.by_points.of(uint32_t(s)));
-        f.width = a.width_of[level], f.height = a.height_of[level];
-        f.first = (uint32_t(a.start_of[level]) * uint32_t(a.heads) + head) * uint32_t(a.width);
-        T point[2];
-        read_points<S, 2>(points, at + s, plan.lowered, point);
-        Pack<T, 2> from{};
-        if (a.raw) from = read_global(reference + query * rows + (rows > 1 ? level : 0));
-        f.at = locate(cell_coordinate(a.raw, from.items[0], point[0], T(f.width)),
-                      cell_coordinate(a.raw, from.items[1], point[1], T(f.height)), f.width, f.height);
+    Pack<T, 2> from{};
+    if (N == 4 && a.raw) from = read_global(reference + query);
+    for (int begin = first; begin < padded; begin += Q * preparing) {
+      T point[2 * Q] = {};
+      if (N || begin < samples) read_points<S, 2 * Q>(points, parts + begin / Q, plan.lowered, point);
+      if (!N && begin != first && begin < samples) {
+        given(begin, mine);
+        if (a.raw) mine[0] = quotient(exponential(mine[0] - largest), sum);
       }
-      put(slot, s, f, weight);
+#pragma unroll
+      for (int i = 0; i < Q; ++i) {
+        const int s = begin + i;
+        Found<T> f{};
+        if (N || s < samples) {
+          const int level = N == 4 ? 0 : int(plan.by_points.of(uint32_t(s)));
+          f.width = a.width_of[level], f.height = a.height_of[level];
+          f.first = (uint32_t(a.start_of[level]) * uint32_t(a.heads) + head) * uint32_t(a.width);
+          if (N != 4 && a.raw) from = read_global(reference + query * rows + (rows > 1 ? level : 0));
+          f.at = locate(cell_coordinate(a.raw, from.items[0], point[2 * i], T(f.width)),
+                        cell_coordinate(a.raw, from.items[1], point[2 * i + 1], T(f.height)), f.width, f.height);
+        }
+        put(slot, s, f, N || s < samples ? mine[i] : T(0));
+      }
       if (N) break;
     }
+    if (N == Q) break;  // an item has a lane, and a block no more items than lanes
   }
 }
 

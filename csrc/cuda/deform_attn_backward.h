@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
   T* grads = reinterpret_cast<T*>(area + plan.padded * plan.stride);
   const Block block(plan);
   const uint32_t step = uint32_t(a.heads * a.width);  // from cell to cell
-  prepare<S, 0>(a, plan, block, [&](int slot, int s, const Found<T>& f, T weight) {
+  prepare<S, 0, 1>(a, plan, block, [&](int slot, int s, const Found<T>& f, T weight) {
     const bool left = f.at.inside && f.at.x >= 0, right = f.at.inside && f.at.x + 1 < f.width;
     const bool top = f.at.y >= 0, bottom = f.at.y + 1 < f.height;
     // Wraps where x or y is -1, and back where a corner lies on the map.
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) < 8 ? 4 : 1)
         const Pack<T, 4> spot = read_shared(spots + s * plan.stride + slot);
         mean += spot.items[2] * sampled(spot, read_shared(&area[s * plan.stride + slot].dots));
       }
-      mean = over_lanes(mean, plan.log_preparing, [](T x, T y) { return x + y; });
+      mean = over_lanes<2>(mean, plan.log_preparing, [](T x, T y) { return x + y; });
     }
     for (int s = sample; s < samples; s += preparing) {
       const Pack<T, 4> spot = read_shared(spots + s * plan.stride + slot);

@@ -1,7 +1,8 @@
 // Pyramid resizing on CUDA: one launch for all levels of up to kImages images.
 //
-// In the forward a block makes a tile of one level of one image, a thread a few pixels of one of its columns: a warp
-// writes whole rows, and what depends on the column is computed once. The backward, which images rarely need, gives a
+// In the forward a block makes a tile of one level of one image. Of two taps an axis a thread reads four pixels for
+// each of its own; with more, the rows that the tile takes from are resampled across first and kept in shared memory,
+// some at a time, then down. A level of the image's own size is copied. The backward, which images rarely need, gives a
 // thread one input pixel and collects from the outputs that used it: no atomics, hence deterministic.
 #include <algorithm>
 #include <type_traits>
@@ -20,6 +21,7 @@ constexpr int kImages = 64;
 constexpr int kWarp = 32, kColumns = 2;  // of a thread, a warp apart
 constexpr int kTileWidth = kColumns * kWarp, kTileHeight = 32, kTileStep = kThreads / kWarp;
 constexpr int kTogether = 3;  // channels that share the taps of a pixel
+constexpr int kCopied = 4;    // pixels in a row that are copied at once
 
 // The problem for the images [first, first + count), with everything the device reads inside the kernel's arguments.
 template <class T>
@@ -54,118 +56,236 @@ __device__ __forceinline__ Tap<T> make_tap(const Axis<T>& axis, const Taps<T>& t
   return {at, counts, counts ? tap_weight(axis, taps, k) : T(0)};
 }
 
-// Runs body(0), ... body(count - 1); N: count, where it is known.
-template <int N, class Body>
-__device__ __forceinline__ void repeat(int count, const Body& body) {
-  if constexpr (N) {
+// What a block works on: kTogether channels, or those that are left, of a tile of a level of an image.
+template <class S, bool Last, int N, class T = typename Compute<S>::type>
+struct Tile {
+  const Slice<T>& p;
+  int level = 0, x, y;  // the tile's first pixel
+  int channel, last;    // the first one; how many more there are
+  int rows, columns;    // of the image proper
+  Axis<T> axis_y, axis_x;
+  const S* source[kTogether];
+  int64_t plane_out;
+
+  __device__ __forceinline__ explicit Tile(const Slice<T>& slice) : p(slice) {
+    const PyramidResize& a = p.a;
+    while (blockIdx.x >= p.tiles[level + 1]) ++level;
+    axis_y = known<N>(p.y[level]), axis_x = known<N>(p.x[level]);
+    const unsigned tile = blockIdx.x - p.tiles[level], down = tile / p.tiles_across[level];
+    x = int((tile - down * p.tiles_across[level]) * kTileWidth), y = int(down * kTileHeight);
+    channel = int(blockIdx.z) * kTogether, last = Last ? kTogether - 1 : a.channels - 1 - channel;
+    rows = a.has_valid ? p.valid[blockIdx.y][0] : axis_y.in;
+    columns = a.has_valid ? p.valid[blockIdx.y][1] : axis_x.in;
+    const int64_t plane = (p.first + blockIdx.y) * a.channels + channel;
+    const int64_t pixels = int64_t(axis_y.in) * axis_x.in;
+    plane_out = plane * axis_y.out * axis_x.out;
 #pragma unroll
-    for (int k = 0; k < N; ++k) body(k);
-  } else {
-    for (int k = 0; k < count; ++k) body(k);
+    for (int i = 0; i < kTogether; ++i)
+      source[i] = static_cast<const S*>(a.images) + plane * pixels + (Last ? i : i > last ? 0 : i * pixels);
+  }
+
+  // A channel of a pixel; nothing where the pixel does not count, also where it is no number.
+  __device__ __forceinline__ T read(int i, int row, int column, bool counts) const {
+    const unsigned at = unsigned(row * axis_x.in + column) * (Last ? kTogether : 1);
+    const T value = T(widen(read_global(Last ? source[0] + at + i : source[i] + at)));
+    return counts ? value : T(0);
+  }
+
+  // Writes K pixels in a row.
+  template <int K>
+  __device__ __forceinline__ void write(int row, int column, const T (&x)[kTogether][K]) const {
+    const auto put = [&](auto* out) {
+      using L = std::remove_pointer_t<decltype(out)>;
+      out += plane_out + (row * axis_x.out + column);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i, out += int64_t(axis_y.out) * axis_x.out) {
+        Pack<L, K> packed;
+#pragma unroll
+        for (int k = 0; k < K; ++k) packed.items[k] = narrow<L>(typename Compute<L>::type(x[i][k]));
+        if (i <= last) write_global(reinterpret_cast<Pack<L, K>*>(out), packed);
+      }
+    };
+    void* data = p.a.levels[level].data;
+    const Dtype dtype = p.a.level_dtype;
+    if (dtype == Dtype::f32) {
+      put(static_cast<float*>(data));
+    } else if (dtype == Dtype::bf16) {
+      put(static_cast<Bfloat*>(data));
+    } else if (dtype == Dtype::f16) {
+      put(static_cast<Half*>(data));
+    } else {
+      put(static_cast<double*>(data));
+    }
+  }
+};
+
+// A level of the image's own size, K pixels in a row a thread; of bytes whose channels come last they are whole words.
+template <int K, class S, bool Last, int N, class T>
+__device__ __forceinline__ void copy(const Tile<S, Last, N, T>& t) {
+  constexpr int kAcross = kTileWidth / K;
+  const int x = t.x + int(threadIdx.x) % kAcross * K, end = min(t.y + kTileHeight, t.axis_y.out);
+  for (int y = t.y + int(threadIdx.x) / kAcross; x < t.axis_x.out && y < end; y += kThreads / kAcross) {
+    T values[kTogether][K];
+    Pack<S, K> words[kTogether];
+    if constexpr (K > 1 && Last) {
+      const S* row = t.source[0] + unsigned(y * t.axis_x.in + x) * kTogether;
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) words[i] = read_global(reinterpret_cast<const Pack<S, K>*>(row) + i);
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i)
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        const bool counts = y < t.rows && x + k < t.columns;
+        const int at = k * kTogether + i;
+        const T value = K > 1 && Last ? T(widen(words[at / K].items[at % K])) : t.read(i, y, x + k, counts);
+        values[i][k] = counts ? (value - t.p.mean[t.channel + i]) * t.p.scale[t.channel + i] : T(0);
+      }
+    t.write(y, x, values);
   }
 }
 
-// Weighted sums of kTogether channels of a pixel, and of the weights. N: taps an axis, 0 if any. Row and column give a
-// tap; offsets are counted in a plane of `width` columns.
-template <int N, class S, class T, class Row, class Column>
-__device__ __forceinline__ void gather(const S* const (&source)[kTogether], int width, int step, int rows, int columns,
-                                       const Row& row, const Column& column, T (&sum)[kTogether], T& total) {
-  repeat<N>(rows, [&](int j) {
-    const Tap<T> tap_y = row(j);
-    T across[kTogether] = {}, total_across = 0;
-    repeat<N>(columns, [&](int k) {
-      const Tap<T> tap_x = column(k);
-      const unsigned at = unsigned((tap_y.at * width + tap_x.at) * step);
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) {
-        T value = T(widen(read_global(source[i] + at)));
-        // What does not count is nothing, also where it is no number.
-        if (!std::is_same_v<S, uint8_t> && !(tap_y.counts && tap_x.counts)) value = 0;
-        across[i] += tap_x.weight * value;
-      }
-      total_across += tap_x.weight;
-    });
-#pragma unroll
-    for (int i = 0; i < kTogether; ++i) sum[i] += tap_y.weight * across[i];
-    total += tap_y.weight * total_across;
-  });
-}
-
-// S: stored image. Last: three channels, which come last. N: 2 for bilinear without antialiasing; 0 for any filter.
-template <class S, bool Last, int N>
-__global__ void __launch_bounds__(kThreads, sizeof(S) == 8 || !N ? 2 : 4)
-    forward(const __grid_constant__ Slice<typename Compute<S>::type> p) {
-  using T = typename Compute<S>::type;
-  const PyramidResize& a = p.a;
-  int l = 0;
-  while (blockIdx.x >= p.tiles[l + 1]) ++l;
-  const Axis<T> axis_y = known<N>(p.y[l]), axis_x = known<N>(p.x[l]);
-  const bool copies = is_copy(axis_y) && is_copy(axis_x);
-  const unsigned tile = blockIdx.x - p.tiles[l], down = tile / p.tiles_across[l];
-  const int first_x = int((tile - down * p.tiles_across[l]) * kTileWidth + threadIdx.x % kWarp);
-
-  // Channels c to c + last of one image.
-  const int c = int(blockIdx.z) * kTogether, last = Last ? kTogether - 1 : a.channels - 1 - c;
-  const int64_t plane = (p.first + blockIdx.y) * a.channels + c;
-  const int64_t pixels = int64_t(axis_y.in) * axis_x.in, pixels_out = int64_t(axis_y.out) * axis_x.out;
-  const int64_t plane_out = plane * pixels_out;
-  const S* source[kTogether];
-#pragma unroll
-  for (int i = 0; i < kTogether; ++i)
-    source[i] = static_cast<const S*>(a.images) + plane * pixels + (Last ? i : i > last ? 0 : i * pixels);
-
-  const int rows = a.has_valid ? p.valid[blockIdx.y][0] : axis_y.in;
-  const int columns = a.has_valid ? p.valid[blockIdx.y][1] : axis_x.in;
-  Taps<T> taps_x[kColumns];
-  Tap<T> kept[kColumns][N + 1];
+// Two taps an axis.
+template <class S, bool Last, class T>
+__device__ __forceinline__ void interpolate(const Tile<S, Last, 2, T>& t) {
+  Tap<T> taps_x[kColumns][2];
+  const int first_x = t.x + int(threadIdx.x) % kWarp;
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) {
-    taps_x[i] = find_taps(axis_x, first_x + i * kWarp);
-    repeat<N>(0, [&](int k) { kept[i][k] = make_tap(axis_x, taps_x[i], k, columns); });
+    const Taps<T> taps = find_taps(t.axis_x, first_x + i * kWarp);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) taps_x[i][k] = make_tap(t.axis_x, taps, k, t.columns);
   }
-
-  int y = int(down * kTileHeight + threadIdx.x / kWarp);
-  for (int step = 0; step < kTileHeight && y < axis_y.out; step += kTileStep, y += kTileStep) {
-    const Taps<T> taps_y = find_taps(axis_y, y);
+  int y = t.y + int(threadIdx.x) / kWarp;
+  for (int step = 0; step < kTileHeight && y < t.axis_y.out; step += kTileStep, y += kTileStep) {
+    const Taps<T> taps_y = find_taps(t.axis_y, y);
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
       const int x = first_x + i * kWarp;
-      if (x >= axis_x.out) break;
-      const auto row = [&](int j) { return make_tap(axis_y, taps_y, j, rows); };
-      const auto column = [&](int k) { return N ? kept[i][N ? k : 0] : make_tap(axis_x, taps_x[i], k, columns); };
-      T sum[kTogether] = {}, total = 0;
-      if (copies) {
-        gather<1>(source, axis_x.in, Last ? kTogether : 1, 1, 1, row, column, sum, total);
-      } else {
-        gather<N>(source, axis_x.in, Last ? kTogether : 1, taps_y.count, taps_x[i].count, row, column, sum, total);
-      }
-      const auto put = [&](auto* level) {
-        using L = std::remove_pointer_t<decltype(level)>;
-        level += plane_out + (y * axis_x.out + x);
+      if (x >= t.axis_x.out) break;
+      T sum[kTogether][1] = {}, total = 0;
 #pragma unroll
-        for (int k = 0; k < kTogether; ++k, level += pixels_out) {
-          const auto value = typename Compute<L>::type((sum[k] - p.mean[c + k] * total) * p.scale[c + k]);
-          if (k <= last) write_global(level, narrow<L>(value));
+      for (int j = 0; j < 2; ++j) {
+        const Tap<T> tap_y = make_tap(t.axis_y, taps_y, j, t.rows);
+        T across[kTogether] = {}, total_across = 0;
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const Tap<T>& tap_x = taps_x[i][k];
+#pragma unroll
+          for (int c = 0; c < kTogether; ++c)
+            across[c] += tap_x.weight *
+                         t.read(c, tap_y.at, tap_x.at, std::is_same_v<S, uint8_t> || (tap_y.counts && tap_x.counts));
+          total_across += tap_x.weight;
         }
-      };
-      switch (a.level_dtype) {
-        case Dtype::f16: put(static_cast<Half*>(a.levels[l].data)); break;
-        case Dtype::bf16: put(static_cast<Bfloat*>(a.levels[l].data)); break;
-        case Dtype::f64: put(static_cast<double*>(a.levels[l].data)); break;
-        default: put(static_cast<float*>(a.levels[l].data)); break;
+#pragma unroll
+        for (int c = 0; c < kTogether; ++c) sum[c][0] += tap_y.weight * across[c];
+        total += tap_y.weight * total_across;
       }
+#pragma unroll
+      for (int c = 0; c < kTogether; ++c)
+        sum[c][0] = (sum[c][0] - t.p.mean[t.channel + c] * total) * t.p.scale[t.channel + c];
+      t.write(y, x, sum);
     }
   }
 }
 
-// How much output `i` of the axis takes from input `at`.
+// How much an output of the axis, which has these taps, takes from input `at`.
 template <class T>
-__device__ T influence(const Axis<T>& axis, int i, int at) {
-  const Taps<T> taps = find_taps(axis, i);
+__device__ T influence(const Axis<T>& axis, const Taps<T>& taps, int at) {
   T sum = 0;
   for (int k = 0; k < taps.count; ++k)
     if (clamp_index(taps.first + k, axis.in) == at) sum += tap_weight(axis, taps, k);
   return sum;
+}
+
+// Any number of taps.
+template <class S, bool Last, class T>
+__device__ __forceinline__ void resample(const Tile<S, Last, 0, T>& t) {
+  constexpr int kRows = sizeof(T) == 8 ? 16 : 32;     // of the image, at a time
+  constexpr int kStep = kThreads / kTileWidth;        // rows that the block takes at once
+  __shared__ T across[kRows][kTogether][kTileWidth];  // resampled in one direction
+  __shared__ T down[kTileHeight][kRows];              // what each output row takes from them
+  __shared__ Taps<T> taps_y[kTileHeight];
+  const int x = int(threadIdx.x) % kTileWidth, first = int(threadIdx.x) / kTileWidth;
+  const int heights = min(kTileHeight, t.axis_y.out - t.y);
+  const Taps<T> taps_x = find_taps(t.axis_x, min(t.x + x, t.axis_x.out - 1));
+  if (int(threadIdx.x) < heights) write_shared(taps_y + threadIdx.x, find_taps(t.axis_y, t.y + int(threadIdx.x)));
+  __syncthreads();
+  const auto begin_of = [&](const Taps<T>& taps) { return clamp_index(taps.first, t.axis_y.in); };
+  const auto end_of = [&](const Taps<T>& taps) { return clamp_index(taps.first + taps.count - 1, t.axis_y.in) + 1; };
+  const int end = end_of(read_shared(taps_y + heights - 1));
+  T sum[kTileHeight / kStep][kTogether][1] = {};
+  for (int begin = begin_of(read_shared(taps_y)); begin < end; begin += kRows) {
+    T row[kRows / kStep][kTogether] = {};
+    for (int k = 0; k < taps_x.count; ++k) {
+      const Tap<T> tap = make_tap(t.axis_x, taps_x, k, t.columns);
+#pragma unroll
+      for (int i = 0; i < kRows / kStep; ++i) {
+        const int y = begin + first + i * kStep;
+        const bool counts = tap.counts && y < t.rows && y < end;
+#pragma unroll
+        for (int c = 0; c < kTogether; ++c) {
+          const T value = t.read(c, min(y, end - 1), tap.at, counts);
+          row[i][c] += counts ? tap.weight * (value - t.p.mean[t.channel + c]) : T(0);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kRows / kStep; ++i)
+#pragma unroll
+      for (int c = 0; c < kTogether; ++c) write_shared(&across[first + i * kStep][c][x], row[i][c]);
+    for (int i = int(threadIdx.x); i < heights * kRows; i += kThreads)
+      write_shared(&down[i / kRows][i % kRows],
+                   influence(t.axis_y, read_shared(taps_y + i / kRows), begin + i % kRows));
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kTileHeight / kStep; ++i) {
+      const int y = first + i * kStep;
+      if (y >= heights) break;
+      const Taps<T> taps = read_shared(taps_y + y);
+      for (int r = max(begin_of(taps) - begin, 0); r < min(end_of(taps) - begin, kRows); ++r) {
+        const T weight = read_shared(&down[y][r]);
+#pragma unroll
+        for (int c = 0; c < kTogether; ++c) sum[i][c][0] += weight * read_shared(&across[r][c][x]);
+      }
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < kTileHeight / kStep; ++i) {
+    const int y = first + i * kStep;
+    if (y >= heights || t.x + x >= t.axis_x.out) break;
+#pragma unroll
+    for (int c = 0; c < kTogether; ++c) sum[i][c][0] *= t.p.scale[t.channel + c];
+    t.write(t.y + y, t.x + x, sum[i]);
+  }
+}
+
+// Blocks of the forward that a multiprocessor can hold at once: what bounds the compiler's registers.
+template <class S, int N>
+constexpr int kAtOnce = sizeof(S) == 8 ? 2
+                        : N            ? 4
+                                       : 3;
+
+// S: stored image. Last: three channels, which come last. N: 2 for bilinear without antialiasing; 0 for any filter.
+template <class S, bool Last, int N>
+__global__ void __launch_bounds__(kThreads, (kAtOnce<S, N>))
+    forward(const __grid_constant__ Slice<typename Compute<S>::type> p) {
+  using T = typename Compute<S>::type;
+  const Tile<S, Last, N, T> tile(p);
+  if (is_copy(tile.axis_y) && is_copy(tile.axis_x)) {
+    const uintptr_t level = reinterpret_cast<uintptr_t>(p.a.levels[tile.level].data);
+    const bool whole = (reinterpret_cast<uintptr_t>(p.a.images) | level) % 16 == 0 && tile.axis_x.out % kCopied == 0;
+    if (Last && whole) {
+      copy<Last ? kCopied : 1>(tile);
+    } else {
+      copy<1>(tile);
+    }
+  } else if constexpr (N == 2) {
+    interpolate(tile);
+  } else {
+    resample(tile);
+  }
 }
 
 // Outputs that can take from input `at` lie in [first, last]; a few more are included.
@@ -198,11 +318,11 @@ __global__ void backward(const __grid_constant__ Slice<T> p) {
     reach(axis_y, y, first_y, last_y);
     reach(axis_x, x, first_x, last_x);
     for (int oy = first_y; oy <= last_y; ++oy) {
-      const T wy = influence(axis_y, oy, y);
+      const T wy = influence(axis_y, find_taps(axis_y, oy), y);
       if (wy == T(0)) continue;
       T row = 0;
       for (int ox = first_x; ox <= last_x; ++ox) {
-        const T wx = influence(axis_x, ox, x);
+        const T wx = influence(axis_x, find_taps(axis_x, ox), x);
         if (wx != T(0))
           row += wx * read<T>(a.levels[l].data, (plane * axis_y.out + oy) * axis_x.out + ox, a.level_dtype);
       }

@@ -135,7 +135,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """Where pairs of numbers can be read at once; a view may begin anywhere."""
+    """Where numbers can be read four at a time; a view may begin anywhere."""
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
@@ -165,7 +165,7 @@ class _Problem:
         point_dtype = value.dtype if same else compute
         self.value = _stored(value, value.dtype)
         self.reference = None if ref is None else _aligned(_stored(ref, compute))
-        self.points, self.weights = _aligned(_stored(points, point_dtype)), _stored(weights, point_dtype)
+        self.points, self.weights = (_aligned(_stored(t, point_dtype)) for t in (points, weights))
         self.queries, self.empty = sizes["queries"], sizes["batch"] == 0
         # The fields that forward and backward have in common, by their names in csrc/deform_attn.h.
         self.fields: dict[str, Any] = {

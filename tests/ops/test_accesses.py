@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from piip.ops import deform_attn
+from piip.ops import deform_attn, pyramid_resize
 from tests.ops import emulated
 from tests.ops.cases import Case, make_case
 from tests.ops.emulated import Count, Emulated, Site
@@ -106,3 +106,28 @@ def test_a_gather_reads_the_sectors_of_its_rows_once(counted):
     reads = [c.sectors for s, c in counted.forward.items() if s.kind == "read_global" and s.bytes == vector]
     # Points or weights may be read in vectors of this size, less than one sector per sample.
     assert sum(reads) / counted.samples <= 1.1 * 4 * sectors_of_rows(width * size) + 1
+
+
+@pytest.fixture(scope="module")
+def copied_and_resampled(emulation) -> tuple[dict[Site, Count], set[tuple[str, int, int]]]:
+    """A level of the image's own size and two that take more than two taps an axis."""
+    images = torch.randint(0, 256, (1, 96, 128, 3), dtype=torch.uint8)
+    with emulated.installed(emulation):
+        emulation.reset_counts()
+        pyramid_resize(images, scale_factors=[1.0, 0.7, 0.31], mode="bicubic", antialias=True)
+        counts, races = emulation.counts(), emulation.races()
+    return {site: count for sites in counts.values() for site, count in sites.items()}, races
+
+
+def test_resampling_shares_rows_without_races_or_bank_conflicts(copied_and_resampled):
+    counts, races = copied_and_resampled
+    assert not races
+    assert {count.worst for site, count in counts.items() if site.kind in SHARED} == {1}
+
+
+def test_a_level_of_the_images_own_size_is_copied_in_vectors(copied_and_resampled):
+    counts, _ = copied_and_resampled
+    pixels = 3 * 96 * 128
+    for kind, size in (("read_global", 4), ("write_global", 16)):  # of bytes and of floats
+        (found,) = [c for s, c in counts.items() if (s.kind, s.bytes) == (kind, size) and 4 * c.lanes == pixels]
+        assert found.sectors == found.ideal_sectors if kind == "write_global" else found.instructions == pixels / 128
