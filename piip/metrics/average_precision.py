@@ -65,9 +65,9 @@ class CocoMetric(Metric[tuple[_Objects, _Detections]]):
 
     A truth holds the n objects of an image as targets do: `boxes` (n, 4) xyxy, `labels` (n,) and perhaps `masks`
     (n, H, W). Instead of boxes and masks it may have `xywh` (n, 4) float64 and `rles`, n compressed run lengths, with
-    the very numbers of an annotation file, or None for objects that mask AP does not count; besides, `areas` (n,), which otherwise are those of the masks or boxes, and
-    `crowd` (n,) bool for regions of many objects. All masks are kept as run lengths, so that memory stays small. An
-    image that could not be read counts as one without detections.
+    the very numbers of an annotation file, or None for objects that mask AP does not count; besides, `areas` (n,),
+    which otherwise are those of the masks or boxes, and `crowd` (n,) bool for regions of many objects. All masks are
+    kept as run lengths, so that memory stays small. An image that could not be read counts as one without detections.
     compute() returns box_ap, box_ap50, box_ap75, box_ap_small, box_ap_medium, box_ap_large, and the same for mask where
     data and results have masks. A figure without ground truth (no small object, say) is None, for which COCO has -1.
     Equal scores are ranked by the ids of their images, in whatever order these came. Images and classes are numbered
