@@ -33,7 +33,7 @@ def fill_from_folder(draft: Draft) -> None:
     if not isinstance(data, dict) or "folder" not in data or not isinstance(head, dict):
         return
     found = _find(_resolve(str(data.pop("folder")), draft))
-    member = HeadConfig.known().get(str(head.get("type", HeadConfig.default_type)))
+    member: Any = HeadConfig.known().get(str(head.get("type", HeadConfig.default_type)))
     if member is not None and member.task != found.task:
         raise ConfigError(
             f"{found.folder} holds {found.format}, which are for {found.task}, but the head of this config is for "

@@ -274,9 +274,9 @@ def _find_label_maps(folder: Path, tree: dict[str, list[str]]) -> FoundData | No
     for images, labels in _map_folders(tree):
         below = [sub for parent in tree if (sub := os.path.relpath(parent, labels)) and not sub.startswith("..")]
         splits = {sub: split_of(sub) for sub in below if sub != "." and "/" not in sub}
-        parts = [(f"{images}/{sub}", f"{labels}/{sub}", split) for sub, split in splits.items() if split]
-        whole: tuple[str, str, str | None] = (images, labels, split_of(labels))
-        for image_folder, label_folder, split in [*parts] or [whole]:
+        whole = (images, labels, split_of(labels))
+        parts = [(f"{images}/{sub}", f"{labels}/{sub}", split or None) for sub, split in splits.items() if split]
+        for image_folder, label_folder, split in parts or [whole]:
             data = _read_maps(folder, image_folder, label_folder, tree)
             if data is not None:
                 options[split] = data

@@ -11,7 +11,8 @@ from __future__ import annotations
 import gc
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,23 @@ def read_annotations(
     Category ids, gapped or not, become labels 0, 1, ... in ascending order; where one is text, in the file's order.
     Raises DataError for what is no COCO file at all; all other errors are in the findings.
     """
+    with _without_collection():
+        return _read(path, images, masks=masks, crowds=crowds, fractions=fractions)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keeps Python from looking through millions of small lists again and again for what nobody refers to."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read(path: Path, images: Path, *, masks: bool, crowds: Crowds, fractions: bool) -> Instances:
     data = _load_json(path)
     findings = Findings(path.name)
     labels, names = _read_categories(data["categories"], findings)
@@ -57,12 +75,7 @@ def read_annotations(
     if "annotations" not in data:
         findings.add("file without a list of annotations read as one without objects", path.name, "repaired")
     entries = data.get("annotations", [])
-    # Millions of small lists are looked through again and again otherwise.
-    gc.disable()
-    try:
-        objects = reader.read(entries)
-    finally:
-        gc.enable()
+    objects = reader.read(entries)
     objects = settle_crowds(objects, reader.drawn, names, crowds, findings)
     found = [record._replace(annotations=tuple(own)) for record, own in zip(records, objects) if record.height > 0]
     if any(isinstance(record.id, str) for record in found):
