@@ -63,16 +63,11 @@ def find_sets(source: str, images: Path | None = None) -> tuple[dict[str, Datase
     """The data sets by their splits that a folder, an annotation file or a config names, and long sides to look at."""
     from piip.config.load import load_config
     from piip.data.check import LONG_SIDES
-    from piip.data.find import coco_file, find_data
-    from piip.data.sets.coco.config import CocoData
-    from piip.errors import DataError
+    from piip.data.find import data_of_file, find_data
 
     path = Path(source)
     if path.suffix == ".json":
-        if not path.is_file():
-            raise DataError(f"annotation file not found: {path}")
-        found_file = coco_file(path) if images is None else CocoData(images=images, annotations=path)
-        return {"all": found_file}, LONG_SIDES
+        return {"all": data_of_file(path, images)}, LONG_SIDES
     if path.is_dir() and not (path / "config.yaml").is_file():
         found = find_data(path)
         typer.echo(str(found), err=True)

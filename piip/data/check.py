@@ -18,21 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from piip.data.findings import Findings
-from piip.data.folders import list_folder, list_images
 from piip.data.images import read_pixels, size_fault
-from piip.data.sets.coco.annotations import FRACTIONS, read_annotations
-from piip.data.sets.coco.config import CocoData
 from piip.data.sets.config import DatasetConfig
-from piip.data.sets.image_folder.config import ImageFolderData
-from piip.data.sets.instances.config import InstanceData
 from piip.data.sets.instances.records import ImageRecord, Instances, clean
-from piip.data.sets.label_maps.class_names import read_class_names
-from piip.data.sets.label_maps.config import LabelMapData
-from piip.data.sets.label_maps.pairs import check_pairs, find_pairs
 from piip.errors import DataError
 
-# COCO's small, medium and large objects: areas in pixels between these.
-SMALL, LARGE = 32**2, 96**2
 # Objects below this many pixels (the root of their box) are hard to see; long sides of images that are tried for them.
 LEAST_SIDE, LONG_SIDES = 8, (640, 1024, 1568, 2048)
 # The longest side of a tried size that leaves no more than this share of objects below the least is suggested.
@@ -57,7 +47,7 @@ class Split:
     objects: dict[str, list[int]] = field(default_factory=dict)
     unit: str = "objects"
     instances: Instances | None = None
-    config: DatasetConfig | None = None
+    corrected: Callable[[], Instances] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,55 +60,19 @@ class _Seen:
 
 def check_data(sets: dict[str, DatasetConfig], *, pixels: bool = True) -> list[Split]:
     """Looks at data sets by the names of their splits. pixels: read all images, and not only what is said of them."""
-    splits = []
-    for name, config in sets.items():
-        findings = Findings(name)
-        try:
-            splits.append(_read(name, config, findings))
-        except DataError as error:
-            findings.add("data that cannot be read", str(error), "error")
-            splits.append(Split(name, "", findings))
+    splits = [_inspect(name, config) for name, config in sets.items()]
     seen = [_look_at(split) if pixels else {} for split in splits]
     _compare(splits, seen)
     return splits
 
 
-def _read(name: str, config: DatasetConfig, findings: Findings) -> Split:
-    if isinstance(config, InstanceData):
-        return _read_instances(name, config)
-    if isinstance(config, LabelMapData):
-        names = read_class_names(config.class_names)
-        pairs = [*find_pairs(config, findings)]
-        counts = check_pairs(config, pairs, len(names), findings)
-        shifted = counts[int(config.reduce_zero_label) :]
-        objects = {label: [int(count)] for label, count in zip(names, shifted)} | {"no label": [int(counts[-1])]}
-        images = {config.images / pair.image: (pair.height, pair.width) for pair in pairs}
-        return Split(name, str(config.labels), findings, names, images, objects, "pixels")
-    if isinstance(config, ImageFolderData):
-        folders = list_folder(config.root, ()).folders
-        files = {folder: [*list_images(config.root, findings, folder)] for folder in folders}
-        images = {config.root / file: (0, 0) for names in files.values() for file in names}
-        counts_by_class = {folder: [len(names)] for folder, names in files.items()}
-        return Split(name, str(config.root), findings, folders, images, counts_by_class, "images")
-    raise DataError(f"data of type {config.type} are not checked")
-
-
-def _read_instances(name: str, config: InstanceData) -> Split:
-    found = config.load()
-    objects = {class_name: [0, 0, 0] for class_name in found.class_names}
-    for image in found.images:
-        for a in image.annotations:
-            area = a.measure(image.height, image.width)
-            objects[found.class_names[a.label]][int(area >= SMALL) + int(area >= LARGE)] += not a.crowd
-    images = {found.folder / image.file_name: (image.height, image.width) for image in found.images}
-    for class_name, counts in objects.items():
-        if not any(counts):
-            found.findings.add("class without objects", class_name, "note")
-    unlisted = [file for file in list_images(found.folder, Findings("")) if found.folder / file not in images]
-    if unlisted and config.part == "all":
-        kind = "image in the folder that the annotations do not list"
-        found.findings.add(kind, unlisted[0], "note", count=len(unlisted))
-    return Split(name, str(found.source), found.findings, found.class_names, images, objects, "objects", found, config)
+def _inspect(name: str, config: DatasetConfig) -> Split:
+    try:
+        return config.inspect(name)
+    except DataError as error:
+        findings = Findings(name)
+        findings.add("data that cannot be read", str(error), "error")
+        return Split(name, "", findings)
 
 
 def _look_at(split: Split) -> dict[Path, _Seen]:
@@ -273,12 +227,9 @@ def _resized(image: ImageRecord, size: tuple[int, int]) -> ImageRecord:
 
 def repaired(split: Split, report: Callable[[str], None]) -> dict[str, Any]:
     """A clean COCO file of a split's instances; report: is told what was done."""
-    found = split.instances
-    if found is None:
+    if split.corrected is None:
         raise DataError(f"{split.source or split.name}: only boxes and masks are written anew, as a COCO file")
-    if isinstance(split.config, CocoData) and FRACTIONS in found.findings.counts:
-        config = split.config
-        found = read_annotations(config.annotations, config.images, crowds=config.crowds, fractions=True)
+    found = split.corrected()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, image in enumerate(found.images, 1):

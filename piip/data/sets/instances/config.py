@@ -12,6 +12,7 @@ from piip.data.split import PART, Part, names_in_part
 from piip.metrics.config import CocoMetricConfig, MetricConfig
 
 if TYPE_CHECKING:
+    from piip.data.check import Split
     from piip.data.sets.instances.dataset import InstanceDataset
     from piip.data.sets.instances.records import Instances
 
@@ -38,6 +39,15 @@ class InstanceData(DatasetConfig):
             names = names_in_part((image.file_name for image in found.images), self.part)
             found.images = [image for image in found.images if image.file_name in names]
         return found
+
+    def corrected(self, found: Instances) -> Instances:
+        """What was read, with what only a person can decide set right as it most likely is, for a repaired file."""
+        return found
+
+    def inspect(self, name: str) -> Split:
+        from piip.data.sets.instances.inspect import inspect_instances
+
+        return inspect_instances(self, name)
 
     def default_metrics(self) -> tuple[MetricConfig, ...]:
         return (CocoMetricConfig(),)

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from piip.conventions import NO_LABEL
+from piip.data.check import Split
 from piip.data.findings import Findings
 from piip.data.folders import list_files, list_images
 from piip.data.images import read_index_header, read_indices, read_size, size_fault
 from piip.data.report import Report
+from piip.data.sets.label_maps.class_names import read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
 from piip.data.split import names_in_part
 from piip.errors import DataError, first_few
@@ -103,3 +105,14 @@ def check_pairs(config: LabelMapData, pairs: Sequence[Pair], classes: int, findi
         )
         findings.add("maps of 0 and 255 alone", what, "error")
     return counts
+
+
+def inspect_pairs(config: LabelMapData, name: str) -> Split:
+    """The pixels of every label, and what is wrong with the maps, for `piip data check`."""
+    findings, names = Findings(name), read_class_names(config.class_names)
+    pairs = [*find_pairs(config, findings)]
+    counts = check_pairs(config, pairs, len(names), findings)
+    labels = zip(names, counts[int(config.reduce_zero_label) :])
+    pixels = {label: [int(count)] for label, count in labels} | {"no label": [int(counts[NO_LABEL])]}
+    images = {config.images / pair.image: (pair.height, pair.width) for pair in pairs}
+    return Split(name, str(config.labels), findings, names, images, pixels, "pixels")
