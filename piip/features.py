@@ -1,11 +1,8 @@
-"""What modules say of the feature maps they return, and the label that is none."""
+"""What a module says of the feature maps it returns."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
-
-# What a label map (H, W) uint8 has where a pixel has no label.
-NO_LABEL = 255
 
 
 class FeatureSpec(NamedTuple):

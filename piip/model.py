@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from piip.backbone.piip import PIIP
-from piip.branches.pretrained import load_pretrained
 from piip.config.experiment import ModelConfig
 from piip.data.transforms.config import TransformsConfig
 from piip.errors import ConfigError
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class _Normalisation(TypedDict):
-    """How `pyramid_resize` normalises what it is given; nothing is done with Nones."""
+    """The arguments of `pyramid_resize` and of the backbone that normalise images; None leaves them as they are."""
 
     mean: Sequence[float] | None
     std: Sequence[float] | None
@@ -78,8 +77,9 @@ class Model(nn.Module):
 
         images: (B, 3, H, W), normalised and zero-padded at the bottom and right, or padded uint8 pixels; image_sizes:
         each image's valid (h, w).
-        Returns the head's results: for detection a dict per image with boxes (n, 4) xyxy, scores (n,), labels (n,) and
-        masks (n, h, w) bool; for segmentation logits (B, classes, H, W), for classification logits (B, classes).
+        Returns the head's results: for detection a dict per image with boxes (n, 4) xyxy, scores (n,), labels (n,) and,
+        from a head that has masks, masks (n, h, w) bool; for segmentation logits (B, classes, H, W); for classification
+        logits (B, classes).
         """
         return self.head.in_batch(self._detect(images, image_sizes), list(image_sizes))
 
@@ -111,19 +111,19 @@ class Model(nn.Module):
         return self.head.restore(self._detect(batch.to(device), image_sizes), image_sizes, original_sizes)
 
     def _detect(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Any:
-        """What the head says of images, as `Head.restore` takes it: backbone, neck and head, for every view of them."""
+        """Runs backbone, neck and head on every view of the images; returns what `Head.restore` takes."""
         if self.head.several_views:
             how = self._normalisation(images, image_sizes)
             (images,) = pyramid_resize(images, scale_factors=[1.0], **how)
         views = self.head.views(images, list(image_sizes))
-        for seen, seen_sizes in views:
-            features = self.features(seen, seen_sizes)
-            with self._head_precision(seen.device):
-                views.add(self.head.detect(features, seen_sizes))
+        for view, view_sizes in views:
+            features = self.features(view, view_sizes)
+            with self._head_precision(view.device):
+                views.add(self.head.detect(features, view_sizes))
         return views.outputs()
 
     def _normalisation(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> _Normalisation:
-        """That of uint8 pixels; other images are normalised already."""
+        """uint8 pixels are normalised within their valid sizes; other images are normalised already."""
         if images.dtype != torch.uint8:
             return {"mean": None, "std": None, "valid_sizes": None}
         return {"mean": self.config.mean, "std": self.config.std, "valid_sizes": image_sizes}
@@ -143,11 +143,10 @@ class Model(nn.Module):
         }
 
     def load_pretrained(self) -> None:
-        """Loads the pretrained weights that `init` of the branches names. Raises CheckpointError."""
-        branches = zip(self.backbone.branches, self.config.backbone.branches)
-        for index, (branch, settings) in enumerate(branches):
-            if settings.init is not None:
-                load_pretrained(branch, settings.init, head=self.head.pretrained(index))
+        """Loads the pretrained weights that the config names for branches. Raises CheckpointError."""
+        for index, (branch, config) in enumerate(zip(self.backbone.branches, self.config.backbone.branches)):
+            if config.init is not None:
+                branch.load_pretrained(config.init, head=self.head.pretrained(index))
 
     def layer_ids(self) -> dict[str, int]:
         """Layer of every parameter that layer-wise learning-rate decay scales; all others train at the full rate."""

@@ -67,7 +67,9 @@ class Step:
         waited: float,
         signal: int,
     ) -> None:
-        """numbers: 1 if the step is finite, the norm of all gradients, the losses of each pass, and the gradient norm of
+        """What a step has found, still on the device.
+
+        numbers: 1 if the step is finite, the norm of all gradients, the losses of each pass, and the gradient norm of
         each parameter. image_ids: the images of each pass.
         """
         self._numbers = HostCopy(numbers)

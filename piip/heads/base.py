@@ -8,28 +8,31 @@ from typing import Any
 
 from torch import Tensor, nn
 
+# (h, w) of every image of a batch.
+Sizes = list[tuple[int, int]]
+
 
 class Views:
-    """The views of a batch that the network looks at, one after the other, and what the head says of them together.
+    """The views of a batch that the network is run on, one after the other, and the head's outputs for all of them.
 
     Iteration gives the images (B, 3, H, W) of a view and their valid (h, w); what `Head.detect` returns for them goes
-    to `add` before the next view is asked for. After the last one, `outputs` is what `Head.restore` takes.
+    to `add` before the next view is asked for. After the last one, `outputs` returns what `Head.restore` takes.
     Here the batch itself is the only view.
     """
 
-    def __init__(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> None:
+    def __init__(self, images: Tensor, image_sizes: Sizes) -> None:
         self.images, self.image_sizes = images, image_sizes
         self._added: Any = None
 
-    def __iter__(self) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Sizes]]:
         yield self.images, self.image_sizes
 
     def add(self, outputs: Any) -> None:
-        """Takes what the head says of the view that was given last."""
+        """Takes the head's outputs for the view that was given last."""
         self._added = outputs
 
     def outputs(self) -> Any:
-        """What the head says of the batch."""
+        """The head's outputs for the batch."""
         return self._added
 
 
@@ -40,41 +43,37 @@ class Head(nn.Module):
     `image_sizes` are the valid (h, w) of each image in the batch, beyond which it is padding.
     """
 
-    # Whether `loss` and `detect` stay under the caller's autocast and say themselves what must be float32.
+    # Whether `loss` and `detect` stay under the caller's autocast and choose themselves what must be float32.
     mixed_precision = False
     # Whether `views` makes images of its own, for which they must be normalised already.
     several_views = False
 
     @abstractmethod
-    def loss(
-        self, features: list[Any], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def loss(self, features: list[Any], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Scalar losses by name, whose sum is trained on. targets: one per image, in batch pixels."""
 
     @abstractmethod
-    def detect(self, features: list[Any], image_sizes: list[tuple[int, int]]) -> Any:
-        """What the network says of a batch, in the form that `restore` takes."""
+    def detect(self, features: list[Any], image_sizes: Sizes) -> Any:
+        """The outputs of the network for a batch, in the form that `restore` takes."""
 
     @abstractmethod
-    def restore(self, outputs: Any, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]) -> Any:
+    def restore(self, outputs: Any, image_sizes: Sizes, original_sizes: Sizes) -> Any:
         """The results of `detect`, one per image, brought from its valid (h, w) in the batch to its original (h, w)."""
 
-    def restore_encoded(
-        self, outputs: Any, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
-    ) -> Any:
-        """The results of `restore`, but compressed run lengths, `rles`, in place of masks, whose pixels are many."""
+    def restore_encoded(self, outputs: Any, image_sizes: Sizes, original_sizes: Sizes) -> Any:
+        """The results of `restore`, with compressed run lengths, `rles`, instead of masks, whose pixels are many."""
         return self.restore(outputs, image_sizes, original_sizes)
 
-    def in_batch(self, outputs: Any, image_sizes: list[tuple[int, int]]) -> Any:
+    def in_batch(self, outputs: Any, image_sizes: Sizes) -> Any:
         """The results in batch pixels, as `Model.infer` returns them."""
         return self.restore(outputs, image_sizes, image_sizes)
 
-    def views(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Views:
-        """How images (B, 3, H, W) are looked at: all at once, unless a head wants several views of them."""
+    def views(self, images: Tensor, image_sizes: Sizes) -> Views:
+        """The views of images (B, 3, H, W) that the network is run on: the images as they are, unless overridden."""
         return Views(images, image_sizes)
 
     def pretrained(self, branch: int) -> dict[str, nn.Module]:
-        """What the pretrained network of a branch has of this head: its final `norm` and classifier, `head`, if any."""
+        """The modules of this head that the pretrained network of a branch has too: its final `norm` and its `head`."""
         return {}
 
     def class_layers(self) -> dict[nn.Module, int]:
@@ -89,7 +88,7 @@ class Head(nn.Module):
         """The parts that a count of FLOPs tells apart: label -> name of the submodule, "" for the head as a whole."""
         return {f"{name} head": name for name, _ in self.named_children()}
 
-    def run_for_count(self, features: list[Any], image_sizes: list[tuple[int, int]]) -> None:
+    def run_for_count(self, features: list[Any], image_sizes: Sizes) -> None:
         """Runs what inference runs, for a count of its FLOPs on the meta device, whose tensors have no values.
 
         A head whose work depends on what it finds runs at its limits.

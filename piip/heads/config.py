@@ -1,4 +1,4 @@
-"""What the settings of every head are, and of those of a task."""
+"""The bases of the settings of heads: of all, of detectors, and of dense heads."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class HeadConfig(Component):
-    """What is made of the maps: the head of a task.
+    """The head of a task, which turns the maps into losses and results.
 
-    task: what the transforms, and tables of models, know the head by, such as detection.
+    task: the name of the task, such as detection, which the transforms have too.
     """
 
     default_type: ClassVar = "mask_rcnn"
@@ -36,7 +36,7 @@ class HeadConfig(Component):
 
     @abstractmethod
     def build_writer(self, class_names: Sequence[str], *, score_threshold: float) -> ResultWriter:
-        """What writes results as pictures and JSON. score_threshold: detections with a lower score are left out."""
+        """The writer of results as pictures and JSON. score_threshold: detections with a lower score are left out."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -49,9 +49,9 @@ class HeadConfig(Component):
         return True
 
     @property
-    def count_note(self) -> str:
-        """What the reader of a FLOPs table must know of how the head was counted; empty where there is nothing."""
-        return ""
+    def counted_at(self) -> str | None:
+        """The limits that a count of FLOPs takes work at that depends on what is found; None where there is none."""
+        return None
 
     def check_network(self, backbone: BackboneConfig, neck: NeckConfig) -> None:
         """Raises ValueError with the remedy where the head cannot work on this backbone and neck."""
@@ -77,7 +77,7 @@ class DetectionHeadConfig(HeadConfig):
 
 
 class SegmentationHeadConfig(HeadConfig):
-    """A head that says a class of every pixel, of images as a whole or of windows in them, in one view or several."""
+    """A head that classifies every pixel, of whole images or of windows in them, in one view or several."""
 
     in_pixels: ClassVar = ("window", "stride")
     task: ClassVar = "segmentation"

@@ -1,4 +1,4 @@
-"""What heads that say a class of every pixel share: how they look at images, and labels of the original pixels."""
+"""What dense heads share: the views of an image that the network is run on, and labels of the original pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piip.features import FeatureSpec
-from piip.heads.base import Head, Views
+from piip.heads.base import Head, Sizes, Views
 from piip.heads.config import SegmentationHeadConfig
 from piip.heads.windows import Windows, most_likely
 
@@ -19,9 +19,9 @@ resize = partial(F.interpolate, mode="bilinear", align_corners=False)
 
 
 class SegmentationHead(Head):
-    """A head whose `detect` returns logits (B, classes, h, w), float32, of a size of its own.
+    """A head that classifies every pixel; its `detect` returns logits (B, classes, h, w), float32, of any size.
 
-    Here is how images are looked at, by the windows, scales and flip of the config, and what becomes of the logits.
+    This class makes the views of an image, by the windows, scales and flip of the config, and labels from their logits.
     specs: the maps, finest first.
     """
 
@@ -31,16 +31,14 @@ class SegmentationHead(Head):
         super().__init__()
         self.config, self.specs = config, list(specs)
 
-    def views(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> SegmentationViews:
+    def views(self, images: Tensor, image_sizes: Sizes) -> SegmentationViews:
         return SegmentationViews(images, image_sizes, self.config, divisor=self.specs[-1].stride)
 
-    def in_batch(self, outputs: Tensor, image_sizes: list[tuple[int, int]]) -> Tensor:
+    def in_batch(self, outputs: Tensor, image_sizes: Sizes) -> Tensor:
         """Logits (B, classes, H, W) in batch pixels."""
         return outputs
 
-    def restore(
-        self, outputs: Tensor, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
+    def restore(self, outputs: Tensor, image_sizes: Sizes, original_sizes: Sizes) -> list[dict[str, Tensor]]:
         """The most likely label of every original pixel, from the logits (B, classes, H, W) of all views.
 
         Returns per image labels (H, W), uint8 or int64 for more than 256 classes, and scores (H, W), their
@@ -54,21 +52,19 @@ class SegmentationHead(Head):
 
 
 class SegmentationViews(Views):
-    """Images at several scales, also mirrored, each as a whole or through windows; only their sum is kept.
+    """Images at several scales, also mirrored, each as a whole or in windows; only the sum of all views is kept.
 
     divisor: the sides of scaled batches are multiples of it.
     """
 
-    def __init__(
-        self, images: Tensor, image_sizes: list[tuple[int, int]], config: SegmentationHeadConfig, *, divisor: int
-    ) -> None:
+    def __init__(self, images: Tensor, image_sizes: Sizes, config: SegmentationHeadConfig, *, divisor: int) -> None:
         super().__init__(images, image_sizes)
         self._config, self._divisor = config, divisor
         self._views = list(product(config.test_scales, (False, True) if config.test_flip else (False,)))
         self._single = self._views == [(1.0, False)]
         self._total: Tensor | None = None
 
-    def __iter__(self) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Sizes]]:
         for scale, mirrored in self._views:
             images, sizes = _scaled(self.images, self.image_sizes, scale, divisor=self._divisor)
             if mirrored:
@@ -98,14 +94,12 @@ class SegmentationViews(Views):
         return (self._total / len(self._views)).clamp(min=torch.finfo(self._total.dtype).tiny).log()
 
 
-def _whole(images: Tensor) -> list[tuple[int, int]]:
-    """The valid sizes of images (B, 3, H, W) that are looked at with their padding."""
+def _whole(images: Tensor) -> Sizes:
+    """The sizes of images (B, 3, H, W), padding included."""
     return [(images.shape[2], images.shape[3])] * len(images)
 
 
-def _scaled(
-    images: Tensor, sizes: list[tuple[int, int]], scale: float, *, divisor: int
-) -> tuple[Tensor, list[tuple[int, int]]]:
+def _scaled(images: Tensor, sizes: Sizes, scale: float, *, divisor: int) -> tuple[Tensor, Sizes]:
     """Images and their valid sizes times about `scale`, the batch a multiple of `divisor` again."""
     if scale == 1:
         return images, sizes
@@ -115,7 +109,7 @@ def _scaled(
     return resize(images, size=(height, width)), scaled
 
 
-def _mirrored(x: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+def _mirrored(x: Tensor, sizes: Sizes) -> Tensor:
     """The valid parts (h, w) of x (B, C, H, W) flipped left to right, each in its place."""
     x = x.clone()
     for image, (height, width) in zip(x, sizes, strict=True):

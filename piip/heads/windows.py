@@ -9,27 +9,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piip import host
+from piip.heads.base import Sizes
 
 # Probabilities computed at once on the way to original pixels; 150 classes of a large photo would be gigabytes. A
-# device needs more of them at once, or it waits for the host to tell it the next thing.
+# device needs more of them at once, or it waits for the host.
 MAX_PROBABILITIES = 2**22
 MAX_PROBABILITIES_ON_DEVICE = 2**26
-# Pixels of all windows that a device looks at together: 16 windows of 512 x 512.
+# Pixels of all windows that a device gets together: 16 windows of 512 x 512.
 MAX_WINDOW_PIXELS = 2**22
 
 
 class Windows:
-    """Windows that slide over images, and the mean of what is said of them.
+    """Windows that slide over images, and the mean of their logits.
 
     Iteration gives some windows at a time (b, 3, h, w): one to B, or MAX_WINDOW_PIXELS on a device where those are
     more. Their logits (b, classes, h, w) go to `add` before the next ones are asked for. Windows are laid out as in
     mmsegmentation: from the top left in steps of `stride`, the last of a row or column moved back into the image. An
-    image smaller than a window is seen with its padding, so that one window over the whole batch is the batch.
+    image smaller than a window is taken with its padding, so that one window over the whole batch is the batch.
 
     images: (B, 3, H, W); image_sizes: valid (h, w) of each. window, stride: in pixels.
     """
 
-    def __init__(self, images: Tensor, image_sizes: list[tuple[int, int]], *, window: int, stride: int) -> None:
+    def __init__(self, images: Tensor, image_sizes: Sizes, *, window: int, stride: int) -> None:
         self._images = images
         self._height, self._width = (min(window, side) for side in images.shape[2:])
         self._places = [

@@ -13,12 +13,13 @@ import torch
 from piip.branches.base import Tokens
 from piip.config.experiment import Config
 from piip.config.load import config_from_dict
-from piip.engine.checkpoint import follow, read_evaluation
+from piip.engine.checkpoint import read_evaluation
 from piip.engine.evaluate import run_evaluation
 from piip.engine.predict import run_prediction
 from piip.engine.train import train
 from piip.errors import ConfigError, PiipError, Stopped
 from piip.load import build_model
+from piip.weights.find import follow
 from tests.engine.test_training import assert_same_run, send_at_step
 
 NAMES = ["circle", "cross", "rectangle", "star", "triangle"]

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from piip.config.experiment import Config
 from piip.config.load import config_from_dict, load_config
-from piip.engine.checkpoint import load_weights
 from piip.heads.dino.denoising import Noise, number_of_groups
 from piip.heads.dino.head import Stages
 from piip.heads.dino.objects import Objects, gather_objects
@@ -24,6 +23,7 @@ from piip.load import build_model
 from piip.model import Model
 from piip.official.checkpoints import convert_checkpoint
 from piip.official.keys import key_table
+from piip.weights.files import load_weights
 from tests.golden.rule import golden_image, golden_targets, golden_value, recorded_positions
 
 FOLDER = Path(__file__).parent

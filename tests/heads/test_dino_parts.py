@@ -109,23 +109,23 @@ def test_channel_mapper_normalises_each_map_and_makes_the_extra_ones_from_the_la
 # --- matching and losses ---------------------------------------------------------------------------------------------
 
 
-def cost(predicted: Predictions, stage: int, image: int, query: int, place: int, known: Objects) -> float:
-    p = predicted.logits[stage, image, query, known.labels[image, place]].sigmoid().item()
+def cost(predicted: Predictions, stage: int, image: int, query: int, index: int, truth: Objects) -> float:
+    p = predicted.logits[stage, image, query, truth.labels[image, index]].sigmoid().item()
     cls = 0.25 * (1 - p) ** 2 * -math.log(p) - 0.75 * p**2 * -math.log(1 - p)
-    box, wanted = predicted.boxes[stage, image, query], known.boxes[image, place]
-    distance = (box - wanted).abs().sum().item()
-    corners = [box_convert(x[None], "cxcywh", "xyxy") for x in (box, wanted)]
+    box, target = predicted.boxes[stage, image, query], truth.boxes[image, index]
+    distance = (box - target).abs().sum().item()
+    corners = [box_convert(x[None], "cxcywh", "xyxy") for x in (box, target)]
     return 2 * cls + 5 * distance - 2 * generalized_box_iou(*corners).item()
 
 
 def test_the_matching_is_the_cheapest_of_all() -> None:
-    predicted, known = predictions(), objects()
-    matched = Matching(predicted, known).solve()
+    predicted, truth = predictions(), objects()
+    matched = Matching(predicted, truth).solve()
     assert matched[:, 1, 1].tolist() == [-1, -1]  # the second image has one object
     for stage, image in itertools.product(range(2), range(2)):
-        count = known.counts[image]
+        count = truth.counts[image]
         options = {
-            queries: sum(cost(predicted, stage, image, query, place, known) for place, query in enumerate(queries))
+            queries: sum(cost(predicted, stage, image, query, index, truth) for index, query in enumerate(queries))
             for queries in itertools.permutations(range(5), count)
         }
         assert tuple(matched[stage, image, :count].tolist()) == min(options, key=options.__getitem__)
@@ -137,31 +137,31 @@ def test_of_more_objects_than_queries_the_rest_stays_without() -> None:
 
 
 def test_predictions_that_are_not_numbers_leave_the_failure_to_the_loss() -> None:
-    predicted, known = predictions(), objects()
+    predicted, truth = predictions(), objects()
     predicted.boxes[0, 0, 1] = math.nan
     predicted.logits[1, 0] = math.nan
-    matched = Matching(predicted, known).solve()
-    found = losses(predicted, matched, known, torch.tensor(1.0))
+    matched = Matching(predicted, truth).solve()
+    found = losses(predicted, matched, truth, torch.tensor(1.0))
     assert found["loss_cls"][1].isnan()
     assert found["loss_cls"][0].isfinite()
 
 
 def test_losses_are_sums_over_queries_and_pairs_divided_by_the_number_of_objects() -> None:
-    predicted, known = predictions(), objects()
-    matched = Matching(predicted, known).solve()
-    found = losses(predicted, matched, known, torch.tensor(3.0))
+    predicted, truth = predictions(), objects()
+    matched = Matching(predicted, truth).solve()
+    found = losses(predicted, matched, truth, torch.tensor(3.0))
     for stage in range(2):
         focal = distance = overlap = 0.0
         for image, query, label in itertools.product(range(2), range(5), range(CLASSES)):
             p = predicted.logits[stage, image, query, label].sigmoid().item()
-            places = [n for n in range(known.counts[image]) if matched[stage, image, n] == query]
-            hit = any(known.labels[image, n] == label for n in places)
+            owned = [n for n in range(truth.counts[image]) if matched[stage, image, n] == query]
+            hit = any(truth.labels[image, n] == label for n in owned)
             focal += 0.25 * (1 - p) ** 2 * -math.log(p) if hit else 0.75 * p**2 * -math.log(1 - p)
         for image in range(2):
-            for place in range(known.counts[image]):
-                box, wanted = predicted.boxes[stage, image, matched[stage, image, place]], known.boxes[image, place]
-                distance += (box - wanted).abs().sum().item()
-                corners = [box_convert(x[None], "cxcywh", "xyxy") for x in (box, wanted)]
+            for index in range(truth.counts[image]):
+                box, target = predicted.boxes[stage, image, matched[stage, image, index]], truth.boxes[image, index]
+                distance += (box - target).abs().sum().item()
+                corners = [box_convert(x[None], "cxcywh", "xyxy") for x in (box, target)]
                 overlap += 1 - generalized_box_iou(*corners).item()
         expected = {"loss_cls": focal / 3, "loss_bbox": 5 * distance / 3, "loss_iou": 2 * overlap / 3}
         assert {name: values[stage].item() for name, values in found.items()} == pytest.approx(expected, rel=1e-4)
@@ -182,8 +182,8 @@ def test_counts_are_averaged_over_the_processes_and_at_least_one(monkeypatch: py
 @pytest.mark.parametrize(("most", "groups"), [(0, 100), (1, 100), (3, 33), (60, 1), (200, 1)])
 def test_groups_fill_the_denoising_queries(most: int, groups: int) -> None:
     boxes = torch.rand(most, 4).sort(dim=1).values
-    known = gather_objects([{"boxes": boxes, "labels": torch.zeros(most, dtype=torch.int64)}], [(10, 10)])
-    assert number_of_groups(known, 100) == groups
+    truth = gather_objects([{"boxes": boxes, "labels": torch.zeros(most, dtype=torch.int64)}], [(10, 10)])
+    assert number_of_groups(truth, 100) == groups
 
 
 def test_one_copy_stays_within_half_a_box_and_the_other_leaves_it() -> None:
@@ -196,13 +196,13 @@ def test_one_copy_stays_within_half_a_box_and_the_other_leaves_it() -> None:
 
 
 def test_sides_move_by_their_share_of_half_the_box_and_stay_in_the_image() -> None:
-    known = objects()
+    truth = objects()
     shift = torch.zeros(2, 2, 2, 4)
     shift[0, 0, 0] = torch.tensor([0.5, -0.5, 0.25, 0.0])
     shift[1, 0, 1] = torch.tensor([-2.0, -2.0, 2.0, 2.0])
     flipped = torch.zeros(2, 2, 2, dtype=torch.bool)
     flipped[0, 0, 1] = True
-    found = add_noise(known, Noise(flipped, torch.full((2, 2, 2), 2), shift), box_noise=0.8)
+    found = add_noise(truth, Noise(flipped, torch.full((2, 2, 2), 2), shift), box_noise=0.8)
     width, height = 150, 70
     corners = box_convert(found.boxes[0], "cxcywh", "xyxy") * torch.tensor([width, height] * 2)
     assert corners[0].tolist() == pytest.approx([20, 2, 65, 50], abs=0.2)

@@ -38,13 +38,6 @@ def test_the_document_has_labels_names_and_scores_of_every_image(tmp_path: Path)
     assert first["scores"] == pytest.approx([0.91, 0.0875, 0.0025])
 
 
-def test_of_many_classes_the_first_five_are_written_down(tmp_path: Path) -> None:
-    writer = ClassificationWriter([f"class {label}" for label in range(9)], score_threshold=0.3)
-    result = {"labels": torch.arange(9), "scores": torch.full((9,), 1 / 9)}
-    found = writer.add(Path("b.png"), photo(30, 40), result, tmp_path / "b")
-    assert list(found) == writer.document["images"][0]["names"] == [f"class {label}" for label in range(5)]
-
-
 def test_words_begin_with_the_likeliest_and_leave_out_what_is_next_to_nothing(tmp_path: Path) -> None:
     writer = ClassificationWriter(NAMES, score_threshold=0.3)
     found = writer.add(Path("b.png"), photo(30, 40), RESULT, tmp_path / "b.jpg")

@@ -25,8 +25,8 @@ class ClassifierConfig(HeadConfig):
     num_classes: int = Field(1000, gt=0)
     token: Literal["first_patch", "class", "mean"] = Field(
         "first_patch",
-        description="what is classified: the top-left patch (as the released checkpoints do), the class token, or the "
-        "mean over the patches",
+        description="the token that is classified: the top-left patch (as the released checkpoints do), the class "
+        "token, or the mean over the patches",
     )
     norm_eps: float = Field(1e-6, gt=0)
 

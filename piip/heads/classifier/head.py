@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from piip.branches.base import Tokens
 from piip.features import FeatureSpec
-from piip.heads.base import Head
+from piip.heads.base import Head, Sizes
 from piip.heads.classifier.config import ClassifierConfig
 
 
@@ -57,24 +57,20 @@ class Classifier(Head):
         """The norms and linear layers as one."""
         return {"classifiers": ""}
 
-    def loss(
-        self, features: list[Tokens], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def loss(self, features: list[Tokens], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Cross-entropy with each image's label, or with the probabilities (n,) that mixing and smoothing gave it."""
         name = "probabilities" if "probabilities" in targets[0] else "label"
         return {"loss_cls": F.cross_entropy(self(features), torch.stack([target[name] for target in targets]))}
 
-    def detect(self, features: list[Tokens], image_sizes: list[tuple[int, int]]) -> Tensor:
+    def detect(self, features: list[Tokens], image_sizes: Sizes) -> Tensor:
         """Logits (B, n)."""
         return self(features)
 
-    def in_batch(self, outputs: Tensor, image_sizes: list[tuple[int, int]]) -> Tensor:
+    def in_batch(self, outputs: Tensor, image_sizes: Sizes) -> Tensor:
         """Logits (B, n), which know no pixels."""
         return outputs
 
-    def restore(
-        self, outputs: Tensor, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
-    ) -> list[dict[str, Tensor]]:
+    def restore(self, outputs: Tensor, image_sizes: Sizes, original_sizes: Sizes) -> list[dict[str, Tensor]]:
         """Per image the classes, the likeliest first: labels (n,) int64 and scores (n,), their probabilities."""
         scores, labels = outputs.float().softmax(dim=1).sort(dim=1, descending=True, stable=True)
         return [{"labels": image, "scores": score} for image, score in zip(labels, scores, strict=True)]

@@ -11,10 +11,10 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads.base import Head
+from piip.heads.base import Sizes
 from piip.heads.deformable.encoder import Encoder, EncoderLayer, initialise
 from piip.heads.deformable.maps import flatten
-from piip.heads.detection import restore_boxes
+from piip.heads.detection import DetectionHead
 from piip.heads.dino.config import DINOConfig
 from piip.heads.dino.decoder import Decoder, DecoderLayer
 from piip.heads.dino.denoising import Denoising, Noise, add_noise, attention_mask, draw_noise, number_of_groups
@@ -42,7 +42,7 @@ class Stages(NamedTuple):
     predictions: Predictions
 
 
-class DINO(Head):
+class DINO(DetectionHead):
     """Boxes and classes of objects: queries that start at the encoder's best cells and are refined by a decoder.
 
     specs: the pyramid, finest first, one width for all levels.
@@ -90,9 +90,7 @@ class DINO(Head):
         predictors = [*self.decoder.predictors, self.proposer.predictor]
         return {self.label_embed: 1} | {predictor.cls: 1 for predictor in predictors}
 
-    def loss(
-        self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def loss(self, features: list[Tensor], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Training losses, float32 scalars; their sum is to be minimised.
 
         features: pyramid maps (B, C, H, W), finest first; image_sizes: valid (h, w) of each image in the batch;
@@ -111,7 +109,7 @@ class DINO(Head):
         return self.loss_with_noise(features, image_sizes, objects, noise)
 
     def loss_with_noise(
-        self, features: list[Tensor], image_sizes: list[tuple[int, int]], objects: Objects, noise: Noise
+        self, features: list[Tensor], image_sizes: Sizes, objects: Objects, noise: Noise
     ) -> dict[str, Tensor]:
         """The losses under given denoising noise."""
         denoising = add_noise(objects, noise, box_noise=self.config.box_noise)
@@ -144,9 +142,7 @@ class DINO(Head):
             named |= {f"{prefix}dn_{name}": values[layer] for name, values in denoising_losses.items()}
         return named
 
-    def stages(
-        self, features: list[Tensor], image_sizes: list[tuple[int, int]], denoising: Denoising | None = None
-    ) -> Stages:
+    def stages(self, features: list[Tensor], image_sizes: Sizes, denoising: Denoising | None = None) -> Stages:
         """Runs the network and returns every intermediate result; denoising: queries to put before the others."""
         maps = flatten([x.float() for x in features], image_sizes, stride=self.stride, temperature=TEMPERATURE)
         levels = [embed.expand(tokens, -1) for embed, tokens in zip(self.level_embed, maps.levels, strict=True)]
@@ -164,7 +160,7 @@ class DINO(Head):
             boxes = torch.cat([denoising.boxes, boxes], dim=1)
         return Stages(memory, proposals, *self.decoder(queries, boxes, memory, maps, attn_mask=attn_mask))
 
-    def detect(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    def detect(self, features: list[Tensor], image_sizes: Sizes) -> list[dict[str, Tensor]]:
         """Detections in batch pixels: per image boxes (n, 4) xyxy within its valid size, scores (n,) descending,
         labels (n,). A query may be detected as several classes.
         """
@@ -179,18 +175,6 @@ class DINO(Head):
             results.append({"boxes": corners, "scores": scores[image], "labels": best[image] % num_classes})
         return results
 
-    def restore(
-        self,
-        outputs: list[dict[str, Tensor]],
-        image_sizes: list[tuple[int, int]],
-        original_sizes: list[tuple[int, int]],
-    ) -> list[dict[str, Tensor]]:
-        """Detections in each image's original pixels, from what `detect` returned.
-
-        image_sizes, original_sizes: (h, w) of each image in the batch and as it was read.
-        """
-        return restore_boxes(outputs, image_sizes, original_sizes)
-
-    def run_for_count(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> None:
+    def run_for_count(self, features: list[Tensor], image_sizes: Sizes) -> None:
         """The network alone: what `detect` does with its predictions needs their values."""
         self.stages(features, image_sizes)

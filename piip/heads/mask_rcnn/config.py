@@ -45,5 +45,5 @@ class MaskRCNNConfig(DetectionHeadConfig):
         return super().needs | {"masks"} if self.masks else super().needs
 
     @property
-    def count_note(self) -> str:
+    def counted_at(self) -> str:
         return f"{self.rpn_proposals} proposals and {self.max_detections} detections; RoIAlign not counted"

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads.base import Head
-from piip.heads.detection import restore_boxes
+from piip.heads.base import Sizes
+from piip.heads.detection import DetectionHead
 from piip.heads.mask_rcnn import masks, roi
 from piip.heads.mask_rcnn.config import MaskRCNNConfig
 from piip.heads.mask_rcnn.mask_runs import encode_pasted
@@ -41,7 +41,7 @@ class Stages(NamedTuple):
     mask_logits: Tensor | None
 
 
-class MaskRCNN(Head):
+class MaskRCNN(DetectionHead):
     """Boxes, classes and masks of objects from a feature pyramid.
 
     specs: the pyramid, finest first, one width for all levels.
@@ -87,9 +87,7 @@ class MaskRCNN(Head):
         layers: dict[nn.Module, int] = {self.box.cls: 1, self.box.reg: 4}
         return layers if self.mask is None else layers | {self.mask.logits: 1}
 
-    def loss(
-        self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def loss(self, features: list[Tensor], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Training losses, float32 scalars; their sum is to be minimised.
 
         features: pyramid maps (B, C, H, W), finest first; image_sizes: valid (h, w) of each image in the batch;
@@ -120,7 +118,7 @@ class MaskRCNN(Head):
         return losses | self.mask.loss(logits, labels, torch.cat(true_masks))
 
     @torch.no_grad()
-    def stages(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> Stages:
+    def stages(self, features: list[Tensor], image_sizes: Sizes) -> Stages:
         """Runs inference and returns every intermediate result."""
         outputs = self.rpn(features)
         proposals = self.rpn.propose_padded(outputs, image_sizes, pre_nms=self.config.rpn_pre_nms_test)
@@ -132,7 +130,7 @@ class MaskRCNN(Head):
             mask_logits = self.mask(self._pool(features, [image["boxes"] for image in detections], masks.POOLED))
         return Stages(outputs, proposals, pooled, logits, deltas, detections, mask_logits)
 
-    def detect(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    def detect(self, features: list[Tensor], image_sizes: Sizes) -> list[dict[str, Tensor]]:
         """Detections in batch pixels with masks still small, if any, which `restore` brings to the original images.
 
         Returns per image boxes (n, 4) xyxy within its valid size, scores (n,) descending, labels (n,) and
@@ -146,38 +144,25 @@ class MaskRCNN(Head):
         parts = probabilities.split([len(image["labels"]) for image in stages.detections])
         return [image | {"mask_probabilities": part} for image, part in zip(stages.detections, parts, strict=True)]
 
-    def restore(
-        self,
-        outputs: list[dict[str, Tensor]],
-        image_sizes: list[tuple[int, int]],
-        original_sizes: list[tuple[int, int]],
-    ) -> list[dict[str, Tensor]]:
-        """Detections in each image's original pixels, from what `detect` returned.
-
-        image_sizes, original_sizes: (h, w) of each image in the batch and as it was read.
-        Returns per image boxes (n, 4), scores (n,), labels (n,) and, with a mask branch, masks (n, h, w) bool at its
-        original size.
-        """
-        results = restore_boxes(outputs, image_sizes, original_sizes)
+    def restore(self, outputs: list[dict[str, Tensor]], image_sizes: Sizes, original_sizes: Sizes) -> list[Any]:
+        """What every detector returns and, with a mask branch, masks (n, h, w) bool at an image's original size."""
+        results = super().restore(outputs, image_sizes, original_sizes)
         if self.mask is not None:
             for image, result, size in zip(outputs, results, original_sizes, strict=True):
                 result["masks"] = paste_masks(image["mask_probabilities"], result["boxes"], size)
         return results
 
     def restore_encoded(
-        self,
-        outputs: list[dict[str, Tensor]],
-        image_sizes: list[tuple[int, int]],
-        original_sizes: list[tuple[int, int]],
+        self, outputs: list[dict[str, Tensor]], image_sizes: Sizes, original_sizes: Sizes
     ) -> list[dict[str, Any]]:
         """What `restore` returns, but masks as n compressed run lengths, `rles`."""
-        results: list[dict[str, Any]] = [*restore_boxes(outputs, image_sizes, original_sizes)]
+        results = super().restore(outputs, image_sizes, original_sizes)
         if self.mask is not None:
             for image, result, size in zip(outputs, results, original_sizes, strict=True):
                 result["rles"] = encode_pasted(image["mask_probabilities"], result["boxes"], size)
         return results
 
-    def run_for_count(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> None:
+    def run_for_count(self, features: list[Tensor], image_sizes: Sizes) -> None:
         """As many proposals and detections as the config allows, without RoIAlign and NMS."""
         images, channels = features[0].shape[:2]
         self.rpn(features)

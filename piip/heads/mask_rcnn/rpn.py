@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from piip.features import FeatureSpec
+from piip.heads.base import Sizes
 from piip.heads.mask_rcnn.boxes import clip, decode, encode, level_anchors, take_rows
 from piip.heads.mask_rcnn.sampling import assign, drawn_first, sample
 from piip.heads.mask_rcnn.suppression import best, suppress
@@ -40,7 +41,7 @@ class Proposals(NamedTuple):
 
 
 class RPN(nn.Module):
-    """Says of every anchor whether it lies on an object, and how to move it there.
+    """Predicts for every anchor whether it lies on an object, and how to move it there.
 
     specs: the pyramid, one width for all levels. The other settings are those of `MaskRCNNConfig`.
     """
@@ -105,16 +106,14 @@ class RPN(nn.Module):
             "loss_rpn_bbox": torch.where(positive[..., None], distance, 0).sum() / total,
         }
 
-    def propose(
-        self, outputs: RPNOutputs, image_sizes: list[tuple[int, int]], *, pre_nms: int
-    ) -> list[tuple[Tensor, Tensor]]:
+    def propose(self, outputs: RPNOutputs, image_sizes: Sizes, *, pre_nms: int) -> list[tuple[Tensor, Tensor]]:
         """Per image the boxes (n, 4) of `propose_padded` and their scores (n,); waits for their numbers once more."""
         padded = self.propose_padded(outputs, image_sizes, pre_nms=pre_nms)
         counts = padded.counts.tolist()
         return [(boxes[:n], scores[:n]) for boxes, scores, n in zip(padded.boxes, padded.scores, counts, strict=True)]
 
     @torch.no_grad()
-    def propose_padded(self, outputs: RPNOutputs, image_sizes: list[tuple[int, int]], *, pre_nms: int) -> Proposals:
+    def propose_padded(self, outputs: RPNOutputs, image_sizes: Sizes, *, pre_nms: int) -> Proposals:
         """The boxes that most likely hold an object. It waits for the device once for every four images.
 
         image_sizes: valid (h, w) of each image; boxes are clipped to it.

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from piip.conventions import NO_LABEL
 from piip.errors import ConfigError
-from piip.features import NO_LABEL, FeatureSpec
+from piip.features import FeatureSpec
+from piip.heads.base import Sizes
 from piip.heads.segmentation import SegmentationHead, resize
 from piip.heads.upernet.config import UperNetConfig
 
@@ -95,9 +97,7 @@ class UperNet(SegmentationHead):
         """The classifiers of cells, the auxiliary one too."""
         return {part[1]: 1 for part in self.modules() if isinstance(part, PixelClassifier)}
 
-    def loss(
-        self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def loss(self, features: list[Tensor], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Cross-entropy `loss_seg`, and `loss_auxiliary` times its weight: float32 scalars.
 
         features: maps (B, C, H/s, W/s), finest first; targets: per image `label_map` (h, w) at its valid size, 255 for
@@ -118,7 +118,7 @@ class UperNet(SegmentationHead):
             losses["loss_auxiliary"] = self.config.auxiliary_weight * _cross_entropy(logits, labels)
         return losses
 
-    def detect(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
+    def detect(self, features: list[Tensor], image_sizes: Sizes) -> Tensor:
         """Logits (B, classes, h, w) of the finest map's size, float32."""
         return self(features).float()
 
