@@ -28,12 +28,7 @@ from tests.cli.chain import parse, run
 from tests.engine.tiny import tiny_config
 
 ROOT = Path(__file__).parents[1]
-# The code of docs/extending.md is held against tests/test_extending.py there.
-DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "extending.md"),
-]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -60,7 +55,8 @@ def blocks(document: Path) -> Iterator[Block]:
     assert start is None, f"{document}, line {start}: a block without an end"
 
 
-BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
+# tests/test_extending.py holds the code of docs/extending.md against its own.
+BLOCKS = [block for document in DOCUMENTS if document.name != "extending.md" for block in blocks(document)]
 
 
 def of(*languages: str) -> pytest.MarkDecorator:
@@ -71,7 +67,7 @@ def of(*languages: str) -> pytest.MarkDecorator:
 
 def prose(document: Path) -> str:
     """A document without its blocks of code."""
-    return re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^ *```.*?^ *```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
 def spans(document: Path) -> list[str]:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from piip import __version__
-from piip.cli import convert, convert_config, doctor, evaluate, flops, models, predict, train
+from piip.cli import convert, convert_config, data, doctor, evaluate, flops, init, models, predict, train
 from piip.cli.errors import Debug, command
 from piip.cli.options import OverridesCommand
 
@@ -99,3 +99,10 @@ _add(
 )
 _add("models", models.models, ["piip models", "piip models --json"])
 _add("doctor", doctor.doctor, ["piip doctor", "piip doctor --json"])
+_add("init", init.init, ["piip init photos", "piip init photos --output mine.yaml"])
+
+data_app = typer.Typer(name="data", help="Look at data before training on them.", no_args_is_help=True)
+data_app.command("check", epilog="Examples:\n\npiip data check photos\n\npiip data check annotations.json --json")(
+    command(data.check)
+)
+app.add_typer(data_app)

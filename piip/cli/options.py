@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,11 +48,20 @@ Weights = Annotated[
         "weights; by default those of CONFIG, if that is a run or has some.",
     ),
 ]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FOLDER", help="Take the data that this folder holds, in whatever format it is."),
+]
 Device = Annotated[
     str | None,
     typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+def with_data(overrides: list[str] | None, data: Path | None) -> list[str]:
+    """The overrides, and the one that a folder of data stands for."""
+    return [*(overrides or ()), *([] if data is None else [f"data.folder={dumps(str(data))}"])]
 
 
 def require(weights: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from piip.cli.options import ConfigName, Device, Overrides, OverridesCommand, require
+from piip.cli.options import ConfigName, Data, Device, Overrides, OverridesCommand, require, with_data
 
 
 class TrainCommand(OverridesCommand):
@@ -43,6 +43,7 @@ def _names_a_checkpoint(word: str | None) -> bool:
 def train(
     config: ConfigName,
     overrides: Overrides = None,
+    data: Data = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="DIR", file_okay=False, help="Run directory; runs/NAME by default."),
@@ -72,7 +73,7 @@ def train(
         raise typer.BadParameter("--weights-partial goes with --weights")
     from piip.config.load import load_config
 
-    settings = load_config(config, overrides or ())
+    settings = load_config(config, with_data(overrides, data))
     output = output or Path("runs") / settings.name
     _keep_source(config, output / "config.yaml")
     # These checks come before torch is imported, which takes seconds.

@@ -190,4 +190,10 @@ class Config(Strict):
                     f"data.{name} are for {found}, but model.head {self.model.head.type} is for {task}: set "
                     f"data.{name}.type: {task}, with its settings"
                 )
+        for metric in self.metrics:
+            if metric.task not in (None, task):
+                raise ValueError(
+                    f"metrics: {metric.type} is for {metric.task}, model.head {self.model.head.type} for {task}: "
+                    "take it out, or leave metrics empty for what belongs to the data"
+                )
         return self

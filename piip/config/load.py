@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from piip.config.data_folder import as_mapping, fill_from_folder
 from piip.config.draft import Draft
 from piip.config.experiment import Config
 from piip.config.mistakes import explain
@@ -101,7 +102,8 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = find_config(name)
     draft = _Reader().read(path)
     for override in overrides:
-        draft.override(override)
+        draft.override(re.sub("^data=", "data.folder=", override))
+    fill_from_folder(draft)
     draft.fit_branches()
     known = {file: key for key, file in shipped_configs().items()}
     draft.data.setdefault("name", known.get(path, path.stem))
@@ -169,6 +171,7 @@ class _Reader:
         draft = Draft(str(path))
         for base in bases:
             draft.inherit(self.read(_find_base(base, path), (*above, path)))
+        as_mapping(data)
         draft.add(data)
         self._read[path] = draft
         return draft

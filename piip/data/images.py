@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
-from torch import Tensor
 
 from piip.conventions import MAX_IMAGE_PIXELS
 from piip.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The formats that are read, and the endings, in lower case, of their files. Raster formats only: for some others Pillow
 # would start external programs.
@@ -67,6 +68,10 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3
 
 _ORIENTATION_TAG = 0x0112
+
+# What the last bytes of a whole file hold, by format, and how many bytes are looked at.
+_LAST = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+_END = 256
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -92,22 +97,47 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS)
     max_pixels: an image whose header announces more is refused before anything is decoded.
     Raises DataError naming the file when it is missing, too large, damaged, cut short, or of an unsupported kind.
     """
+    # Torch takes seconds to import, and files are also looked at without it.
+    import torch
+
+    return torch.from_numpy(read_pixels(path, max_pixels)).permute(2, 0, 1)
+
+
+def read_pixels(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[np.uint8]:
+    """The image (H, W, 3) as `read_image` has it."""
     with _decoded(path, max_pixels, _FORMATS) as image:
         return _upright(image, os.fspath(path))
 
 
-def decode_image(data: bytes, name: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
-    """The image that the bytes of a file hold, as `read_image` has it. name: what messages call it."""
+def decode_pixels(data: bytes, name: str, max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[np.uint8]:
+    """The image that the bytes of a file hold, as `read_pixels` has it. name: what messages call it."""
     with _errors_about(name, _FORMATS), Image.open(BytesIO(data), formats=_FORMATS) as image:
-        _load(image, name, max_pixels)
-        return _upright(image, name)
+        return convert_pixels(image, name, max_pixels)
 
 
-def convert_image(image: Image.Image, name: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
-    """A Pillow image of any mode, as `read_image` has that of a file. name: what messages call it."""
+def convert_pixels(image: Image.Image, name: str, max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[np.uint8]:
+    """A Pillow image of any mode, as `read_pixels` has that of a file. name: what messages call it."""
     with _errors_about(name, _FORMATS):
-        _load(image, name, max_pixels)
+        _check_size(image, name, max_pixels)
+        image.load()
         return _upright(image, name)
+
+
+def read_size(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
+    """Height and width of an image, upright, from its header; the pixels are read only where the header does not tell.
+
+    Raises DataError as `read_image` does, but of damage it sees no more than that the end of a JPEG or PNG is missing.
+    """
+    with _decoded(path, max_pixels, _FORMATS, load=False) as image:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - _END))
+            end = file.read()
+        if _LAST.get(image.format or "", b"") not in end:
+            image.load()  # the end may lie before other things, or be missing
+        width, height = image.size
+        # Pillow would decode a PNG to look for EXIF behind its pixels, where hardly any program puts it.
+        turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5
+        return (width, height) if turned else (height, width)
 
 
 def read_sized_image(path: Path, *, size: tuple[int, int], source: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
@@ -118,10 +148,15 @@ def read_sized_image(path: Path, *, size: tuple[int, int], source: Path, max_pix
     image = read_image(path, max_pixels)
     height, width = image.shape[1:]
     if (height, width) != size:
-        hint = "; was that made without the image's EXIF rotation?" if (width, height) == size else ""
-        wanted = f"by {source} it should have {size[1]} x {size[0]}"
-        raise DataError(f"image {path} has {width} x {height} pixels, but {wanted}{hint}")
+        raise DataError(size_fault(path, (height, width), size, source))
     return image
+
+
+def size_fault(path: Path, found: tuple[int, int], wanted: tuple[int, int], source: Path) -> str:
+    """What is said of an image whose (h, w) is not what a source says."""
+    hint = "; was that made without the image's EXIF rotation?" if found == wanted[::-1] else ""
+    annotated = f"by {source} it should have {wanted[1]} x {wanted[0]}"
+    return f"image {path} has {found[1]} x {found[0]} pixels, but {annotated}{hint}"
 
 
 def read_indices(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[np.int32]:
@@ -156,26 +191,29 @@ def read_index_header(path: str | os.PathLike[str]) -> IndexHeader:
 
 
 @contextmanager
-def _decoded(path: str | os.PathLike[str], max_pixels: int, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+def _decoded(
+    path: str | os.PathLike[str], max_pixels: int, formats: tuple[str, ...], *, load: bool = True
+) -> Iterator[Image.Image]:
     """Opens and decodes a file; what goes wrong then, and in the block, is a DataError that names it."""
     name = os.fspath(path)
     with _errors_about(name, formats):
         if not stat.S_ISREG(os.stat(name).st_mode):
             raise DataError(f"cannot decode image {name}: it is no regular file")
         with Image.open(name, formats=formats) as image:
-            _load(image, name, max_pixels)
+            _check_size(image, name, max_pixels)
+            if load:
+                image.load()
             yield image
 
 
-def _load(image: Image.Image, name: str, max_pixels: int) -> None:
-    """Decodes an image that has been opened, if its header does not announce too many pixels."""
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    """Raises DataError for an image whose header announces too many pixels."""
     width, height = image.size
     if width * height > max_pixels:
         raise DataError(
             f"image {name} has {width} x {height} pixels, more than the limit of {max_pixels:,}; "
             "shrink it or raise max_image_pixels"
         )
-    image.load()
 
 
 @contextmanager
@@ -193,13 +231,13 @@ def _errors_about(name: str, formats: tuple[str, ...]) -> Iterator[None]:
         raise DataError(f"cannot decode image {name}: {error or type(error).__name__}") from None
 
 
-def _upright(image: Image.Image, name: str) -> Tensor:
-    """A decoded image as uint8 RGB (3, H, W), turned by its EXIF orientation."""
+def _upright(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    """A decoded image as RGB (H, W, 3), turned by its EXIF orientation."""
     orientation = _orientation(image)
     rgb = _to_rgb(image, name)
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    return np.array(rgb)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from piip.conventions import MAX_IMAGE_PIXELS
-from piip.data.images import convert_image, decode_image, read_image
+from piip.data.images import convert_pixels, decode_pixels, read_image
 from piip.errors import DataError
 
 ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[np.uint8] | Tensor"
@@ -39,20 +39,21 @@ def to_pixels(image: Any, name: str = "<image>", max_pixels: int = MAX_IMAGE_PIX
     """
     if isinstance(image, (str, os.PathLike)):
         return read_image(image, max_pixels)
-    if isinstance(image, Image.Image):
-        return convert_image(image, name, max_pixels)
-    if hasattr(image, "read"):
-        image = _contents(image, name)
-    if isinstance(image, _BYTES):
-        return decode_image(bytes(image), name, max_pixels)
     if isinstance(image, Tensor):
         if image.dtype == torch.uint8 and image.dim() == 3 and image.shape[0] == 3 and image.numel():
             return image.cpu()
-    elif isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size:
-        grey = image.ndim == 2
-        if grey or (image.ndim == 3 and image.shape[2] == 3):
-            pixels = torch.from_numpy(np.array(image))  # a copy, for arrays may be read-only or run backwards
-            return pixels.expand(3, -1, -1) if grey else pixels.permute(2, 0, 1)
+    if hasattr(image, "read"):
+        image = _contents(image, name)
+    if isinstance(image, Image.Image):
+        image = convert_pixels(image, name, max_pixels)
+    elif isinstance(image, _BYTES):
+        image = decode_pixels(bytes(image), name, max_pixels)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size:
+        pixels = torch.from_numpy(np.array(image))  # a copy, for arrays may be read-only or run backwards
+        if image.ndim == 2:
+            return pixels.expand(3, -1, -1)
+        if image.ndim == 3 and image.shape[2] == 3:
+            return pixels.permute(2, 0, 1)
     raise DataError(f"{name} is {_describe(image)}; {_TAKEN}")
 
 
