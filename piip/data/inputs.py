@@ -39,9 +39,8 @@ def to_pixels(image: Any, name: str = "<image>", max_pixels: int = MAX_IMAGE_PIX
     """
     if isinstance(image, (str, os.PathLike)):
         return read_image(image, max_pixels)
-    if isinstance(image, Tensor):
-        if image.dtype == torch.uint8 and image.dim() == 3 and image.shape[0] == 3 and image.numel():
-            return image.cpu()
+    if isinstance(image, Tensor) and _is_rgb(image):
+        return image.cpu()
     if hasattr(image, "read"):
         image = _contents(image, name)
     if isinstance(image, Image.Image):
@@ -62,6 +61,10 @@ def all_to_pixels(images: Any) -> list[Tensor]:
     if not isinstance(images, Iterable) or isinstance(images, Mapping):
         raise DataError(f"an image, or a list of them, is needed, not {_describe(images)}; {_TAKEN}")
     return [to_pixels(image, f"<images[{index}]>") for index, image in enumerate(images)]
+
+
+def _is_rgb(image: Tensor) -> bool:
+    return image.dtype == torch.uint8 and image.dim() == 3 and image.shape[0] == 3 and image.numel() > 0
 
 
 def _contents(file: Any, name: str) -> Any:

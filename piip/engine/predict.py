@@ -129,8 +129,9 @@ def find_images(paths: Sequence[str | Path], output: Path | None = None) -> dict
             root, names = given, list(list_images(given, passed_over))
             own = "" if output is None else os.path.relpath(os.path.realpath(output), os.path.realpath(given))
             kept = [name for name in names if not name.startswith(f"{own}/")]
-            for name in set(names).difference(kept):
-                passed_over.add(_OWN, name)
+            for name in names:
+                if name.startswith(f"{own}/"):
+                    passed_over.add(_OWN, name)
         elif given.is_file():
             found.setdefault(given, Path(given.name))
             continue
