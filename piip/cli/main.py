@@ -74,7 +74,7 @@ _add(
     "predict",
     predict.predict,
     [
-        "piip predict runs/first photo.jpg --output predictions",
+        "piip predict nano photo.jpg",
         "piip predict mine.yaml 'photos/*.png' --weights runs/first --output shown",
     ],
 )
