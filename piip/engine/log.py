@@ -20,7 +20,6 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from piip.engine import distributed
-from piip.engine.curves import draw_curves
 from piip.errors import PiipError, visible
 from piip.files import free_space, sync, to_json, write_file
 
@@ -240,6 +239,8 @@ class RunLog:
     def draw(self) -> None:
         """Redraws curves.png."""
         if self._lines is not None:
+            from piip.engine.curves import draw_curves  # matplotlib takes a second, which predictions need not wait
+
             with self._writing():
                 draw_curves(self._lines.records, self._output / "curves.png")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.interpolate import RectBivariateSpline
 from torch import Tensor
 
 
@@ -37,6 +36,9 @@ def resample_position_bias(table: Tensor, entries: int) -> Tensor:
     biases = table[: side * side].float()
     if side == target:
         return biases
+    # It takes half a second to import, and hardly any network needs it.
+    from scipy.interpolate import RectBivariateSpline
+
     half, reach = side // 2, target // 2
     ratio = _geometric_ratio(half, reach)
     distances = np.cumsum(ratio ** np.arange(half))
