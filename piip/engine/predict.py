@@ -126,9 +126,9 @@ def find_images(paths: Sequence[str | Path], output: Path | None = None) -> dict
     passed_over = Report(first_few([str(path) for path in paths]))
     for given in map(Path, paths):
         if given.is_dir():
-            root, names = given, list(list_images(given, passed_over))
-            own = "" if output is None else os.path.relpath(os.path.realpath(output), os.path.realpath(given))
-            kept = [name for name in names if not name.startswith(f"{own}/")]
+            root, own = given, "" if output is None else os.path.relpath(output.resolve(), given.resolve())
+            names = list(list_images(given, passed_over))
+            kept = [Path(name) for name in names if not name.startswith(f"{own}/")]
             for name in names:
                 if name.startswith(f"{own}/"):
                     passed_over.add(_OWN, name)
@@ -138,7 +138,7 @@ def find_images(paths: Sequence[str | Path], output: Path | None = None) -> dict
         elif glob.has_magic(str(given)):
             root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), given.parts))
             files = [path for path in map(Path, sorted(glob.glob(str(given), recursive=True))) if path.is_file()]
-            kept = [str(path.relative_to(root)) for path in files if ending_of(path.name) in IMAGE_SUFFIXES]
+            kept = [path.relative_to(root) for path in files if ending_of(path.name) in IMAGE_SUFFIXES]
             for path in files:
                 if ending_of(path.name) in UNREAD_SUFFIXES:
                     passed_over.add(UNREAD, path.name)
@@ -148,8 +148,8 @@ def find_images(paths: Sequence[str | Path], output: Path | None = None) -> dict
             raise DataError(f"image not found: {given}")
         if not kept:
             raise DataError(f"no images in {given}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-        for name in map(Path, kept):
-            found.setdefault(root / name, Path(name.name) if ".." in name.parts else name)
+        for path in kept:
+            found.setdefault(root / path, Path(path.name) if ".." in path.parts else path)
     if passed_over.counts:
         _log.warning("%s", passed_over)
     return found

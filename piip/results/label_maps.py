@@ -37,17 +37,15 @@ class LabelMapWriter(ResultWriter):
     def add(self, file: Path, image: Tensor, result: dict[str, Tensor], picture: Path) -> dict[str, float]:
         """Returns the share of the pixels of each class that was found."""
         labels, scores = result["labels"].cpu().long(), result["scores"].cpu().flatten()
-        pixels = torch.bincount(labels.flatten(), minlength=len(self.class_names))
         sums = torch.bincount(labels.flatten(), weights=scores.double(), minlength=len(self.class_names))
         found: list[dict[str, Any]] = [
             {
                 "id": label,
                 "name": self.class_names[label],
-                "share": int(pixels[label]) / labels.numel(),
-                "score": float(sums[label] / pixels[label]),
+                "share": pixels / labels.numel(),
+                "score": float(sums[label] / pixels),
             }
-            for label in pixels.argsort(descending=True, stable=True).tolist()
-            if pixels[label]
+            for label, pixels in self._pixels(labels).items()
         ]
         label_file = picture.with_suffix(".png")
         with replacing(label_file) as stream:
@@ -62,15 +60,22 @@ class LabelMapWriter(ResultWriter):
     def draw(self, image: Tensor, result: dict[str, Tensor]) -> Image.Image:
         """The image in the colours of its labels, with the names of the largest."""
         labels = result["labels"].cpu().long()
-        pixels = torch.bincount(labels.flatten(), minlength=len(self.class_names))
-        order = [label for label in pixels.argsort(descending=True, stable=True).tolist() if pixels[label]]
-        shares = {label: int(pixels[label]) / labels.numel() for label in order}
+        shares = {label: pixels / labels.numel() for label, pixels in self._pixels(labels).items()}
         return draw_label_map(image, labels, shares, self.class_names)
 
     def describe(self, found: dict[str, float]) -> str:
         """The largest shares."""
         parts = [f"{share_in_words(share)} {name}" for name, share in found.items()]
         return first_few(parts, _NAMED)
+
+    def _pixels(self, labels: Tensor) -> dict[int, int]:
+        """How many pixels have each label that is found, the commonest first."""
+        pixels = torch.bincount(labels.flatten(), minlength=len(self.class_names))
+        return {
+            label: int(pixels[label])
+            for label in pixels.argsort(descending=True, stable=True).tolist()
+            if pixels[label]
+        }
 
     def _indexed(self, labels: Tensor) -> Image.Image:
         if len(self.class_names) > _PALETTE_SIZE:
