@@ -39,7 +39,7 @@ def to_pixels(image: Any, name: str = "<image>", max_pixels: int = MAX_IMAGE_PIX
     """
     if isinstance(image, (str, os.PathLike)):
         return read_image(image, max_pixels)
-    if isinstance(image, Tensor) and _is_rgb(image):
+    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.shape[:-2] == (3,) and image.numel():
         return image.cpu()
     if hasattr(image, "read"):
         image = _contents(image, name)
@@ -51,7 +51,7 @@ def to_pixels(image: Any, name: str = "<image>", max_pixels: int = MAX_IMAGE_PIX
         pixels = torch.from_numpy(np.array(image))  # a copy, for arrays may be read-only or run backwards
         if image.ndim == 2:
             return pixels.expand(3, -1, -1)
-        if image.ndim == 3 and image.shape[2] == 3:
+        if image.shape[2:] == (3,):
             return pixels.permute(2, 0, 1)
     raise DataError(f"{name} is {_describe(image)}; {_TAKEN}")
 
@@ -61,10 +61,6 @@ def all_to_pixels(images: Any) -> list[Tensor]:
     if not isinstance(images, Iterable) or isinstance(images, Mapping):
         raise DataError(f"an image, or a list of them, is needed, not {_describe(images)}; {_TAKEN}")
     return [to_pixels(image, f"<images[{index}]>") for index, image in enumerate(images)]
-
-
-def _is_rgb(image: Tensor) -> bool:
-    return image.dtype == torch.uint8 and image.dim() == 3 and image.shape[0] == 3 and image.numel() > 0
 
 
 def _contents(file: Any, name: str) -> Any:
