@@ -25,8 +25,9 @@ def evaluate(
     ] = None,
     device: Device = None,
     backend: Annotated[
-        Literal["faster", "pycocotools"], typer.Option("--backend", help="Which COCO evaluation computes the metrics.")
-    ] = "faster",
+        Literal["faster", "pycocotools"] | None,
+        typer.Option("--backend", help="Which COCO evaluation computes the metrics; by default faster."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Evaluate weights on the validation data of a config."""
@@ -35,24 +36,31 @@ def evaluate(
     from piip.config.load import load_config
 
     settings = load_config(config, overrides or ())
+    if backend is not None:
+        metrics = (
+            metric.model_copy(update={"backend": backend}) if "backend" in type(metric).model_fields else metric
+            for metric in settings.chosen_metrics
+        )
+        settings = settings.model_copy(update={"metrics": tuple(metrics)})
     # Before torch is imported, which takes seconds.
     require(weights)
     settings.data.val.check_files("data.val")
     from piip.engine.evaluate import run_evaluation
 
-    found = run_evaluation(settings, weights=weights, output=output, device=device, backend=backend)
+    found = run_evaluation(settings, weights=weights, output=output, device=device)
     if not is_main_process():
         return
     if json:
-        print_json({"config": settings.name, "weights": str(weights), "metrics": found.metrics, "classes": found.rows})
+        print_json({"config": settings.name, "weights": str(weights), **found.document})
         return
     console = out()
     console.print(metric_table(found.metrics))
-    console.print(class_table(found.rows))
-    if len(found.rows) > MOST_ROWS:
-        console.print(
-            f"the {WORST_ROWS} worst of {len(found.rows)} classes; --json and metrics.json of --output have all"
-        )
+    for rows in found.tables:
+        console.print(class_table(rows))
+        if len(rows) > MOST_ROWS:
+            console.print(
+                f"the {WORST_ROWS} worst of {len(rows)} classes; --json and metrics.json of --output have all"
+            )
     if output is not None:
         names = ["metrics.json", *(picture.name for picture in found.pictures)]
         console.print(f"{', '.join(names)} written to {output}")

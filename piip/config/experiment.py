@@ -10,8 +10,10 @@ from piip.backbone.config import BackboneConfig
 from piip.config.strict import Strict, scaled
 from piip.data.sets.config import DatasetConfig
 from piip.data.transforms.config import TransformsConfig
+from piip.errors import ConfigError
 from piip.heads.config import HeadConfig
 from piip.heads.mask_rcnn.config import MaskRCNNConfig
+from piip.metrics.config import MetricConfig
 from piip.necks.config import FPNConfig, NeckConfig
 
 
@@ -138,9 +140,23 @@ class Config(Strict):
     )
     model: ModelConfig
     data: DataConfig
+    metrics: tuple[MetricConfig, ...] = Field(
+        (),
+        description="what results are measured by; the first figure of the first decides which checkpoint is the best. "
+        "Empty: what belongs to data.val",
+        examples=[[{"type": "coco", "backend": "pycocotools"}]],
+    )
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig
     train: TrainConfig = TrainConfig()
+
+    @property
+    def chosen_metrics(self) -> tuple[MetricConfig, ...]:
+        """What results are measured by: `metrics`, or what belongs to the validation data. Raises ConfigError."""
+        chosen = self.metrics or self.data.val.default_metrics()
+        if not chosen:
+            raise ConfigError(f"data of type {self.data.val.type} has no metrics of its own; name some in metrics")
+        return chosen
 
     @model_validator(mode="after")
     def _apply_scale(self) -> Config:

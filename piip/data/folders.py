@@ -1,4 +1,4 @@
-"""Which files lie in a folder, or are named by an annotation file and are there."""
+"""The files that lie in a folder, and whether those that an annotation file names are there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from piip.data.report import Report
 from piip.errors import DataError, first_few
 
-# Kinds of what a report tells of a walk.
+# Kinds of entries in the report of a data set.
 IRREGULAR = "no regular file, or link to nothing, passed over"
 UNREAD = "image of a format that is not read, passed over"
 
@@ -29,12 +29,13 @@ class Listing(NamedTuple):
 
 
 def list_folder(folder: Path, suffixes: Collection[str]) -> Listing:
-    """What lies in a folder, files only with one of these endings (in lower case).
+    """The contents of a folder: all folders, and the files with one of these endings (in lower case).
 
-    A link is what it leads to. Names that begin with a dot are passed over. Raises DataError for what cannot be read.
+    A link counts as what it leads to. Names that begin with a dot are passed over. Raises DataError for a folder that
+    cannot be read.
     """
     found = Listing([], [], [])
-    # What is no link need not be looked up; for a link that cannot be followed its entry would raise, os.path does not.
+    # Only links are looked up, by os.path: the entry of a link that cannot be followed would raise.
     try:
         with os.scandir(folder) as entries:
             for entry in entries:

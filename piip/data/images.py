@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 
+from piip.conventions import MAX_IMAGE_PIXELS
 from piip.errors import DataError
-
-MAX_IMAGE_PIXELS = 100_000_000
 
 # The formats that are read, and the endings, in lower case, of their files. Raster formats only: for some others Pillow
 # would start external programs.
@@ -41,9 +40,9 @@ _FORMATS = tuple(
     if name not in _OPTIONAL or (_OPTIONAL[name] in features.modules and features.check_module(_OPTIONAL[name]))
 )
 
-# What is looked for in folders.
+# The endings of images, as they are looked for in folders.
 IMAGE_SUFFIXES = frozenset(ending for name in _FORMATS for ending in _ENDINGS[name])
-# Other files that people take for images; that they are passed over is told.
+# The endings of images that are not read; such files are passed over with a warning.
 UNREAD_SUFFIXES = (
     frozenset(
         {
@@ -55,13 +54,13 @@ UNREAD_SUFFIXES = (
     - IMAGE_SUFFIXES
 )
 
-# What Pillow raises on damaged files, by its plugins' own habits.
+# Pillow's plugins raise all of these on damaged files.
 _DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, MemoryError,
     AttributeError, NotImplementedError, struct.error, zlib.error,
 )  # fmt: skip
 
-# Signature, length and name of the first chunk, width, height, bits a sample, colour type.
+# Signature, length and name of the first chunk, width, height, bits per sample, colour type.
 _PNG_HEADER = struct.Struct(">8s8sIIBB")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3
@@ -127,7 +126,7 @@ def read_indices(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXEL
 
 
 def read_index_header(path: str | os.PathLike[str]) -> IndexHeader:
-    """Height, width and bits a pixel of a PNG that `read_indices` can read, from the first bytes of the file.
+    """Height, width and bits per pixel of a PNG that `read_indices` can read, from the first bytes of the file.
 
     Raises DataError naming the file when it is missing, no PNG, or one that stores colours.
     """
@@ -141,7 +140,7 @@ def read_index_header(path: str | os.PathLike[str]) -> IndexHeader:
         raise DataError(f"{name} is not a PNG file, or it is cut short")
     _, _, width, height, bits, colour_type = _PNG_HEADER.unpack(start)
     if colour_type not in (_GREY, _PALETTE):
-        raise DataError(f"{name} stores colours, not one number a pixel; save it as a grey or palette PNG")
+        raise DataError(f"{name} stores colours, not one number per pixel; save it as a grey or palette PNG")
     return IndexHeader(height, width, bits)
 
 

@@ -1,4 +1,4 @@
-"""Batches, one after the other, and what happened to the data on the way."""
+"""Iteration over batches, with a report of damaged images in training and of dead loader processes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ _REPLACED = "undecodable image replaced by the next one in training"
 
 
 class Loader:
-    """Iterates over batches, and tells what happened to the data on the way.
+    """Iterates over batches.
 
     After `set_epoch(epoch)`, and `set_start(iteration)` to enter it midway, an iteration yields the rest of that epoch;
     the batches are bit for bit those of an uninterrupted run. len() is the number of batches of a whole epoch.
-    Damaged images are logged once each and counted in `dataset.report`.
-    check: called while a batch is waited for, about once a second; what it raises ends the wait.
-    Raises DataError naming the image when it is damaged (in evaluation) or when many are (in training), and PiipError
-    when a loader process dies or cannot be started. No loader process outlives an error.
+    Damaged images of training are logged once each and counted in `dataset.report`; those of evaluation are in
+    `Batch.unread`.
+    check: called while a batch is waited for, about once per second; what it raises ends the wait.
+    Raises DataError when many images are damaged in training or an annotation is in evaluation, and PiipError when a
+    loader process dies or cannot be started. No loader process outlives an error.
     """
 
     def __init__(

@@ -36,8 +36,8 @@ class TrainSampler(Sampler[list[Key]]):
         *,
         aspect_ratios: NDArray[np.float64],
         batch_size: int,
-        accumulate: int = 1,
-        seed: int = 0,
+        accumulate: int,
+        seed: int,
         rank: int = 0,
         world: int = 1,
     ) -> None:

@@ -21,9 +21,9 @@ from typing import Any
 from piip.data.batch import Batch
 from piip.errors import PiipError
 
-# Seconds after which a wait for a batch looks at whether it should go on.
+# Seconds between two checks whether the wait for a batch should go on.
 SLICE = 1
-# Seconds that loader processes have to end by themselves.
+# Seconds in which loader processes have to end by themselves.
 _GRACE = 1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -59,7 +59,7 @@ def signals_held() -> Iterator[None]:
 
 
 def leave_signals_to_parent(_: int) -> None:
-    """The first thing that a loader process does."""
+    """Lets a loader process ignore SIGTERM and Ctrl-C; called in it before anything else."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -91,7 +91,7 @@ def _kill(processes: Sequence[BaseProcess]) -> None:
 
 
 def take_down(error: BaseException) -> None:
-    """Lets go of what torch had begun to build when it failed, which would complain of what it does not have yet."""
+    """Frees the half-built iterator of a start that failed; torch's destructor would complain of missing attributes."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         traceback.clear_frames(error.__traceback__)
@@ -100,7 +100,10 @@ def take_down(error: BaseException) -> None:
 
 
 def find_death(processes: Sequence[BaseProcess]) -> PiipError | None:
-    """A process that dies while it hands over a batch shows as a broken connection, perhaps before it has ended."""
+    """The error for a process that has died, if one has.
+
+    One that dies while it hands over a batch shows as a broken connection, perhaps before it has ended.
+    """
     ends = {process.sentinel: process for process in processes}
     for sentinel in multiprocessing.connection.wait(ends, timeout=1):
         process = ends[sentinel]  # type: ignore[index]
@@ -118,7 +121,7 @@ def explain_worker_death(error: BaseException) -> PiipError | None:
 
 
 def timed_out(error: RuntimeError) -> bool:
-    """Whether torch says no more than that no batch has come for a while."""
+    """Whether torch's error only says that no batch has come for a while."""
     return str(error).startswith("DataLoader timed out")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -22,9 +22,10 @@ from piip.engine import distributed
 from piip.engine.checkpoint import load_weights
 from piip.engine.device import compute_dtype, tf32
 from piip.engine.log import Bar, logging_to
-from piip.errors import ConfigError, DataError, PiipError
+from piip.errors import ConfigError, DataError, PiipError, first_few
 from piip.files import check_outputs, to_json, write_file
 from piip.metrics.base import Metric
+from piip.metrics.config import MetricConfig
 from piip.precision import prepare
 from piip.weights.files import LoadedWeights
 
@@ -36,28 +37,36 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-Backend = Literal["faster", "pycocotools"]
 _REPORT = "metrics.json"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics by name, the main one first, None where there is nothing to measure; rows: a table with a line per class;
-    seconds it took; pictures drawn.
+    """What an evaluation found.
+
+    metrics: the figures of all metrics by name, the main one first, None where there is nothing to measure. tables: one
+    per metric, with a row per class. unread: a message for each image that could not be read. pictures: files drawn.
     """
 
     metrics: Mapping[str, float | None]
-    rows: list[dict[str, Any]]
+    tables: list[list[dict[str, Any]]]
+    unread: list[str]
     seconds: float
     pictures: list[Path]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What JSON files hold of it: `classes` is the first metric's table, `more_classes` are the others', if any."""
+        more = {"more_classes": self.tables[1:]} if len(self.tables) > 1 else {}
+        return {"metrics": self.metrics, "classes": self.tables[0], **more, "unread": self.unread}
 
 
 def evaluate(
     model: Model,
     loader: Loader,
     *,
+    metrics: Sequence[MetricConfig],
     device: torch.device,
-    backend: Backend = "faster",
     console: Console | None = None,
     check: Callable[[], None] | None = None,
     pictures: Path | None = None,
@@ -66,19 +75,32 @@ def evaluate(
 
     model: ready for inference, see `piip.precision`. Every rank must call it, also one that has no images, and gets the
     same figures. check: called between batches; what it raises ends the evaluation. pictures: a folder in which the
-    metric draws what it has to show, if it is given.
+    metrics draw what they have to show, if it is given.
+    An image that cannot be read counts as one without results, with a warning.
+    Raises DataError if no image can be read, and ConfigError for two metrics with figures of the same name.
     """
     start = time.perf_counter()
-    metric = loader.dataset.metric(backend=backend)
+    scores = [metric.build(loader.dataset.class_names) for metric in metrics]
+    unread: list[str] = []
     with Bar(console, "evaluating", total=len(loader)) as bar:
         for batch in on_device(loader, device):
-            metric.update(model.infer_batch(batch), batch.image_ids)
+            results = model.infer_batch(batch) if batch.image_ids else []
+            for score in scores:
+                if batch.image_ids:
+                    score.update(results, batch.truths, batch.image_ids)
+                for image in batch.unread:
+                    score.miss(image.truth, image.image_id)
+            unread += [image.reason for image in batch.unread]
             bar.advance()
             if check is not None:
                 check()
-    metric.synchronize()
-    metrics, rows, drawn = distributed.on_main(lambda: (metric.compute(), metric.table(), _draw(metric, pictures)))
-    return Evaluation(metrics, rows, time.perf_counter() - start, drawn)
+    unread = [reason for part in distributed.gather(unread) for reason in part]
+    if unread:
+        _check_unread(unread, len(loader.dataset))
+    for score in scores:
+        score.synchronize()
+    figures, tables, drawn = distributed.on_main(lambda: _conclude(scores, pictures))
+    return Evaluation(figures, tables, unread, time.perf_counter() - start, drawn)
 
 
 def run_evaluation(
@@ -87,16 +109,15 @@ def run_evaluation(
     weights: Path,
     output: Path | None = None,
     device: str | None = None,
-    backend: Backend = "faster",
 ) -> Evaluation:
     """Evaluates weights on the validation data of a config, under torchrun in all its processes.
 
-    weights: a run, a checkpoint or a weight file. output: where metrics.json, and pictures if the metric draws any, are
-    written, if given. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. backend: which COCO evaluation computes the
-    metrics, where there is one. Raises PiipError and its kinds.
+    weights: a run, a checkpoint or a weight file. output: where metrics.json, and pictures if the metrics draw any, are
+    written, if given. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. Raises PiipError and its kinds.
     """
     from piip.load import build_model
 
+    metrics = config.chosen_metrics
     with distributed.session(device) as target, logging_to() as console:
         model = build_model(config.model)
         loaded = load_weights(model, weights)
@@ -110,12 +131,12 @@ def run_evaluation(
         loader = build_loader(config, dataset, training=False, pin_memory=target.type == "cuda")
         prepare(model.to(target), compute_dtype(target, config.train.precision))
         with tf32(config.train.tf32):
-            found = evaluate(model, loader, device=target, backend=backend, console=console, pictures=output)
+            found = evaluate(model, loader, metrics=metrics, device=target, console=console, pictures=output)
         _log.info("evaluated %d images in %.0f s", len(dataset), found.seconds)
         if output is not None:
-            report = {"config": config.name, "weights": str(loaded.file), "images": len(dataset)}
-            report |= {"backend": backend, "metrics": found.metrics, "classes": found.rows}
-            distributed.on_main(lambda: _write_report(output / _REPORT, report))
+            report: dict[str, Any] = {"config": config.name, "weights": str(loaded.file), "images": len(dataset)}
+            report["measured_by"] = [metric.model_dump(mode="json") for metric in metrics]
+            distributed.on_main(lambda: _write_report(output / _REPORT, report | found.document))
         return found
 
 
@@ -131,11 +152,34 @@ def check_trained_classes(loaded: LoadedWeights, dataset: ImageDataset) -> None:
     )
 
 
-def _draw(metric: Metric, folder: Path | None) -> list[Path]:
-    try:
-        return metric.draw(folder) if folder is not None else []
-    except OSError as error:
-        raise PiipError(f"cannot write to {folder}: {error.strerror}") from None
+def _check_unread(reasons: Sequence[str], images: int) -> None:
+    """Warns of images that could not be read. Raises DataError where none of all could."""
+    if len(reasons) == images:
+        raise DataError(f"none of the {images} images can be read; the first: {reasons[0]}")
+    _log.warning(
+        "%d of %d images cannot be read and count as without results: %s", len(reasons), images, first_few(reasons)
+    )
+
+
+def _conclude(
+    metrics: Iterable[Metric], folder: Path | None
+) -> tuple[dict[str, float | None], list[list[dict[str, Any]]], list[Path]]:
+    """The figures of all metrics, a table of each, and the pictures drawn into a folder, if one is given."""
+    figures: dict[str, float | None] = {}
+    tables: list[list[dict[str, Any]]] = []
+    drawn: list[Path] = []
+    for metric in metrics:
+        found = metric.compute()
+        if doubled := sorted(found.keys() & figures.keys()):
+            raise ConfigError(f"two metrics have figures of one name, {first_few(doubled)}; take one out of metrics")
+        figures |= found
+        tables.append(metric.table())
+        if folder is not None:
+            try:
+                drawn += metric.draw(folder)
+            except OSError as error:
+                raise PiipError(f"cannot write to {folder}: {error.strerror}") from None
+    return figures, tables, drawn
 
 
 def _paths(data: DatasetConfig) -> list[Path]:

@@ -63,7 +63,7 @@ def run_prediction(
     """
     files = find_images(images)
     overlays = _overlay_paths(files, output)
-    labels = [overlay.with_name(f"{overlay.stem}.png") for overlay in overlays]
+    labels = [overlay.with_suffix(".png") for overlay in overlays]
     check_outputs([output / _RESULTS, *overlays, *labels], [*files, weights])
     with logging_to() as console:
         target = choose_device(device)
@@ -90,7 +90,7 @@ def run_prediction(
                         predictions.append(Prediction(file, error=str(image)))
                     else:
                         (result,) = model.predict([image])
-                        found = writer.add(file, image, result, overlay.with_suffix(""))
+                        found = writer.add(file, image, result, overlay)
                         predictions.append(Prediction(file, overlay, found, writer.describe(found)))
                     bar.advance()
         except OSError as error:

@@ -177,7 +177,7 @@ class RunState:
         improved = value is not None and (self.best is None or value > self.best["value"])
         if improved:
             self.best = {"step": self.step, "name": name, "value": value}
-        record = {"step": self.step, "metrics": found.metrics, "best": self.best, "classes": found.rows}
+        record = {"step": self.step, "best": self.best, **found.document}
 
         def store() -> None:
             write_evaluation(self.root / str(self.step), record)

@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_
 
 from piip.config.experiment import OptimConfig
+from piip.conventions import ImageId
 from piip.data.batch import Batch
 from piip.engine import distributed
 from piip.engine.device import autocast
 from piip.errors import NonFiniteLoss
 from piip.host import HostCopy
-from piip.metrics.base import ImageId
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ class Trainer:
             val_data = config.data.val.build(training=False)
         check_classes(config.model.head.num_classes, train_data)
         check_same_classes(train_data, val_data)
+        self.metrics = config.chosen_metrics
         pin = device.type == "cuda"
         self.train_loader, self.val_loader = (
             build_loader(config, dataset, training=training, pin_memory=pin, check=self._check_while_waiting)
@@ -124,7 +125,7 @@ class Trainer:
         size = sum(parameter.numel() for parameter in state.model.parameters()) / 1e6
         _log.info("%s: %.1f M parameters on %d x %s", self.config.name, size, distributed.world_size(), self.device)
         _log.info("%d steps, %d an epoch, from step %d, in %s", self.total, self.epoch_length, state.step, self.output)
-        # Killed between the checkpoint of an epoch and the end of its evaluation.
+        # The run was killed after saving this epoch but before evaluating it: evaluate now.
         if checkpoint is not None and not state.evaluated and self._due(self.config.train.eval_every):
             state.save()
             self._evaluate(log)
@@ -214,6 +215,7 @@ class Trainer:
             found = evaluate(
                 prepared_copy(self.state.evaluation_model, compute_dtype(self.device, self.config.train.precision)),
                 self.val_loader,
+                metrics=self.metrics,
                 device=self.device,
                 console=self.console,
                 check=self._check_while_waiting,

@@ -2,71 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from piip.conventions import ImageId
 from piip.errors import PiipError
-from piip.metrics.base import ImageId, Metric
+from piip.metrics.base import Metric
 
 _TOP = 5
 
 
-class AccuracyMetric(Metric[tuple[int, ...]]):
-    """Top-1 accuracy and, where there are more than five classes, top-5 accuracy, over all images that came.
+class _Answer(NamedTuple):
+    """The right label of an image, and the labels that were found, the likeliest first; none for an unread image."""
 
-    class_names: in label order. label_of: the right label of an image by its id.
+    label: int
+    found: tuple[int, ...] = ()
+
+
+class AccuracyMetric(Metric[_Answer]):
+    """Top-1 accuracy and, where there are more than five classes, top-5 accuracy, over all images.
+
+    class_names: in label order. A truth holds `label`, the right label of the image. An image that could not be read
+    counts as answered wrongly.
     """
 
-    def __init__(self, class_names: Sequence[str], label_of: Callable[[Any], int]) -> None:
+    def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__()
-        self._class_names, self._label_of = list(class_names), label_of
+        self._class_names = list(class_names)
 
-    def update(self, results: Sequence[dict[str, Tensor]], image_ids: Sequence[ImageId]) -> None:
-        """results: per image labels (k,), the likeliest first, on any device, for which it waits once."""
+    def update(
+        self, results: Sequence[dict[str, Tensor]], truths: Sequence[Mapping[str, Any]], image_ids: Sequence[ImageId]
+    ) -> None:
+        """results: labels (k,) per image, the likeliest first, on any device, for which it waits once."""
         first = [result["labels"][:_TOP] for result in results]
         parts = torch.cat(first).cpu().split([len(labels) for labels in first])
-        for part, image_id in zip(parts, image_ids, strict=True):
+        for part, truth, image_id in zip(parts, truths, image_ids, strict=True):
             labels = tuple(part.tolist())
             if not all(0 <= label < len(self._class_names) for label in labels):
                 raise PiipError(f"results with label {max(labels)}, but the data have {len(self._class_names)} classes")
-            self._found[image_id] = labels
+            self._found[image_id] = _Answer(int(truth["label"]), labels)
+
+    def miss(self, truth: Mapping[str, Any], image_id: ImageId) -> None:
+        self._found[image_id] = _Answer(int(truth["label"]))
 
     def compute(self) -> dict[str, float]:
         """top1 and perhaps top5, in [0, 1]."""
-        truth = [self._label_of(image_id) for image_id in self._found]
-        pairs = list(zip(truth, self._found.values(), strict=True))
-        figures = {"top1": sum(label == labels[0] for label, labels in pairs) / len(pairs)}
+        answers = self._found.values()
+        figures = {"top1": sum(label in found[:1] for label, found in answers) / len(answers)}
         if len(self._class_names) > _TOP:
-            figures["top5"] = sum(label in labels for label, labels in pairs) / len(pairs)
+            figures["top5"] = sum(label in found for label, found in answers) / len(answers)
         return figures
 
     def table(self) -> list[dict[str, Any]]:
-        """Per class a row of class, images, top1, and the class its images are most often taken for by mistake.
+        """One row per class of class, images, top1, and the class its images are most often taken for by mistake.
 
         What cannot be said (top1 of a class without images, a mistake where there was none) is None.
         """
         rows = []
+        totals = np.bincount([label for label, _ in self._found.values()], minlength=len(self._class_names)).tolist()
         counts = self.confusion()
-        for label, (name, row) in enumerate(zip(self._class_names, counts, strict=True)):
-            images, right = int(row.sum()), int(row[label])
+        for label, (name, images, row) in enumerate(zip(self._class_names, totals, counts, strict=True)):
             wrong = row.copy()
             wrong[label] = 0
             other = self._class_names[int(wrong.argmax())] if wrong.any() else None
-            top1 = right / images if images else None
+            top1 = int(row[label]) / images if images else None
             rows.append({"class": name, "images": images, "top1": top1, "most_confused_with": other})
         return rows
 
     def confusion(self) -> NDArray[np.int64]:
-        """Images (classes, classes) by their right label and by the one named first."""
+        """Images (classes, classes) by their right label and by the one named first, without those not read."""
         counts = np.zeros((len(self._class_names),) * 2, dtype=np.int64)
-        for image_id, labels in self._found.items():
-            counts[self._label_of(image_id), labels[0]] += 1
+        for label, found in self._found.values():
+            for first in found[:1]:
+                counts[label, first] += 1
         return counts
 
     def draw(self, folder: Path) -> list[Path]:

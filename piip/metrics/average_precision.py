@@ -3,65 +3,99 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import faster_coco_eval
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from piip.conventions import ImageId
 from piip.errors import PiipError
-from piip.metrics.base import ImageId, Metric
+from piip.metrics.base import Metric
+from piip.metrics.config import CocoMetricConfig
 from piip.run_lengths import Rle, encode
-
-if TYPE_CHECKING:
-    from piip.data.sets.coco.dataset import CocoDataset
 
 _KINDS = {"box": "bbox", "mask": "segm"}
 # The order of the metrics: suffix, index of the IoU threshold (None: mean over 0.50 to 0.95), index of the area range.
 _FIGURES = (("", None, 0), ("50", 0, 0), ("75", 5, 0), ("_small", None, 1), ("_medium", None, 2), ("_large", None, 3))
 
 
-class _Detections(NamedTuple):
-    """Of one image: boxes (n, 4) xywh, scores (n,), labels (n,), and n run-length masks or None."""
+class _Objects(NamedTuple):
+    """What is in an image: boxes (n, 4) xywh, labels, areas and crowd (n,), and n run-length masks or None."""
 
-    boxes: np.ndarray[Any, Any]
-    scores: np.ndarray[Any, Any]
-    labels: np.ndarray[Any, Any]
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    masks: list[Rle] | None
+
+    @classmethod
+    def read(cls, truth: Mapping[str, Any]) -> _Objects:
+        masks: list[Rle] | None = truth.get("rles")
+        if masks is None and "masks" in truth:
+            masks = encode(torch.from_numpy(truth["masks"]).bool())
+        boxes = truth["xywh"] if "xywh" in truth else _to_xywh(np.asarray(truth["boxes"], dtype=np.float64))
+        areas = truth.get("areas")
+        if areas is None:
+            areas = boxes[:, 2] * boxes[:, 3] if masks is None else np.array(list(map(mask_utils.area, masks)), float)
+        return cls(boxes, np.asarray(truth["labels"]), areas, truth.get("crowd", np.zeros(len(boxes), bool)), masks)
+
+
+class _Detections(NamedTuple):
+    """The result of an image: boxes (n, 4) xywh, scores (n,), labels (n,), and n run-length masks or None."""
+
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
     masks: list[Rle] | None
 
 
-class CocoMetric(Metric[_Detections]):
-    """COCO AP over a data set.
+class CocoMetric(Metric[tuple[_Objects, _Detections]]):
+    """COCO AP of the images that came.
 
-    update() takes results in original pixels; masks are run-length encoded at once, so that memory stays small.
+    A truth holds the n objects of an image as targets do: `boxes` (n, 4) xyxy, `labels` (n,) and perhaps `masks`
+    (n, H, W). Instead of boxes and masks it may have `xywh` (n, 4) float64 and `rles`, n compressed run lengths, with
+    the very numbers of an annotation file; besides, `areas` (n,), which otherwise are those of the masks or boxes, and
+    `crowd` (n,) bool for regions of many objects. All masks are kept as run lengths, so that memory stays small. An
+    image that could not be read counts as one without detections.
     compute() returns box_ap, box_ap50, box_ap75, box_ap_small, box_ap_medium, box_ap_large, and the same for mask where
     data and results have masks. A figure without ground truth (no small object, say) is None, for which COCO has -1.
-    Images for which no result came count as images without detections. Images and classes are numbered from 1 for
-    COCO's code, which holds ids in 64 bits or in floating point: those of the file may be of any size.
-    backend: "faster" (faster-coco-eval) or "pycocotools"; both give the same figures.
+    Equal scores are ranked by the ids of their images, in whatever order these came. Images and classes are numbered
+    from 1 for COCO's code, which holds ids in 64 bits or in floating point: those of the data may be of any size.
     """
 
-    def __init__(self, dataset: CocoDataset, *, backend: Literal["faster", "pycocotools"] = "faster") -> None:
+    def __init__(self, config: CocoMetricConfig, class_names: Sequence[str]) -> None:
         super().__init__()
-        self._dataset, self._backend = dataset, backend
-        self._precision: dict[str, np.ndarray[Any, Any]] | None = None
+        self._backend, self._class_names = config.backend, list(class_names)
+        self._precision: dict[str, NDArray[Any]] | None = None
 
-    def update(self, results: Sequence[dict[str, Any]], image_ids: Sequence[ImageId]) -> None:
+    def update(
+        self, results: Sequence[dict[str, Any]], truths: Sequence[Mapping[str, Any]], image_ids: Sequence[ImageId]
+    ) -> None:
         """results: per image boxes (n, 4) xyxy, scores (n,), labels (n,), on any device, and perhaps masks.
 
-        These are compressed run lengths, `rles`, or pixels, `masks` (n, H, W) bool.
+        These are compressed run lengths, `rles`, or pixels, `masks` (n, H, W) bool. Raises PiipError for a label that
+        is no class.
         """
-        for result, image_id, numbers in zip(results, image_ids, _to_host(results), strict=True):
+        for result, truth, image_id, numbers in zip(results, truths, image_ids, _to_host(results), strict=True):
             corners, scores, labels = numbers[:, :4], numbers[:, 4], numbers[:, 5].astype(np.int64)
-            boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+            if len(labels) and not 0 <= labels.min() <= labels.max() < len(self._class_names):
+                wrong = next(label for label in labels if not 0 <= label < len(self._class_names))
+                raise PiipError(f"results with label {wrong}, but the data have {len(self._class_names)} classes")
             rles = encode(result["masks"]) if "masks" in result else result.get("rles")
-            self._found[image_id] = _Detections(boxes, scores, labels, rles)
+            self._found[image_id] = _Objects.read(truth), _Detections(_to_xywh(corners), scores, labels, rles)
+        self._precision = None
+
+    def miss(self, truth: Mapping[str, Any], image_id: ImageId) -> None:
+        nothing = _Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), [])
+        self._found[image_id] = _Objects.read(truth), nothing
         self._precision = None
 
     def synchronize(self) -> None:
@@ -77,13 +111,12 @@ class CocoMetric(Metric[_Detections]):
         return figures
 
     def table(self) -> list[dict[str, Any]]:
-        """Per class a row of class, objects (crowds not counted), and box and mask AP and AP50."""
-        counts = [0] * len(self._dataset.class_names)
-        for index in range(len(self._dataset)):
-            for annotation in self._dataset.record(index).annotations:
-                counts[annotation.label] += not annotation.crowd
+        """One row per class of class, objects (crowds not counted), and box and mask AP and AP50."""
+        counts = np.zeros(len(self._class_names), dtype=np.int64)
+        for truth, _ in self._found.values():
+            np.add.at(counts, truth.labels[~truth.crowd], 1)
         rows: list[dict[str, Any]] = [
-            {"class": name, "objects": count} for name, count in zip(self._dataset.class_names, counts, strict=True)
+            {"class": name, "objects": count} for name, count in zip(self._class_names, counts.tolist(), strict=True)
         ]  # fmt: skip
         for kind, precision in self._evaluate().items():
             for label, row in enumerate(rows):
@@ -91,44 +124,25 @@ class CocoMetric(Metric[_Detections]):
                 row[f"{kind}_ap50"] = _mean(precision[0, :, label, 0, -1])
         return rows
 
-    def _evaluate(self) -> dict[str, np.ndarray[Any, Any]]:
+    def _evaluate(self) -> dict[str, NDArray[Any]]:
         """Per kind the precision (IoU thresholds, recall thresholds, labels, area ranges, detection limits)."""
         if self._precision is None:
-            truth, numbers = self._numbered_truth()
-            kinds = ["box"]
-            with_masks = [found.masks is not None for found in self._found.values()]
-            if self._dataset.has_masks and all(with_masks):
-                kinds.append("mask")
-            self._precision = {kind: self._evaluate_kind(kind, copy.deepcopy(truth), numbers) for kind in kinds}
+            masks = all(part.masks is not None for pair in self._found.values() for part in pair)
+            self._precision = {kind: self._evaluate_kind(kind) for kind in (("box", "mask") if masks else ("box",))}
         return self._precision
 
-    def _numbered_truth(self) -> tuple[dict[str, Any], dict[ImageId, int]]:
-        """The ground truth with images and classes numbered from 1, and the number of every image by its id."""
-        truth = self._dataset.ground_truth()
-        numbers = {image["id"]: number for number, image in enumerate(truth["images"], 1)}
-        classes = {id_: number for number, id_ in enumerate(self._dataset.category_ids, 1)}
-        for image in truth["images"]:
-            image["id"] = numbers[image["id"]]
-        for category in truth["categories"]:
-            category["id"] = classes[category["id"]]
-        for entry in truth["annotations"]:
-            entry |= {"image_id": numbers[entry["image_id"]], "category_id": classes[entry["category_id"]]}
-        return truth, numbers
-
-    def _evaluate_kind(self, kind: str, truth: dict[str, Any], numbers: dict[ImageId, int]) -> np.ndarray[Any, Any]:
-        found = dict(truth, annotations=self._as_annotations(kind, numbers))
+    def _evaluate_kind(self, kind: str) -> NDArray[Any]:
+        truth, found = self._as_coco(kind)
         if self._backend == "faster":
-            truth_index, found_index = (
-                faster_coco_eval.COCO(data, print_function=_say_nothing) for data in (truth, found)
-            )
+            indexes = [faster_coco_eval.COCO(data, print_function=_say_nothing) for data in (truth, found)]
             evaluation = faster_coco_eval.COCOeval_faster(
-                truth_index, found_index, _KINDS[kind], print_function=_say_nothing, extra_calc=False
+                *indexes, _KINDS[kind], print_function=_say_nothing, extra_calc=False
             )
             evaluation.evaluate()
             evaluation.accumulate()
         else:
             with contextlib.redirect_stdout(io.StringIO()):
-                indexes = COCO(), COCO()
+                indexes = [COCO(), COCO()]
                 for index, data in zip(indexes, (truth, found), strict=True):
                     index.dataset = data
                     index.createIndex()
@@ -137,35 +151,47 @@ class CocoMetric(Metric[_Detections]):
                 evaluation.accumulate()
         return np.asarray(evaluation.eval["precision"])
 
-    def _as_annotations(self, kind: str, numbers: dict[ImageId, int]) -> list[dict[str, Any]]:
-        """The detections in COCO's form, numbered from 1. The area decides the size range: of the mask for masks."""
-        annotations: list[dict[str, Any]] = []
-        classes = len(self._dataset.class_names)
-        for image_id in self._found:
-            if image_id not in numbers:
-                raise PiipError(f"results for image {image_id}, which {self._dataset.source} does not list")
-        for image_id in sorted(self._found, key=numbers.__getitem__):
-            boxes, scores, labels, masks = self._found[image_id]
-            for i in range(len(scores)):
-                if not 0 <= labels[i] < classes:
-                    raise PiipError(f"results with label {labels[i]}, but {self._dataset.source} has {classes} classes")
-                entry = {
-                    "id": len(annotations) + 1,
-                    "image_id": numbers[image_id],
-                    "category_id": int(labels[i]) + 1,
-                    "score": float(scores[i]),
-                    "bbox": boxes[i].tolist(),
-                    "area": float(boxes[i, 2] * boxes[i, 3]),
-                    "iscrowd": 0,
-                }
-                if kind == "mask" and masks is not None:
-                    entry |= {"segmentation": masks[i], "area": float(mask_utils.area(masks[i]))}
-                annotations.append(entry)
-        return annotations
+    def _as_coco(self, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Ground truth and detections as COCO dictionaries."""
+        # Their order decides between equal scores.
+        ordered = sorted(self._found.items(), key=itemgetter(0))
+        # COCO's code asks for sizes, but uses them for polygons only.
+        shared: dict[str, Any] = {
+            "images": [{"id": number, "height": 0, "width": 0} for number in range(1, len(ordered) + 1)],
+            "categories": [{"id": label, "name": name} for label, name in enumerate(self._class_names, 1)],
+        }
+        truths: list[dict[str, Any]] = []
+        detections: list[dict[str, Any]] = []
+        for number, (_, (truth, found)) in enumerate(ordered, 1):
+            for entry, area, crowd in zip(
+                _entries(number, truth, kind),
+                truth.areas.tolist(),
+                truth.crowd.tolist(),
+                strict=True,
+            ):
+                # Numbered from 1: COCO's matching takes the id 0 for "no match".
+                truths.append(entry | {"id": len(truths) + 1, "area": area, "iscrowd": int(crowd)})
+            for entry, score in zip(_entries(number, found, kind), found.scores.tolist(), strict=True):
+                # The area decides the size range: of the mask for masks.
+                width, height = entry["bbox"][2:]
+                area = float(mask_utils.area(entry["segmentation"])) if kind == "mask" else width * height
+                detections.append(entry | {"id": len(detections) + 1, "score": score, "area": area, "iscrowd": 0})
+        return {**shared, "annotations": truths}, {**shared, "annotations": detections}
 
 
-def _to_host(results: Sequence[dict[str, Any]]) -> list[np.ndarray[Any, Any]]:
-    """Per image its boxes, scores and labels (n, 6) float64, in one copy from the device."""
+def _entries(number: int, found: _Objects | _Detections, kind: str) -> Iterator[dict[str, Any]]:
+    """The entries of COCO's dictionaries that objects and detections share, for the image of a number."""
+    for index, (box, label) in enumerate(zip(found.boxes.tolist(), found.labels.tolist(), strict=True)):
+        entry = {"image_id": number, "category_id": label + 1, "bbox": box}
+        yield entry if kind == "box" or found.masks is None else entry | {"segmentation": found.masks[index]}
+
+
+def _to_xywh(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+
+
+def _to_host(results: Sequence[dict[str, Any]]) -> list[NDArray[np.float64]]:
+    """Boxes, scores and labels (n, 6) float64 per image, in one copy from the device."""
     if not results:
         return []
     rows = [torch.column_stack([result[name].double() for name in ("boxes", "scores", "labels")]) for result in results]
@@ -176,7 +202,7 @@ def _to_host(results: Sequence[dict[str, Any]]) -> list[np.ndarray[Any, Any]]:
 def _say_nothing(*_: object) -> None: ...
 
 
-def _mean(precision: np.ndarray[Any, Any]) -> float | None:
+def _mean(precision: NDArray[Any]) -> float | None:
     """Mean over the cells that have ground truth; None when none has, where COCO has -1."""
     defined = precision[precision > -1]
     return float(defined.mean()) if defined.size else None

@@ -9,24 +9,29 @@ from typing import Any, Generic, TypeVar
 
 import torch.distributed as dist
 
-# What messages and results know an image by: its number in an annotation file, or its own file.
-ImageId = int | str
+from piip.conventions import ImageId
 
 Found = TypeVar("Found")
 
 
 class Metric(ABC, Generic[Found]):
-    """Scores results, in original pixels, over one process or several.
+    """Scores results against the truth, both in each image's original pixels, over one process or several.
 
-    Found: what is kept of an image, picklable. An image that comes again, or to several ranks, counts once.
+    Found: what is kept per image, picklable. An image that comes again, or to several ranks, counts once.
     """
 
     def __init__(self) -> None:
         self._found: dict[ImageId, Found] = {}
 
     @abstractmethod
-    def update(self, results: Sequence[Any], image_ids: Sequence[ImageId]) -> None:
-        """Takes the results of a batch, one an image, on any device."""
+    def update(self, results: Sequence[Any], truths: Sequence[Mapping[str, Any]], image_ids: Sequence[ImageId]) -> None:
+        """Takes the results of a batch, one per image, on any device.
+
+        truths: what the data set says of each image (`ImageDataset.truth`): arrays and plain values on the host.
+        """
+
+    def miss(self, truth: Mapping[str, Any], image_id: ImageId) -> None:
+        """Counts an image that could not be read, of which nothing was found. A metric may leave it out instead."""
 
     def synchronize(self) -> None:
         """Merges what all ranks have found into every rank. All ranks must call it; any may have seen nothing."""
@@ -41,7 +46,7 @@ class Metric(ABC, Generic[Found]):
 
     @abstractmethod
     def table(self) -> list[dict[str, Any]]:
-        """Per class a row; all have the same keys, the first of them `class`."""
+        """One row per class; all have the same keys, the first of them `class`."""
 
     def draw(self, folder: Path) -> list[Path]:
         """Writes pictures of the result into a folder and returns their files; none where a table says it all."""

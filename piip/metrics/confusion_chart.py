@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from piip.errors import visible
 from piip.files import write_file
 
-# Of more classes a matrix with legible names would not fit a screen.
+# For more classes a matrix with legible names would not fit a screen.
 _MATRIX = 50
 # Cells of larger matrices are too small for figures.
 _FIGURES = 20
@@ -30,7 +30,7 @@ _INK, _GRID, _RIGHT, _WRONG = "#2b2b33", "#e4e4ea", "#3366cc", "#e07b39"
 def draw_confusion(counts: NDArray[np.int64], class_names: Sequence[str], path: Path) -> Path:
     """Draws images by right class (rows) and by the class named first (columns), and replaces the PNG at `path`.
 
-    Up to 50 classes make a matrix, coloured by the share of each row; of more, the commonest mistakes become bars.
+    Up to 50 classes make a matrix, coloured by the share of each row; for more, the commonest mistakes become bars.
     """
     class_names = [visible(name) for name in class_names]
     names = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in class_names]

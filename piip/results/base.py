@@ -1,4 +1,4 @@
-"""What prediction knows of a task's results."""
+"""Writes predictions as pictures and JSON: what every task's writer has."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
-JPEG_QUALITY = 92
+from piip.conventions import JPEG_QUALITY
+from piip.files import replacing
 
 
 class ResultWriter(ABC):
     """Takes the results of one image after the other.
 
-    class_names: one a class, in label order. document: what has been taken so far, as JSON can hold it.
+    class_names: one per class, in label order. document: the results so far, as JSON can hold them.
     """
 
     document: dict[str, Any]
@@ -24,13 +26,19 @@ class ResultWriter(ABC):
         self.class_names, self.score_threshold = list(class_names), score_threshold
 
     @abstractmethod
-    def add(self, file: Path, image: Tensor, result: Any, stem: Path) -> dict[str, float]:
-        """Adds the result of an image to the document, and writes the picture `stem`.jpg.
+    def add(self, file: Path, image: Tensor, result: Any, picture: Path) -> dict[str, float]:
+        """Adds the result of an image to the document, and draws it.
 
-        file: the image, uint8 (3, H, W) RGB. result: what `Model.predict` returned for it. Files that are written
-        besides the picture start with `stem` too. Returns what was found: class name -> see `describe`.
+        file: where the image came from. image: uint8 (3, H, W) RGB. result: what `Model.predict` returned for it.
+        picture: the JPEG file to write; further files of a writer differ from it in their ending. Returns what was
+        found: class name -> a number that `describe` explains.
         """
 
     @abstractmethod
     def describe(self, found: dict[str, float]) -> str:
         """In a few words what `add` returned."""
+
+    def save(self, drawing: Image.Image, picture: Path) -> None:
+        """Writes a drawing as the JPEG file `picture`, whole or not at all. Raises OSError."""
+        with replacing(picture) as stream:
+            drawing.save(stream, "JPEG", quality=JPEG_QUALITY)

@@ -9,17 +9,18 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from piip.files import replacing
-from piip.results.base import JPEG_QUALITY, ResultWriter
+from piip.results.base import ResultWriter
 from piip.results.drawing import class_colour
 
+# Classes that are named per image.
+_SHOWN = 5
 # Smaller images are enlarged to this longer side, so that names have room.
 _MIN_SIDE = 640
 _INK, _PAPER, _RAIL = (43, 43, 51), (255, 255, 255), (232, 232, 238)
 
 
 class ClassificationWriter(ResultWriter):
-    """The likeliest classes of each image, whatever their scores: those of all classes sum to 1.
+    """The five likeliest classes of each image, whatever their scores: those of all classes sum to 1.
 
     The document holds class_names and images, each with file_name, width, height, and its labels, names and scores,
     the likeliest first.
@@ -29,14 +30,13 @@ class ClassificationWriter(ResultWriter):
         super().__init__(class_names, score_threshold=score_threshold)
         self.document = {"class_names": self.class_names, "images": []}
 
-    def add(self, file: Path, image: Tensor, result: dict[str, Tensor], stem: Path) -> dict[str, float]:
+    def add(self, file: Path, image: Tensor, result: dict[str, Tensor], picture: Path) -> dict[str, float]:
         """Returns the scores of the classes, the likeliest first."""
-        labels, scores = result["labels"].tolist(), result["scores"].tolist()
+        labels, scores = (result[name][:_SHOWN].tolist() for name in ("labels", "scores"))
         names = [self.class_names[label] for label in labels]
         entry: dict[str, Any] = {"file_name": str(file), "width": image.shape[2], "height": image.shape[1]}
         self.document["images"].append(entry | {"labels": labels, "names": names, "scores": scores})
-        with replacing(stem.with_name(f"{stem.name}.jpg")) as stream:
-            draw_classes(image, labels, names, scores).save(stream, "JPEG", quality=JPEG_QUALITY)
+        self.save(draw_classes(image, labels, names, scores), picture)
         return dict(zip(names, scores, strict=True))
 
     def describe(self, found: dict[str, float]) -> str:

@@ -10,8 +10,7 @@ from typing import Any
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from piip.files import replacing
-from piip.results.base import JPEG_QUALITY, ResultWriter
+from piip.results.base import ResultWriter
 from piip.results.drawing import draw_detections
 from piip.run_lengths import Rle, encode
 
@@ -28,13 +27,12 @@ class DetectionWriter(ResultWriter):
         categories = [{"id": label, "name": name} for label, name in enumerate(class_names)]
         self.document = {"images": [], "categories": categories, "annotations": []}
 
-    def add(self, file: Path, image: Tensor, result: dict[str, Tensor], stem: Path) -> dict[str, float]:
-        """Returns how many objects of each class were found; the kinds of files are those of the base class."""
+    def add(self, file: Path, image: Tensor, result: dict[str, Tensor], picture: Path) -> dict[str, float]:
+        """Returns how many objects of each class were found."""
         kept = result["scores"] >= self.score_threshold
         result = {name: value[kept].cpu() for name, value in result.items()}
         self._add(file, image, result)
-        with replacing(stem.with_name(f"{stem.name}.jpg")) as stream:
-            draw_detections(image, result, self.class_names).save(stream, "JPEG", quality=JPEG_QUALITY)
+        self.save(draw_detections(image, result, self.class_names), picture)
         return dict(Counter(self.class_names[label] for label in result["labels"].tolist()))
 
     def describe(self, found: dict[str, float]) -> str:

@@ -21,7 +21,7 @@ Rectangle = tuple[float, float, float, float]
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """RGB of a class: always the same one, far from those of the labels beside it."""
+    """The RGB colour of a class: always the same, and far from those of neighbouring labels."""
     hue = (0.58 + label * _GOLDEN_RATIO) % 1.0
     saturation, value = ((0.85, 1.0), (0.55, 1.0), (0.95, 0.8))[label // 8 % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from piip.errors import first_few
 from piip.files import replacing
-from piip.results.base import JPEG_QUALITY, ResultWriter
+from piip.results.base import ResultWriter
 from piip.results.drawing import class_colour
 from piip.results.label_overlay import draw_label_map, share_in_words
 
@@ -24,9 +24,9 @@ _PALETTE_SIZE = 256
 class LabelMapWriter(ResultWriter):
     """The label of every pixel; the score threshold plays no part.
 
-    Beside the picture `stem`.jpg, `stem`.png holds the labels themselves: a palette PNG in the classes' colours, or a
-    16-bit grey one for more than 256 classes. The document holds the classes, and of every image its size, its label
-    map's file and the classes in it, the largest first: id, name, share of the pixels, and mean score (probability).
+    A PNG file beside the picture holds the labels themselves: with a palette of the classes' colours, or 16-bit grey
+    for more than 256 classes. The document holds the classes, and for every image its size, its label map's file and
+    the classes in it, the largest first: id, name, share of the pixels, and mean score (probability).
     """
 
     def __init__(self, class_names: Sequence[str], *, score_threshold: float) -> None:
@@ -34,8 +34,8 @@ class LabelMapWriter(ResultWriter):
         classes = [{"id": label, "name": name} for label, name in enumerate(class_names)]
         self.document = {"classes": classes, "images": []}
 
-    def add(self, file: Path, image: Tensor, result: dict[str, Tensor], stem: Path) -> dict[str, float]:
-        """Returns the share of the pixels of each class that was found; the kinds of files are those of the class."""
+    def add(self, file: Path, image: Tensor, result: dict[str, Tensor], picture: Path) -> dict[str, float]:
+        """Returns the share of the pixels of each class that was found."""
         labels, scores = result["labels"].cpu().long(), result["scores"].cpu().flatten()
         pixels = torch.bincount(labels.flatten(), minlength=len(self.class_names))
         sums = torch.bincount(labels.flatten(), weights=scores.double(), minlength=len(self.class_names))
@@ -49,12 +49,11 @@ class LabelMapWriter(ResultWriter):
             for label in pixels.argsort(descending=True, stable=True).tolist()
             if pixels[label]
         ]
-        label_file = stem.with_name(f"{stem.name}.png")
+        label_file = picture.with_suffix(".png")
         with replacing(label_file) as stream:
             self._indexed(labels).save(stream, "PNG")
-        with replacing(stem.with_name(f"{stem.name}.jpg")) as stream:
-            shares = {entry["id"]: entry["share"] for entry in found}
-            draw_label_map(image, labels, shares, self.class_names).save(stream, "JPEG", quality=JPEG_QUALITY)
+        shares = {entry["id"]: entry["share"] for entry in found}
+        self.save(draw_label_map(image, labels, shares, self.class_names), picture)
         height, width = labels.shape
         entry = {"file_name": str(file), "width": width, "height": height, "label_map": label_file.name}
         self.document["images"].append(entry | {"classes": found})

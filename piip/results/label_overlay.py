@@ -18,7 +18,7 @@ _PAPER, _INK = (255, 255, 255), (43, 43, 51)
 
 
 def share_in_words(share: float) -> str:
-    """A part of 1 in whole percent, for people."""
+    """A share of 1 in whole percent."""
     return f"{100 * share:.0f} %" if share >= 0.01 else "<1 %"
 
 
@@ -61,7 +61,7 @@ def _edges(labels: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
 def _write_names(
     picture: Image.Image, indices: NDArray[np.int64], shares: Iterable[int], class_names: Sequence[str], size: int
 ) -> None:
-    """Writes the name of a class where it reaches furthest around, if it has room for a letter there."""
+    """Writes the name of each class at its pixel furthest from any edge, if there is room for a letter."""
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=size)
     coarse = indices[:: size // 4, :: size // 4]
     depths = distance_transform_edt(np.pad(~_edges(coarse, 1), 1))[1:-1, 1:-1] * (size // 4)

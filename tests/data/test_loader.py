@@ -20,6 +20,7 @@ from piip.data.sets.coco.dataset import CocoDataset
 from piip.data.transforms.batch import prepare
 from piip.errors import ConfigError, DataError
 from tests.data.loader_cases import epoch, make_config
+from tests.engine.tiny import tiny_segmentation_config
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -179,6 +180,7 @@ def test_evaluation_sees_each_image_exactly_once_over_the_ranks(root: Path, worl
         batches = list(loader)
         assert len(batches) == len(loader)
         assert all(batch.targets == [] for batch in batches)
+        assert all(len(batch.truths) == len(batch.image_ids) for batch in batches)
         seen += [id_ for batch in batches for id_ in batch.image_ids]
     assert sorted(seen) == list(range(1, 13))
     assert [len(EvalSampler(images=5, batch_size=2, rank=rank, world=2)) for rank in range(2)] == [2, 1]
@@ -232,11 +234,35 @@ def test_a_damaged_image_is_named_once_counted_and_replaced_by_the_next(
     again.close()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_of_a_damaged_image_is_an_error_that_names_it(damaged: tuple[Config, Path], workers: int) -> None:
+@pytest.mark.parametrize(("workers", "size"), [(0, 2), (2, 2), (1, 1)])
+def test_evaluation_tells_a_damaged_image_with_its_truth_and_goes_on(
+    damaged: tuple[Config, Path], workers: int, size: int
+) -> None:
     config, path = damaged
-    config = make_config(path.parents[2], workers=workers, val=config.data.train.model_dump(mode="json"))
-    loader = build_loader(config, config.data.val.build(training=False), training=False)
+    val = config.data.train.model_dump(mode="json")
+    config = make_config(path.parents[2], workers=workers, val=val, eval_batch_size=size)
+    dataset = config.data.val.build(training=False)
+    loader = build_loader(config, dataset, training=False)
+    batches = list(loader)
+    loader.close()
+    assert [id_ for batch in batches for id_ in batch.image_ids] == [1, 2, *range(4, 13)]
+    assert all(len(batch.images) == len(batch.truths) == len(batch.image_ids) for batch in batches)
+    assert [len(batch.to("cpu").images) for batch in batches] == [len(batch.images) for batch in batches]
+    (unread,) = (image for batch in batches for image in batch.unread)
+    assert unread.image_id == 3
+    assert unread.reason.startswith(f"cannot decode image {path}: ")
+    expected = dataset.truth(2)
+    assert all(np.array_equal(unread.truth[name], expected[name]) for name in ("xywh", "labels", "areas", "crowd"))
+    assert unread.truth["rles"] == expected["rles"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truth_that_cannot_be_read_ends_an_evaluation_and_is_named(tmp_path: Path, workers: int) -> None:
+    config = tiny_segmentation_config(tmp_path, data__workers=workers)
+    dataset = config.data.val.build(training=False)
+    path = sorted(dataset.labels.iterdir())[1]
+    path.write_bytes(path.read_bytes()[:100])
+    loader = build_loader(config, dataset, training=False)
     with pytest.raises(DataError) as error:
         list(loader)
     loader.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -9,20 +10,27 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 
+from piip.data import build
 from piip.data.batch import Batch
 from piip.data.build import build_loader
 from piip.data.loader import Loader
-from piip.data.sampler import TrainSampler
+from piip.data.sampler import EvalSampler, TrainSampler
 from piip.data.samples import Samples
 from piip.data.workers import explain_worker_death, leave_signals_to_parent
 from piip.errors import PiipError
 from tests.data.loader_cases import epoch, make_config
 from tests.engine.tiny import run_python
+
+
+def children() -> list[BaseProcess]:
+    """The loader processes, as there are no others."""
+    return multiprocessing.active_children()
 
 
 def begin(root: Path, workers: int) -> tuple[Loader, Iterator[Batch]]:
@@ -40,7 +48,7 @@ def test_a_dead_worker_is_a_clear_error(root: Path) -> None:
     loader, batches = begin(root, workers=1)
 
     def load_the_rest() -> None:
-        os.kill(loader._processes[0].pid, signal.SIGKILL)
+        os.kill(children()[0].pid, signal.SIGKILL)
         list(batches)
 
     with pytest.raises((PiipError, RuntimeError)) as caught:
@@ -59,11 +67,13 @@ def test_only_worker_deaths_are_explained() -> None:
 
 def test_workers_leave_signals_to_the_parent(root: Path) -> None:
     loader, batches = begin(root, workers=2)
-    for worker in loader._processes:
+    workers = children()
+    assert len(workers) == 2
+    for worker in workers:
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)
     assert len(list(batches)) == 10
-    assert all(worker.is_alive() for worker in loader._processes)
+    assert all(worker.is_alive() for worker in workers)
     loader.close()
 
 
@@ -74,10 +84,10 @@ def signal_early(worker: int) -> None:
     leave_signals_to_parent(worker)
 
 
-def test_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> None:
+def test_workers_leave_signals_to_the_parent_from_their_start(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(root, workers=1)
-    loader = build_loader(config, config.data.train.build(training=True), training=True)
-    loader._loader.worker_init_fn = signal_early
+    monkeypatch.setattr(build, "leave_signals_to_parent", signal_early)
+    loader = build.build_loader(config, config.data.train.build(training=True), training=True)
     assert len(epoch(loader, 0)) == 3
     loader.close()
 
@@ -86,13 +96,13 @@ def test_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> Non
 def test_spawned_workers_leave_signals_to_the_parent_from_their_start(root: Path) -> None:
     script = f"""
         import multiprocessing, signal
-        from piip.data.build import build_loader
+        from piip.data import build
         from tests.data.loader_cases import epoch, make_config
         from tests.data.test_loader_workers import signal_early
         multiprocessing.set_start_method("spawn")
+        build.leave_signals_to_parent = signal_early
         config = make_config({str(root)!r}, workers=1)
-        loader = build_loader(config, config.data.train.build(training=True), training=True)
-        loader._loader.worker_init_fn = signal_early
+        loader = build.build_loader(config, config.data.train.build(training=True), training=True)
         print(len(epoch(loader, 0)), signal.pthread_sigmask(signal.SIG_BLOCK, []))
         loader.close()
     """
@@ -143,21 +153,24 @@ def test_an_epoch_begins_although_processes_are_stuck_in_the_one_before(
     loader = build_loader(config, config.data.train.build(training=True), training=True)
     loader.set_epoch(0)
     next(iter(loader))
-    (stuck,) = loader._processes
+    (stuck,) = children()
     found = epoch(loader, 1)
     assert [batch.image_ids for batch in found] == [batch.image_ids for batch in expected]
     assert all(torch.equal(a.images, b.images) for a, b in zip(found, expected, strict=True))
     assert not stuck.is_alive()
-    assert len(loader._processes) == 1
+    assert len(children()) == 1
     loader.close()
 
 
 def test_a_wait_asks_whether_to_go_on_and_notices_that_nobody_takes_batches(root: Path) -> None:
-    """A stand-in for torch's iterator, for page-locked memory needs a GPU: it waits once, then for ever."""
+    """A stand-in for torch's loader, for page-locked memory needs a GPU: it waits once, then for ever."""
 
     class Waiting:
         calls = 0
         _pin_memory_thread: threading.Thread | None = None
+
+        def __iter__(self) -> Iterator[Batch]:
+            return self
 
         def __next__(self) -> Batch:
             self.calls += 1
@@ -166,15 +179,16 @@ def test_a_wait_asks_whether_to_go_on_and_notices_that_nobody_takes_batches(root
             raise RuntimeError("DataLoader timed out after 1 seconds")
 
     config = make_config(root)
+    dataset = config.data.train.build(training=True)
+    batch = epoch(build_loader(config, dataset, training=True), 0)[0]
     asked: list[int] = []
-    loader = build_loader(config, config.data.train.build(training=True), training=True, check=lambda: asked.append(1))
-    batch = epoch(loader, 0)[0]
-    loader._iterator = iterator = Waiting()
-    assert loader._next() is batch
+    waiting = Waiting()
+    batches = iter(Loader(dataset, waiting, EvalSampler(images=1, batch_size=1), check=lambda: asked.append(1)))
+    assert next(batches) is batch
     assert asked == [1]
-    iterator._pin_memory_thread = threading.Thread()
+    waiting._pin_memory_thread = threading.Thread()
     with pytest.raises(PiipError, match="the thread that takes its batches ended"):
-        loader._next()
+        next(batches)
 
 
 @pytest.mark.parametrize("training", [True, False])

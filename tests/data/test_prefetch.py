@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from piip.data.batch import Batch
+from piip.data.batch import Batch, Unread, collate
 from piip.data.prefetch import on_device
 
 Events = list[tuple[str, object]]
@@ -113,3 +113,11 @@ def test_a_gpu_works_on_whole_batches() -> None:
         sums.append(batch.images.sum() + batch.targets[0]["masks"].sum())
         del batch
     assert torch.stack(sums).tolist() == [48 * number + 16 for number in range(50)]
+
+
+@pytest.mark.cuda
+def test_a_batch_without_any_readable_image_passes_a_gpu_by() -> None:
+    unread = [Unread(3, {"label": 0}, "damaged")]
+    batch = collate(unread, mean=(0, 0, 0), std=(1, 1, 1), divisor=32, mixing=None)
+    (moved,) = on_device([batch.share_memory().pin_memory()], torch.device("cuda"))
+    assert (moved.images.shape, moved.image_ids, moved.unread) == ((0, 3, 0, 0), [], unread)

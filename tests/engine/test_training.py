@@ -275,7 +275,7 @@ def test_the_best_checkpoint_gives_its_metrics_again(reference: Path, data: Path
     assert stored is not None
     assert stored["best"]["step"] == int(best.name)
     assert found.metrics == stored["metrics"]
-    assert [row["class"] for row in found.rows] == ["circle", "rectangle", "triangle", "star", "cross"]
+    assert [row["class"] for row in found.tables[0]] == ["circle", "rectangle", "triangle", "star", "cross"]
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == found.metrics
 
 

@@ -14,13 +14,14 @@ def test_two_processes_train_evaluate_stop_and_resume_as_one(tmp_path: Path) -> 
     arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run_python([*arguments, HERE / "two_processes.py", tmp_path, data], timeout=300)
     assert (tmp_path / "done").exists()
-    # One image leaves a rank without any; three are divided unevenly.
-    for images in (1, 3):
+    # One image leaves a rank without any, as do two of which one cannot be read; three are divided unevenly.
+    for images in (1, 2, 3):
         val = {"type": "shapes", "root": str(data), "split": "val", "images": images, "size": 64}
         alone = run_evaluation(tiny_config(data, data__val=val), weights=tmp_path / "whole").metrics
         report = json.loads((tmp_path / f"two_{images}" / "metrics.json").read_text())
         assert report["metrics"] == alone
         assert report["images"] == images
+        assert len(report["unread"]) == (images == 2)
 
 
 def test_no_thread_of_a_process_group_outlives_its_run_however_that_ends(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_run_trains_on_data_with_masks_and_is_scored_by_its_boxes(tmp_path: Pa
     weights = tmp_path / "run"
     evaluated = run_evaluation(config, weights=weights, device="cpu")
     assert evaluated.metrics["box_ap"] == pytest.approx(metrics["box_ap"])
-    assert not [name for row in evaluated.rows for name in row if name.startswith("mask")]
+    assert not [name for row in evaluated.tables[0] for name in row if name.startswith("mask")]
 
     photo = tmp_path / "photo.png"
     Image.new("RGB", (70, 50), (90, 160, 40)).save(photo)

@@ -23,8 +23,8 @@ from tests.no_waits import Waits
 NAMES = ["ant", "bee", "cat", "dog"]
 
 
-def label_of(image_id: str) -> int:
-    return int(image_id.partition("/")[0])
+def truth_of(image_id: str) -> dict[str, int]:
+    return {"label": int(image_id.partition("/")[0])}
 
 
 def results(logits: Tensor) -> list[dict[str, Tensor]]:
@@ -32,11 +32,18 @@ def results(logits: Tensor) -> list[dict[str, Tensor]]:
     return [{"labels": a, "scores": b} for a, b in zip(labels, scores, strict=True)]
 
 
+FIRST = {"0/a": 0, "0/b": 3, "1/c": 2, "1/d": 0, "1/e": 2, "2/f": 2}
+
+
+def answer(first: int) -> dict[str, Tensor]:
+    return {"labels": torch.tensor([first, (first + 1) % 4])}
+
+
 def by_hand() -> AccuracyMetric:
     """Two ants, one taken for a dog; three bees, twice taken for cats and once for an ant; a cat; no dog at all."""
-    metric = AccuracyMetric(NAMES, label_of)
-    for image_id, first in (("0/a", 0), ("0/b", 3), ("1/c", 2), ("1/d", 0), ("1/e", 2), ("2/f", 2)):
-        metric.update([{"labels": torch.tensor([first, (first + 1) % 4])}], [image_id])
+    metric = AccuracyMetric(NAMES)
+    for image_id, first in FIRST.items():
+        metric.update([answer(first)], [truth_of(image_id)], [image_id])
     return metric
 
 
@@ -46,9 +53,9 @@ def test_top1_and_top5_are_timms(classes: int) -> None:
     labels = torch.randint(classes, (60,), generator=generator)
     logits = torch.randn(60, classes, generator=generator) + torch.nn.functional.one_hot(labels, classes)
     ids = [f"{label}/{number}.jpg" for number, label in enumerate(labels.tolist())]
-    metric = AccuracyMetric([f"class {label}" for label in range(classes)], label_of)
+    metric = AccuracyMetric([f"class {label}" for label in range(classes)])
     for part in (slice(0, 25), slice(25, 60)):
-        metric.update(results(logits[part]), ids[part])
+        metric.update(results(logits[part]), [truth_of(image_id) for image_id in ids[part]], ids[part])
     figures = metric.compute()
     expected = [value.item() / 100 for value in accuracy(logits, labels, topk=(1, 5))]
     assert figures["top1"] == pytest.approx(expected[0])
@@ -59,9 +66,9 @@ def test_top1_and_top5_are_timms(classes: int) -> None:
 
 def test_a_batch_is_read_from_the_device_once() -> None:
     answers = results(torch.eye(3))
-    metric, waits = AccuracyMetric(NAMES[:3], label_of), Waits()
+    metric, waits = AccuracyMetric(NAMES[:3]), Waits()
     with waits:
-        metric.update(answers, ["0/a", "1/b", "0/c"])
+        metric.update(answers, [{"label": 0}, {"label": 1}, {"label": 0}], ["a", "b", "c"])
     assert waits.counts == {"to host": 1}
     assert metric.compute() == {"top1": pytest.approx(2 / 3)}
 
@@ -79,24 +86,32 @@ def test_the_table_counts_images_and_names_the_commonest_mistake() -> None:
 
 def test_an_image_counts_once_however_often_it_comes() -> None:
     metric = by_hand()
-    metric.update([{"labels": torch.tensor([0, 1])}] * 2, ["0/a", "0/b"])
+    metric.update([answer(0)] * 2, [{"label": 0}] * 2, ["0/a", "0/b"])
     assert metric.compute() == {"top1": 0.5}
     assert metric.table()[0] == {"class": "ant", "images": 2, "top1": 1.0, "most_confused_with": None}
 
 
 def test_a_label_beyond_the_classes_is_an_error() -> None:
     with pytest.raises(PiipError, match="results with label 4, but the data have 4 classes"):
-        AccuracyMetric(NAMES, label_of).update([{"labels": torch.tensor([0, 4])}], ["0/a"])
+        AccuracyMetric(NAMES).update([{"labels": torch.tensor([0, 4])}], [{"label": 0}], ["0/a"])
+
+
+def test_an_image_that_could_not_be_read_counts_as_answered_wrongly() -> None:
+    metric = by_hand()
+    metric.miss({"label": 3}, "3/g")
+    assert metric.compute() == {"top1": pytest.approx(2 / 7)}
+    assert metric.table()[3] == {"class": "dog", "images": 1, "top1": 0.0, "most_confused_with": None}
+    assert metric.confusion().sum() == 6
 
 
 def _share(rank: int, folder: Path, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     whole = by_hand()
-    metric = AccuracyMetric(NAMES, label_of)
+    metric = AccuracyMetric(NAMES)
     # The second process sees one image, which the first has seen too.
-    for image_id in list(whole._found) if rank == 0 else ["1/c"]:
-        metric.update([{"labels": torch.tensor(whole._found[image_id])}], [image_id])
+    for image_id in FIRST if rank == 0 else ["1/c"]:
+        metric.update([answer(FIRST[image_id])], [truth_of(image_id)], [image_id])
     metric.synchronize()
     assert metric.table() == whole.table()
     assert metric.compute() == whole.compute()

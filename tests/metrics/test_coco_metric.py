@@ -1,4 +1,4 @@
-"""COCO AP: against pycocotools on the raw file, against figures by hand, and over several processes."""
+"""COCO AP: against pycocotools on the original file, against figures by hand, and over several processes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from pycocotools.cocoeval import COCOeval
 
 from piip.data.sets.coco.dataset import CocoDataset
 from piip.errors import DataError, PiipError
+from piip.metrics.average_precision import CocoMetric
+from piip.metrics.config import CocoMetricConfig
 
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 CATEGORY_IDS = (3, 17, 90)  # of labels 0, 1, 2
@@ -38,6 +40,16 @@ def write_set(folder: Path, annotations: list[dict[str, Any]], images: int = 4) 
     }
     (folder / "instances.json").write_text(json.dumps(data))
     return CocoDataset(images=folder / "images", annotations=folder / "instances.json", training=False)
+
+
+def metric_of(dataset: CocoDataset, backend: str = "faster") -> CocoMetric:
+    return CocoMetric(CocoMetricConfig(backend=backend), dataset.class_names)
+
+
+def update(metric: CocoMetric, dataset: CocoDataset, results: dict[int, dict[str, Any]]) -> None:
+    """Gives the metric results by image id, with what the data set says of these images."""
+    truths = {dataset.image_id(index): dataset.truth(index) for index in range(len(dataset))}
+    metric.update(list(results.values()), [truths[image_id] for image_id in results], list(results))
 
 
 def blob(box: list[float], rng: np.random.Generator | None = None) -> np.ndarray:
@@ -129,9 +141,9 @@ def test_figures_equal_pycocotools_on_the_raw_file(tmp_path: Path, backend: str,
     annotations = crowded_scene(seed)
     dataset = write_set(tmp_path, annotations)
     results = guesses(annotations, seed + 10)
-    metric = dataset.metric(backend=backend)
+    metric = metric_of(dataset, backend)
     for image_id, result in reversed(results.items()):
-        metric.update([result], [image_id])
+        update(metric, dataset, {image_id: result})
     values = metric.compute()
     expected = raw_pycocotools(tmp_path / "instances.json", results)
     assert list(values) == list(expected)
@@ -146,13 +158,27 @@ def test_both_backends_give_the_same_figures_and_tables(tmp_path: Path) -> None:
     dataset = write_set(tmp_path, annotations)
     tables = []
     for backend in ("faster", "pycocotools"):
-        metric = dataset.metric(backend=backend)
-        results = guesses(annotations)
-        metric.update(list(results.values()), list(results))
+        metric = metric_of(dataset, backend)
+        update(metric, dataset, guesses(annotations))
         tables.append((metric.compute(), metric.table()))
     assert tables[0][0] == pytest.approx(tables[1][0], abs=1e-12)
     for ours, theirs in zip(tables[0][1], tables[1][1], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-12)
+
+
+def test_targets_will_do_as_truths(tmp_path: Path) -> None:
+    """As data sets have them that say no more of the truth: corners, labels and masks as arrays."""
+    annotations = crowded_scene()
+    for entry in annotations:
+        entry |= {"iscrowd": 0, "bbox": [float(round(value)) for value in entry["bbox"]]}
+    dataset, results = write_set(tmp_path, annotations), guesses(annotations)
+    exact, plain = metric_of(dataset), metric_of(dataset)
+    update(exact, dataset, results)
+    for index in range(len(dataset)):
+        target = {name: value.numpy() for name, value in dataset.target(index).items()}
+        plain.update([results[dataset.image_id(index)]], [target], [dataset.image_id(index)])
+    assert plain.compute() == exact.compute()
+    assert plain.table() == exact.table()
 
 
 def square(id_: int, image_id: int = 10, category_id: int = 3, side: int = 50) -> dict[str, Any]:
@@ -178,8 +204,8 @@ def answer(box: list[float], score: float, label: int = 0) -> dict[str, torch.Te
 def test_average_precision_by_hand(tmp_path: Path, backend: str) -> None:
     # One object of 50 x 50. A box of 50 x 40 within it has IoU 0.8: a hit at thresholds 0.50 to 0.80, 7 of 10.
     dataset = write_set(tmp_path, [square(1)])
-    metric = dataset.metric(backend=backend)
-    metric.update([answer([10, 10, 60, 50], 0.9)], [10])
+    metric = metric_of(dataset, backend)
+    update(metric, dataset, {10: answer([10, 10, 60, 50], 0.9)})
     values = metric.compute()
     assert next(iter(values)) == "box_ap"
     assert values["box_ap"] == pytest.approx(0.7)
@@ -188,27 +214,43 @@ def test_average_precision_by_hand(tmp_path: Path, backend: str) -> None:
     assert values["box_ap_medium"] == pytest.approx(0.7)
     assert values["box_ap_small"] == values["box_ap_large"] is None  # no such objects
     # A surer guess on another image, of nothing: every hit comes second, precision one half.
-    metric.update([answer([100, 100, 150, 150], 0.95)], [11])
+    update(metric, dataset, {11: answer([100, 100, 150, 150], 0.95)})
     assert metric.compute()["box_ap"] == pytest.approx(0.35)
     json.dumps(metric.compute())
 
 
 @pytest.mark.parametrize("backend", ["faster", "pycocotools"])
 def test_an_annotation_with_id_0_counts_like_any_other(tmp_path: Path, backend: str) -> None:
-    metric = write_set(tmp_path, [square(0)]).metric(backend=backend)
-    metric.update([answer([10, 10, 60, 60], 0.9)], [10])
+    dataset = write_set(tmp_path, [square(0)])
+    metric = metric_of(dataset, backend)
+    update(metric, dataset, {10: answer([10, 10, 60, 60], 0.9)})
     assert metric.compute()["box_ap"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("backend", ["faster", "pycocotools"])
 def test_no_predictions_at_all_give_zero(tmp_path: Path, backend: str) -> None:
-    metric = write_set(tmp_path, [square(1)]).metric(backend=backend)
-    zero = {"box": 0.0, "mask": 0.0}
-    for _ in range(2):
-        values = metric.compute()
-        assert {kind: values[f"{kind}_ap"] for kind in zero} == zero
-        empty = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
-        metric.update([empty | {"masks": torch.zeros(0, SIZE, SIZE, dtype=torch.bool)}], [10])
+    dataset = write_set(tmp_path, [square(1)])
+    metric = metric_of(dataset, backend)
+    empty = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+    update(metric, dataset, {10: empty | {"masks": torch.zeros(0, SIZE, SIZE, dtype=torch.bool)}})
+    values = metric.compute()
+    assert values["box_ap"] == values["mask_ap"] == 0
+
+
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+def test_the_objects_of_an_image_that_could_not_be_read_count_as_missed(tmp_path: Path, backend: str) -> None:
+    annotations = crowded_scene()
+    dataset, results = write_set(tmp_path, annotations), guesses(annotations)
+    del results[12]
+    metric = metric_of(dataset, backend)
+    update(metric, dataset, results)
+    partial = metric.compute()
+    metric.miss(dataset.truth(2), dataset.image_id(2))
+    values = metric.compute()
+    # pycocotools on the whole file, with no result for that image.
+    assert values == pytest.approx(raw_pycocotools(tmp_path / "instances.json", results), abs=1e-12)
+    assert values["box_ap"] < partial["box_ap"]
+    assert sum(row["objects"] for row in metric.table()) == sum(not entry["iscrowd"] for entry in annotations)
 
 
 @pytest.mark.parametrize("annotations", [[], [square(1) | {"iscrowd": 1}]])
@@ -227,8 +269,9 @@ def test_a_set_without_an_object_is_refused_before_it_is_evaluated(
 def test_ids_of_any_size_give_the_figures_of_plain_ones(tmp_path: Path, ids: tuple[int, ...], backend: str) -> None:
     annotations = crowded_scene()
     results = guesses(annotations)
-    plain = write_set(tmp_path / "plain", annotations).metric(backend=backend)
-    plain.update(list(results.values()), list(results))
+    plain_set = write_set(tmp_path / "plain", annotations)
+    plain = metric_of(plain_set, backend)
+    update(plain, plain_set, results)
 
     named = dict(zip(range(10, 14), ids, strict=True))
     categories = dict(zip(CATEGORY_IDS, sorted(ids[:3]), strict=True))
@@ -242,25 +285,28 @@ def test_ids_of_any_size_give_the_figures_of_plain_ones(tmp_path: Path, ids: tup
         entry |= {"image_id": named[entry["image_id"]], "category_id": categories[entry["category_id"]]}
     (tmp_path / "instances.json").write_text(json.dumps(data))
     dataset = CocoDataset(images=tmp_path / "images", annotations=tmp_path / "instances.json", training=False)
-    metric = dataset.metric(backend=backend)
-    metric.update(list(results.values()), [named[image_id] for image_id in results])
+    metric = metric_of(dataset, backend)
+    update(metric, dataset, {named[image_id]: result for image_id, result in results.items()})
     assert {dataset.image_id(index) for index in range(4)} == set(ids)
     assert metric.compute() == pytest.approx(plain.compute(), abs=1e-12)
     assert [row["objects"] for row in metric.table()] == [row["objects"] for row in plain.table()]
 
 
 def test_a_model_without_masks_is_measured_by_its_boxes(tmp_path: Path) -> None:
-    metric = write_set(tmp_path, [square(1)]).metric()
+    dataset = write_set(tmp_path, [square(1)])
+    metric = metric_of(dataset)
     result = answer([10, 10, 60, 60], 0.9)
     del result["masks"]
-    metric.update([result], [10])
+    update(metric, dataset, {10: result})
+    metric.miss(dataset.truth(1), 11)
     assert list(metric.compute()) == [f"box_{name}" for name in SUMMARY]
 
 
 def test_the_table_has_a_row_per_class(tmp_path: Path) -> None:
     crowd = square(3, category_id=90) | {"iscrowd": 1}
-    metric = write_set(tmp_path, [square(1), square(2, image_id=11, category_id=17), crowd]).metric()
-    metric.update([answer([10, 10, 60, 50], 0.9), answer([10, 10, 60, 60], 0.9)], [10, 11])
+    dataset = write_set(tmp_path, [square(1), square(2, image_id=11, category_id=17), crowd])
+    metric = metric_of(dataset)
+    update(metric, dataset, {10: answer([10, 10, 60, 50], 0.9), 11: answer([10, 10, 60, 60], 0.9)})
     rows = metric.table()
     assert [row["class"] for row in rows] == ["class 3", "class 17", "class 90"]
     assert [row["objects"] for row in rows] == [1, 1, 0]
@@ -274,37 +320,33 @@ def test_evaluation_is_silent(
     tmp_path: Path, backend: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("DEBUG"):
-        metric = write_set(tmp_path, [square(1)]).metric(backend=backend)
-        metric.update([answer([10, 10, 60, 50], 0.9)], [10])
+        dataset = write_set(tmp_path, [square(1)])
+        metric = metric_of(dataset, backend)
+        update(metric, dataset, {10: answer([10, 10, 60, 50], 0.9)})
         metric.compute()
         metric.table()
     assert capfd.readouterr() == ("", "")
     assert caplog.records == []
 
 
-def test_results_that_do_not_belong_to_the_data_are_named(tmp_path: Path) -> None:
+def test_results_with_a_label_beyond_the_classes_are_named(tmp_path: Path) -> None:
     dataset = write_set(tmp_path, [square(1)])
-    metric = dataset.metric()
-    metric.update([answer([10, 10, 60, 50], 0.9)], [99])
-    with pytest.raises(PiipError, match=r"results for image 99, which .*instances\.json does not list"):
-        metric.compute()
-    metric = dataset.metric()
-    metric.update([answer([10, 10, 60, 50], 0.9, label=3)], [10])
-    with pytest.raises(PiipError, match=r"results with label 3, but .*instances\.json has 3 classes"):
-        metric.compute()
+    with pytest.raises(PiipError, match="results with label 3, but the data have 3 classes"):
+        update(metric_of(dataset), dataset, {10: answer([10, 10, 60, 50], 0.9, label=3)})
 
 
 def test_masks_are_kept_as_run_lengths_of_exactly_their_pixels(tmp_path: Path) -> None:
-    metric = write_set(tmp_path, [square(1)]).metric()
+    dataset = write_set(tmp_path, [square(1)])
+    metric = metric_of(dataset)
     masks = torch.from_numpy(np.random.default_rng(0).random((3, 31, 47)) > 0.5)
     result = {"boxes": torch.zeros(3, 4), "scores": torch.ones(3), "labels": torch.zeros(3, dtype=torch.int64)}
-    metric.update([result | {"masks": masks}], [10])
+    update(metric, dataset, {10: result | {"masks": masks}})
     rles = mask_utils.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8)))
-    assert metric._found[10].masks == rles
+    assert metric._found[10][1].masks == rles
     # As they come from a model in evaluation.
-    metric.update([result | {"rles": rles}, result], [11, 12])
-    assert metric._found[11].masks == rles
-    assert metric._found[12].masks is None
+    update(metric, dataset, {11: result | {"rles": rles}, 12: result})
+    assert metric._found[11][1].masks == rles
+    assert metric._found[12][1].masks is None
 
 
 # Images by rank: one rank without any, and unequal shares.
@@ -318,9 +360,9 @@ def _evaluate_shares(rank: int, folder: Path, port: int) -> None:
     results = guesses(crowded_scene())
     values = []
     for shares in SHARES:
-        metric = dataset.metric()
+        metric = metric_of(dataset)
         for image_id in shares[rank]:
-            metric.update([results[image_id]], [image_id])
+            update(metric, dataset, {image_id: results[image_id]})
         metric.compute()  # the figures of its own share, which must not be taken for those of all
         metric.synchronize()
         values.append(metric.compute())
@@ -330,9 +372,9 @@ def _evaluate_shares(rank: int, folder: Path, port: int) -> None:
 
 def test_uneven_and_empty_ranks_merge_to_the_figures_of_one_process(tmp_path: Path) -> None:
     annotations = crowded_scene()
-    results = guesses(annotations)
-    metric = write_set(tmp_path, annotations).metric()
-    metric.update(list(results.values()), list(results))
+    dataset = write_set(tmp_path, annotations)
+    metric = metric_of(dataset)
+    update(metric, dataset, guesses(annotations))
     metric.synchronize()  # without torch.distributed it changes nothing
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -24,8 +24,8 @@ def photo(height: int, width: int) -> Tensor:
 
 def test_the_document_has_labels_names_and_scores_of_every_image(tmp_path: Path) -> None:
     writer = ClassificationWriter(NAMES, score_threshold=0.5)
-    found = writer.add(Path("some/b.png"), photo(30, 40), RESULT, tmp_path / "b")
-    writer.add(Path("c.png"), photo(20, 10), RESULT, tmp_path / "c.d")
+    found = writer.add(Path("some/b.png"), photo(30, 40), RESULT, tmp_path / "b.jpg")
+    writer.add(Path("c.png"), photo(20, 10), RESULT, tmp_path / "c.d.jpg")
     assert {path.name for path in tmp_path.iterdir()} == {"b.jpg", "c.d.jpg"}
     assert list(found) == ["dog", "cat", "cow"]
     document = json.loads(json.dumps(writer.document))
@@ -40,8 +40,16 @@ def test_the_document_has_labels_names_and_scores_of_every_image(tmp_path: Path)
 
 def test_words_begin_with_the_likeliest_and_leave_out_what_is_next_to_nothing(tmp_path: Path) -> None:
     writer = ClassificationWriter(NAMES, score_threshold=0.3)
-    found = writer.add(Path("b.png"), photo(30, 40), RESULT, tmp_path / "b")
+    found = writer.add(Path("b.png"), photo(30, 40), RESULT, tmp_path / "b.jpg")
     assert writer.describe(found) == "0.91 dog, 0.09 cat"
+
+
+def test_of_more_than_five_classes_the_five_likeliest_are_shown(tmp_path: Path) -> None:
+    writer = ClassificationWriter([f"class {label}" for label in range(8)], score_threshold=0.0)
+    ranking = {"labels": torch.arange(8).flip(0), "scores": torch.linspace(0.3, 0.0, 8)}
+    found = writer.add(Path("b.png"), photo(30, 40), ranking, tmp_path / "b.jpg")
+    assert list(found) == ["class 7", "class 6", "class 5", "class 4", "class 3"]
+    assert writer.document["images"][0]["labels"] == [7, 6, 5, 4, 3]
 
 
 @pytest.mark.parametrize("size", [(30, 40), (400, 20), (20, 400), (700, 900)])

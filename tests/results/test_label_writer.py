@@ -39,7 +39,7 @@ def grey(height: int, width: int) -> Tensor:
 def test_labels_are_stored_as_they_are_in_the_classes_colours(tmp_path: Path) -> None:
     writer = LabelMapWriter(NAMES, score_threshold=0.99)
     labels = torch.randint(0, 4, (37, 53), dtype=torch.uint8)
-    writer.add(Path("photo.jpg"), grey(37, 53), found(labels), tmp_path / "photo_2")
+    writer.add(Path("photo.jpg"), grey(37, 53), found(labels), tmp_path / "photo_2.jpg")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photo_2.jpg", "photo_2.png"]
     with Image.open(tmp_path / "photo_2.png") as image:
         assert image.mode == "P"
@@ -53,14 +53,14 @@ def test_more_classes_than_a_palette_holds_are_stored_in_16_bits(tmp_path: Path)
     names = [f"class {label}" for label in range(400)]
     writer = LabelMapWriter(names, score_threshold=0)
     labels = torch.arange(400).reshape(20, 20)
-    writer.add(Path("photo.jpg"), grey(20, 20), found(labels), tmp_path / "photo")
+    writer.add(Path("photo.jpg"), grey(20, 20), found(labels), tmp_path / "photo.jpg")
     with Image.open(tmp_path / "photo.png") as image:
         assert np.array_equal(np.asarray(image), labels)
 
 
 def test_the_document_and_the_words_say_what_covers_how_much(tmp_path: Path) -> None:
     writer = LabelMapWriter(NAMES, score_threshold=0.3)
-    shares = writer.add(Path("in/photo.jpg"), grey(20, 30), found(halves()), tmp_path / "photo")
+    shares = writer.add(Path("in/photo.jpg"), grey(20, 30), found(halves()), tmp_path / "photo.jpg")
     assert shares == {"road": 0.75, "tree": 0.25}
     assert writer.describe(shares) == "75 % road, 25 % tree"
     document = json.loads(to_json(writer.document))

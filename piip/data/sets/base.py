@@ -5,24 +5,24 @@ from __future__ import annotations
 from abc import abstractmethod
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from piip.conventions import ImageId
 from piip.data.report import Report
 from piip.errors import ConfigError, DataError, first_few, visible
-from piip.metrics.base import ImageId, Metric
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
     """Images with what is to be learned of them; a subclass reads one format.
 
-    class_names: name per label. source: the file or folder that messages name. report: what was dropped, clipped or
-    replaced. aspect_ratios: height / width per image; images of like shape share a batch.
-    provides: the entries of its targets.
+    class_names: one per class, in label order. source: the file or folder that messages name. report: what was dropped,
+    clipped or replaced. aspect_ratios: height / width per image; images of like shape share a batch. provides: the
+    entries of its targets.
     """
 
     class_names: list[str]
@@ -46,9 +46,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def target(self, index: int) -> dict[str, Tensor]:
         """What is to be learned, in pixels of the original image, by the names in `provides`."""
 
-    @abstractmethod
-    def metric(self, *, backend: Literal["faster", "pycocotools"] = "faster") -> Metric:
-        """The measure of results on this data. backend: which implementation computes COCO's, if it is one of them."""
+    def truth(self, index: int) -> dict[str, Any]:
+        """What metrics compare the result of an image with, in pixels of the original image; by default the target.
+
+        Loader processes read it in evaluation and hand it over with the batch, tensors as numpy arrays.
+        """
+        return self.target(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`image`, `image_id` and `target`, untransformed."""

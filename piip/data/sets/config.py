@@ -1,4 +1,4 @@
-"""What the settings of every data set are."""
+"""The settings that every data set has."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from piip.config.strict import Component
+from piip.conventions import MAX_IMAGE_PIXELS
 from piip.errors import DataError
 
 if TYPE_CHECKING:
     from piip.data.sets.base import ImageDataset
+    from piip.metrics.config import MetricConfig
 
 
 class DatasetConfig(Component):
-    """Images with what is known of them, and the format in which it is written down."""
+    """Images with their labels, boxes or masks, and the format in which these are written down."""
 
-    max_image_pixels: int = Field(100_000_000, gt=0, description="larger images are refused from their header")
+    max_image_pixels: int = Field(MAX_IMAGE_PIXELS, gt=0, description="larger images are refused from their header")
 
     @abstractmethod
     def build(self, *, training: bool) -> ImageDataset:
         """The data set; a generated one is written first. Raises DataError naming file and entry at fault."""
+
+    def default_metrics(self) -> tuple[MetricConfig, ...]:
+        """What results on this data are measured by where the experiment names no metrics."""
+        return ()
 
     def known_class_names(self) -> list[str] | None:
         """The names of a public data set's classes, in label order, where the config says which it is."""

@@ -12,10 +12,12 @@ from piip.errors import DataError
 
 
 def pad(images: Sequence[Tensor], divisor: int) -> Tensor:
-    """One batch (B, 3, H, W) of uint8 images (3, h, w), zero-padded at the bottom and right.
+    """One batch (B, 3, H, W) of uint8 images (3, h, w), zero-padded at the bottom and right; (0, 3, 0, 0) of none.
 
     H and W are the largest h and w rounded up to a multiple of `divisor`.
     """
+    if not images:
+        return torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     batch = images[0].new_zeros(len(images), 3, *_padded_size(images, divisor))
     for image, place in zip(images, batch, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image

@@ -1,9 +1,9 @@
-"""What the settings of every recipe of transforms are."""
+"""The settings that every recipe of transforms has."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -12,16 +12,13 @@ from piip.config.strict import Component
 if TYPE_CHECKING:
     import numpy as np
 
-    from piip.data.transforms.sample import Sample
+    from piip.data.transforms.sample import BatchMixing, Sample
 
 Pixels = Annotated[int, Field(gt=0)]
 
 
 class TransformsConfig(Component):
-    """What happens to an image, and what is known of it, on its way to the network.
-
-    task: of the heads that the recipe is for.
-    """
+    """What is done to images and targets on their way to the network. task: of the heads that the recipe is for."""
 
     default_type: ClassVar = "detection"
     task: ClassVar[str]
@@ -30,7 +27,7 @@ class TransformsConfig(Component):
     @property
     @abstractmethod
     def long_side(self) -> int:
-        """Of the images that the network trains on, at most, in pixels."""
+        """The longest side that images have in training, in pixels."""
 
     def apply(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
         """Transforms a sample.
@@ -43,8 +40,8 @@ class TransformsConfig(Component):
 
     @abstractmethod
     def transform(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
-        """What `apply` does, for a recipe to say."""
+        """The part of `apply` that a recipe defines."""
 
-    def build_mixing(self, *, num_classes: int, batch_size: int, seed: int) -> Any:
-        """What mixes the images of whole training batches, as `classification.mixing` does; or None."""
+    def build_mixing(self, *, num_classes: int, batch_size: int, seed: int) -> BatchMixing | None:
+        """What changes whole training batches, such as Mixup; None where nothing does."""
         return None

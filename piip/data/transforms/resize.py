@@ -35,7 +35,7 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
         return image
     top, bottom, row_weights = _taps(height, size[0], clamp_weights=False)
     left, right, column_weights = _taps(width, size[1], clamp_weights=True)
-    # Lines of pixels with all their channels, a few at a time, which stay in the cache; of the image only those needed.
+    # Only the rows that are needed, a few at a time, so that they stay in the cache.
     lines = image.permute(1, 2, 0).contiguous().cpu().numpy().reshape(height, width * channels)
     left, right = ((pixels[:, None] * channels + np.arange(channels)).ravel() for pixels in (left, right))
     column_weights = column_weights.repeat(channels, axis=1)
@@ -94,7 +94,7 @@ def _taps(length: int, resized: int, *, clamp_weights: bool) -> tuple[IndexArray
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Nearest-neighbour resize of masks (n, H, W) to (n, h, w), equal to OpenCV's INTER_NEAREST, on the CPU."""
     pixels = masks.cpu().numpy()
-    # Whole rows are copied faster than single pixels are picked: of the fewer rows.
+    # Copying whole rows is faster than picking pixels; pixels are picked where there are fewer rows.
     for axis in (2, 1) if size[0] > masks.shape[1] else (1, 2):
         length, resized = pixels.shape[axis], size[axis - 1]
         if length != resized:

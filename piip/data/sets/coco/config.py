@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from piip.data.sets.config import DatasetConfig
+from piip.metrics.config import CocoMetricConfig, MetricConfig
 
 if TYPE_CHECKING:
     from piip.data.sets.coco.dataset import CocoDataset
@@ -24,6 +25,9 @@ class CocoData(DatasetConfig):
     )
     min_side: int = Field(32, gt=0, description="training leaves out images with a side shorter than this, in pixels")
     masks: bool = Field(True, description="false reads boxes only, which is all that DINO learns")
+
+    def default_metrics(self) -> tuple[MetricConfig, ...]:
+        return (CocoMetricConfig(),)
 
     def build(self, *, training: bool) -> CocoDataset:
         from piip.data.sets.coco.dataset import CocoDataset

@@ -1,24 +1,24 @@
-"""Instance data in COCO format: images, boxes, masks, and what a metric needs as ground truth."""
+"""Instance data in COCO format: images, boxes, masks, and what metrics compare results with."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
+from piip.conventions import MAX_IMAGE_PIXELS
 from piip.data.folders import check_image_files
-from piip.data.images import MAX_IMAGE_PIXELS, read_sized_image
+from piip.data.images import read_sized_image
 from piip.data.records import Records
 from piip.data.sets.base import ImageDataset
 from piip.data.sets.coco.annotations import Annotation, ImageRecord, clip_box, read_annotations
 from piip.data.sets.coco.rle import Rle, decode, to_rle
-from piip.errors import CheckError, DataError
-from piip.metrics.average_precision import CocoMetric
+from piip.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -119,53 +119,21 @@ class CocoDataset(ImageDataset):
             target["masks"] = decode(_rles(objects, record), record.height, record.width)
         return target
 
-    def objects(self, index: int) -> dict[str, Tensor]:
-        """A perfect detector's result for an image: every object that evaluation counts, with a score of 1."""
+    def truth(self, index: int) -> dict[str, Any]:
+        """What evaluation counts, crowds included, with the numbers of the file: see `CocoMetric`."""
         record = self.record(index)
-        objects = [a for a in record.annotations if not a.crowd]
-        corners = [(a.box[0], a.box[1], a.box[0] + a.box[2], a.box[1] + a.box[3]) for a in objects]
-        result = {
-            "boxes": torch.tensor(corners, dtype=torch.float32).reshape(-1, 4),
-            "scores": torch.ones(len(objects)),
-            "labels": torch.tensor([a.label for a in objects], dtype=torch.int64),
+        annotations = record.annotations
+        truth: dict[str, Any] = {
+            "xywh": np.array([a.box for a in annotations], dtype=np.float64).reshape(-1, 4),
+            "labels": np.array([a.label for a in annotations], dtype=np.int64),
+            "crowd": np.array([a.crowd for a in annotations], dtype=bool),
         }
+        areas = [a.box[2] * a.box[3] for a in annotations]
         if self.has_masks:
-            result["masks"] = decode(_rles(objects, record), record.height, record.width).bool()
-        return result
-
-    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
-        """The cleaned annotations as a COCO dictionary, crowds included, every segmentation as compressed run lengths.
-
-        Annotations are numbered from 1, whatever the file does: COCO's matching takes the id 0 for "no match".
-        """
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for index in range(len(self)):
-            record = self.record(index)
-            images.append({"id": record.id, "height": record.height, "width": record.width})
-            for a in record.annotations:
-                entry = {
-                    "id": len(annotations) + 1,
-                    "image_id": record.id,
-                    "category_id": self.category_ids[a.label],
-                    "bbox": list(a.box),
-                    "area": a.area,
-                    "iscrowd": int(a.crowd),
-                }
-                if self.has_masks:
-                    entry["segmentation"] = to_rle(a.segmentation, record.height, record.width)
-                if a.area is None:
-                    rle = entry.get("segmentation")
-                    entry["area"] = float(mask_utils.area(rle)) if rle else a.box[2] * a.box[3]
-                annotations.append(entry)
-        categories = [
-            {"id": id_, "name": name} for id_, name in zip(self.category_ids, self.class_names, strict=True)
-        ]  # fmt: skip
-        return {"images": images, "annotations": annotations, "categories": categories}
-
-    def metric(self, *, backend: Literal["faster", "pycocotools"] = "faster") -> CocoMetric:
-        """Box and, where the file has masks, mask AP over this ground truth."""
-        return CocoMetric(self, backend=backend)
+            truth["rles"] = _rles(list(annotations), record)
+            areas = [float(mask_utils.area(rle)) for rle in truth["rles"]]
+        given = [area if a.area is None else a.area for a, area in zip(annotations, areas, strict=True)]
+        return truth | {"areas": np.array(given, dtype=np.float64)}
 
 
 def _boxes(annotations: list[Annotation], record: ImageRecord) -> Tensor:
@@ -175,25 +143,3 @@ def _boxes(annotations: list[Annotation], record: ImageRecord) -> Tensor:
 
 def _rles(annotations: list[Annotation], record: ImageRecord) -> list[Rle]:
     return [to_rle(a.segmentation, record.height, record.width) for a in annotations]
-
-
-def self_test(dataset: CocoDataset, *, backend: Literal["faster", "pycocotools"] = "faster") -> dict[str, float | None]:
-    """Evaluates the ground truth as if it were the prediction. Returns the metrics; every AP must be 1.
-
-    Raises CheckError naming the classes below 0.99: the evaluation of this data could not be trusted.
-    """
-    metric = dataset.metric(backend=backend)
-    for index in range(len(dataset)):
-        metric.update([dataset.objects(index)], [dataset.record(index).id])
-    values = metric.compute()
-    names = ("box_ap", "mask_ap") if dataset.has_masks else ("box_ap",)
-    rows = metric.table()
-    bad = [
-        f"{row['class']} {name} {row[name]:.3f}"
-        for row in rows
-        for name in names
-        if row[name] is not None and row[name] < 0.99
-    ]
-    if bad:
-        raise CheckError(f"{dataset.source}: ground truth as prediction does not give AP 1: {', '.join(bad)}")
-    return values

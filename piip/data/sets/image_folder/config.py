@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from piip.data.sets.config import DatasetConfig
+from piip.metrics.config import AccuracyConfig, MetricConfig
 
 if TYPE_CHECKING:
     from piip.data.sets.image_folder.dataset import ImageFolderDataset
@@ -20,16 +21,19 @@ class ImageFolderData(DatasetConfig):
     root: Path
     class_names: Path | Literal["imagenet"] | None = Field(
         None,
-        description="text file with 'folder name' a line, which also gives the order; imagenet: the 1000 synsets and "
-        "their names; else folders in their order",
+        description="text file with one 'folder name' per line, which also gives the order; imagenet: the 1000 synsets "
+        "and their names; else folders in their order",
     )
 
     def build(self, *, training: bool) -> ImageFolderDataset:
         from piip.data.sets.image_folder.dataset import ImageFolderDataset
 
-        return ImageFolderDataset(root=self.root, class_names=self.class_names, max_image_pixels=self.max_image_pixels)
+        return ImageFolderDataset(self)
+
+    def default_metrics(self) -> tuple[MetricConfig, ...]:
+        return (AccuracyConfig(),)
 
     def known_class_names(self) -> list[str] | None:
-        from piip.data.class_names import imagenet_classes
+        from piip.data.sets.image_folder.class_names import distinct_names, read_folder_names
 
-        return imagenet_classes() if self.class_names == "imagenet" else None
+        return distinct_names(read_folder_names("imagenet")) if self.class_names == "imagenet" else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from piip.data.sets.config import DatasetConfig
+from piip.metrics.config import MetricConfig, MIoUConfig
 
 if TYPE_CHECKING:
     from piip.data.sets.label_maps.dataset import LabelMapDataset
@@ -19,26 +20,22 @@ class LabelMapData(DatasetConfig):
     type: Literal["label_maps"] = "label_maps"
     images: Path = Field(description="folder of the images, with subfolders or without")
     labels: Path = Field(description="folder of the label PNGs, laid out like that of the images")
-    class_names: Path | Literal["ade20k"] = Field(
-        description="text file with a name a line, in label order; ade20k: the 150 names of ADE20K"
+    class_names: tuple[str, ...] | Path | Literal["ade20k"] = Field(
+        description="the names in label order, or a text file with one per line; ade20k: the 150 names of ADE20K"
     )
     reduce_zero_label: bool = Field(
         False, description="0 in the files is no label and 1 the first one, as in ADE20K; 255 is never a label"
     )
 
     def build(self, *, training: bool) -> LabelMapDataset:
-        from piip.data.class_names import read_class_names
         from piip.data.sets.label_maps.dataset import LabelMapDataset
 
-        return LabelMapDataset(
-            images=self.images,
-            labels=self.labels,
-            class_names=read_class_names(self.class_names),
-            reduce_zero_label=self.reduce_zero_label,
-            max_image_pixels=self.max_image_pixels,
-        )
+        return LabelMapDataset(self)
+
+    def default_metrics(self) -> tuple[MetricConfig, ...]:
+        return (MIoUConfig(),)
 
     def known_class_names(self) -> list[str] | None:
-        from piip.data.class_names import read_class_names
+        from piip.data.sets.label_maps.class_names import read_class_names
 
-        return read_class_names(self.class_names) if self.class_names == "ade20k" else None
+        return None if isinstance(self.class_names, Path) else read_class_names(self.class_names)

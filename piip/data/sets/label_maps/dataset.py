@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from piip.conventions import NO_LABEL
 from piip.data.folders import list_files, list_images
-from piip.data.images import MAX_IMAGE_PIXELS, read_index_header, read_indices, read_sized_image
+from piip.data.images import read_index_header, read_indices, read_sized_image
 from piip.data.records import Records
 from piip.data.report import Report
 from piip.data.sets.base import ImageDataset
+from piip.data.sets.label_maps.class_names import read_class_names
+from piip.data.sets.label_maps.config import LabelMapData
 from piip.errors import DataError, first_few
-from piip.metrics.miou import NO_LABEL, MIoUMetric
 
 logger = logging.getLogger(__name__)
 
@@ -35,32 +36,23 @@ class _Pair(NamedTuple):
 class LabelMapDataset(ImageDataset):
     """Images and label maps for semantic segmentation.
 
-    images: folder of the images, with subfolders or without. labels: folder of the label maps, laid out alike: that of
-    `a/b.jpg` is `a/b.png`, a grey or palette PNG of 1 to 16 bits whose stored numbers are the labels. Maps belong to
-    upright pixels, as images are read; 255 is no label. A map without an image is left out with a warning.
-    class_names: in label order. reduce_zero_label: 0 is no label either, and k stands for label k - 1, as in ADE20K.
+    The map of the image `a/b.jpg` is `a/b.png`: a grey or palette PNG of 1 to 16 bits whose stored numbers are the
+    labels. Maps belong to upright pixels, as images are read; 255 is no label. A map without an image is left out with
+    a warning. With `config.reduce_zero_label` 0 is no label either, and k stands for label k - 1, as in ADE20K.
 
     Links are followed. Pairs and the headers of the maps are checked at once, the pixels of a file when it is read.
-    Raises DataError for images without a map, two images with the same map, files that are not PNGs of one number a
+    Raises DataError for images without a map, two images with the same map, files that are not PNGs of one number per
     pixel, and links in a circle.
     """
 
     provides = frozenset({"label_map"})
 
-    def __init__(
-        self,
-        *,
-        images: Path,
-        labels: Path,
-        class_names: Sequence[str],
-        reduce_zero_label: bool = False,
-        max_image_pixels: int = MAX_IMAGE_PIXELS,
-    ) -> None:
-        if not 0 < len(class_names) <= NO_LABEL:
-            raise DataError(f"{len(class_names)} classes for {labels}; label maps may have 1 to {NO_LABEL}")
-        self.source, self.labels, self.report = images, labels, Report(str(labels))
-        self.class_names, self.max_image_pixels = list(class_names), max_image_pixels
-        self._first = int(reduce_zero_label)
+    def __init__(self, config: LabelMapData) -> None:
+        self.source, self.labels, self.report = config.images, config.labels, Report(str(config.labels))
+        self.class_names, self.max_image_pixels = read_class_names(config.class_names), config.max_image_pixels
+        if not 0 < len(self.class_names) <= NO_LABEL:
+            raise DataError(f"{len(self.class_names)} classes for {self.labels}; label maps may have 1 to {NO_LABEL}")
+        self._first = int(config.reduce_zero_label)
         self._pairs = Records(self._list())
         pairs = (self._pairs[index] for index in range(len(self)))
         self.aspect_ratios = np.array([pair.height / pair.width for pair in pairs])
@@ -117,8 +109,3 @@ class LabelMapDataset(ImageDataset):
                 f"numbers {self._first} to {last}, and {NO_LABEL} is no label; correct the map or the class names"
             )
         return {"label_map": torch.from_numpy(labels.astype(np.uint8))}
-
-    def metric(self, *, backend: Literal["faster", "pycocotools"] = "faster") -> MIoUMetric:
-        """Mean intersection over union."""
-        indices = {self.image_id(index): index for index in range(len(self))}
-        return MIoUMetric(self.class_names, lambda image_id: self.target(indices[image_id])["label_map"])

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from piip.data.sets.config import DatasetConfig
+from piip.metrics.config import AccuracyConfig, CocoMetricConfig, MetricConfig, MIoUConfig
 
 if TYPE_CHECKING:
     from piip.data.sets.base import ImageDataset
 
 
 class ShapesData(DatasetConfig):
-    """The generated set of overlapping shapes, written once below `root` as JPEG files with what is on them.
-
-    form: instances in COCO format, label maps as PNGs, or crops of single objects in a folder a class.
-    """
+    """The generated set of overlapping shapes, written once below `root` as JPEG files with what is on them."""
 
     type: Literal["shapes"] = "shapes"
     root: Path = Path("data/shapes")
-    form: Literal["instances", "label_maps", "crops"] = "instances"
+    form: Literal["instances", "label_maps", "crops"] = Field(
+        "instances",
+        description="instances in COCO format, label maps as PNGs, or crops of single objects in one folder per class",
+    )
     split: Literal["train", "val"] = "train"
     images: int = Field(gt=0)
     size: int = Field(256, ge=64, description="side of the square images in pixels")
@@ -30,20 +31,25 @@ class ShapesData(DatasetConfig):
     def check_files(self, key: str) -> None:
         """Nothing has to be there: what is missing is drawn."""
 
+    def default_metrics(self) -> tuple[MetricConfig, ...]:
+        if self.form == "crops":
+            return (AccuracyConfig(),)
+        return (MIoUConfig() if self.form == "label_maps" else CocoMetricConfig(),)
+
     def build(self, *, training: bool) -> ImageDataset:
         if self.form == "crops":
-            from piip.data.sets.image_folder.dataset import ImageFolderDataset
+            from piip.data.sets.image_folder.config import ImageFolderData
             from piip.data.sets.shapes.crops import write_crops
 
-            return ImageFolderDataset(root=write_crops(self))
+            return ImageFolderData(root=write_crops(self)).build(training=training)
         if self.form == "label_maps":
-            from piip.data.sets.label_maps.dataset import LabelMapDataset
+            from piip.data.sets.label_maps.config import LabelMapData
             from piip.data.sets.shapes.label_maps import MAP_CLASS_NAMES, write_shape_maps
 
             images, labels = write_shape_maps(self)
-            return LabelMapDataset(images=images, labels=labels, class_names=MAP_CLASS_NAMES)
-        from piip.data.sets.coco.dataset import CocoDataset
+            return LabelMapData(images=images, labels=labels, class_names=MAP_CLASS_NAMES).build(training=training)
+        from piip.data.sets.coco.config import CocoData
         from piip.data.sets.shapes.instances import write_shapes
 
         images, annotations = write_shapes(self)
-        return CocoDataset(images=images, annotations=annotations, training=training)
+        return CocoData(images=images, annotations=annotations).build(training=training)

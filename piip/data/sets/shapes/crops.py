@@ -1,4 +1,4 @@
-"""The generated shapes as single objects, in a folder a class: the same pictures, each cut to one of its objects."""
+"""The generated shapes as single objects, in one folder per class: the same pictures, each cut to one object."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MARGIN = (1.05, 1.4)
 
 
 def write_crops(config: ShapesData) -> Path:
-    """Makes sure that the set exists below `config.root`, whole or not at all; one crop an image of the set.
+    """Makes sure that the set exists below `config.root`, whole or not at all; one crop per image of the set.
 
     Returns its folder, with a folder for every class. Raises PiipError when the files cannot be written.
     """

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from piip.conventions import JPEG_QUALITY
 from piip.errors import PiipError
 from piip.files import making, sync
 from piip.signals import check_stop
 
 logger = logging.getLogger(__name__)
-
-_JPEG_QUALITY = 92
 
 
 def write_once(final: Path, write: Callable[[Path], None]) -> None:
@@ -41,5 +40,5 @@ def save_image(image: Image.Image, path: Path) -> None:
     Raises Stopped or KeyboardInterrupt where a signal asks for it: a set may take minutes.
     """
     check_stop()
-    image.save(path, quality=_JPEG_QUALITY)
+    image.save(path, quality=JPEG_QUALITY)
     sync(path)

@@ -1,4 +1,4 @@
-"""The generated shapes as label maps: the same pictures, with the label of every pixel in a PNG of the same name."""
+"""The generated shapes as label maps: the same pictures, and the label of every pixel in a PNG of the same stem."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from piip.data.sets.shapes.config import ShapesData
 from piip.data.sets.shapes.generated import save_image, write_once
 from piip.data.sets.shapes.instances import CLASS_NAMES, draw_image, shape_generator
 
-# What is no shape is a class of its own, as `wall` or `sky` are in photographs.
-MAP_CLASS_NAMES = ["background", *CLASS_NAMES]
+# The background is a class, as `wall` or `sky` are in photographs.
+MAP_CLASS_NAMES = ("background", *CLASS_NAMES)
 
 # Part of the cache's name: raise it when the drawing changes.
 _VERSION = 1

@@ -1,4 +1,4 @@
-"""The settings of the transforms of classification."""
+"""The settings of transforms for classification."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ClassificationTransforms(TransformsConfig):
-    """Of images with one label; square images of `size` come out. Training crops, flips and augments, then mixes."""
+    """Transforms of images with one label into squares of `size`. Training crops, flips and augments, then mixes."""
 
     in_pixels: ClassVar = ("size",)
     task: ClassVar = "classification"
@@ -58,7 +58,7 @@ class ClassificationTransforms(TransformsConfig):
 
     @property
     def long_side(self) -> int:
-        """Of the images that the network trains on, in pixels."""
+        """The side that images have in training, in pixels."""
         return self.size
 
     @field_validator("rand_augment")
@@ -79,4 +79,4 @@ class ClassificationTransforms(TransformsConfig):
     def build_mixing(self, *, num_classes: int, batch_size: int, seed: int) -> Mixing:
         from piip.data.transforms.classification.mixing import Mixing
 
-        return Mixing(config=self, num_classes=num_classes, batch_size=batch_size, seed=seed)
+        return Mixing(self, num_classes=num_classes, batch_size=batch_size, seed=seed)

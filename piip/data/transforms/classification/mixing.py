@@ -1,4 +1,4 @@
-"""What happens to whole batches of labelled training images: random erasing, Mixup, CutMix, label smoothing."""
+"""Changes of whole batches of labelled training images: random erasing, Mixup, CutMix, label smoothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Mixing:
     batch_size: images of every batch. Raises ConfigError when it is odd and images are to be mixed.
     """
 
-    def __init__(self, *, config: ClassificationTransforms, num_classes: int, batch_size: int, seed: int) -> None:
+    def __init__(self, config: ClassificationTransforms, *, num_classes: int, batch_size: int, seed: int) -> None:
         self._num_classes, self._smoothing, self._seed = num_classes, config.label_smoothing, seed
         self._erase = RandomErasing(config.erase, mode="pixel", device="cpu") if config.erase else None
         self._mixup: Mixup | None = None
@@ -42,7 +42,7 @@ class Mixing:
 
     @property
     def changes_pixels(self) -> bool:
-        """Whether images are mixed or erased in, for which they must be normalised; else only labels are smoothed."""
+        """Whether images are mixed or erased in, for which they must be normalised; else only labels are."""
         return self._erase is not None or self._mixup is not None
 
     def __call__(
@@ -51,9 +51,10 @@ class Mixing:
         """images: (B, 3, H, W), normalised and float if they are changed (in place); targets: with label; key: epoch
         and index of the first image.
 
-        Returns the images, and targets with probabilities (classes,) float32 in place of a label that is one no more.
+        Returns the images, and targets with probabilities (classes,) float32 instead of a label that is mixed
+        or smoothed.
         """
-        # Parts of one tensor: loader processes send each tensor's memory by a file descriptor, of which there are few.
+        # Targets are views of one tensor: each piece of memory that is sent between processes takes a file descriptor.
         labels = torch.stack([target["label"] for target in targets])
         with drawing_from(generator(self._seed, MIX_STREAM, *key)):
             if self._erase is not None:

@@ -1,4 +1,4 @@
-"""The settings of the transforms of detection."""
+"""The settings of transforms for detection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ZoomConfig(Strict):
-    """A part of the image takes its place: DETR's second augmentation policy (Carion et al., 2020, section 4)."""
+    """Replaces the image by a part of it: DETR's second augmentation policy (Carion et al., 2020, section 4)."""
 
     in_pixels: ClassVar = ("resize", "crop")
 
@@ -38,7 +38,7 @@ class ZoomConfig(Strict):
 
 
 class DetectionTransforms(TransformsConfig):
-    """Of images with boxes and masks; in training in the order zoom, resize, crop, flip."""
+    """Transforms for images with boxes and masks. Training applies zoom, resize, crop and flip, in this order."""
 
     in_pixels: ClassVar = ("resize", "crop")
     task: ClassVar = "detection"
@@ -56,7 +56,7 @@ class DetectionTransforms(TransformsConfig):
 
     @property
     def long_side(self) -> int:
-        """Of the images that the network trains on, at most, in pixels."""
+        """The longest side that images have in training, in pixels."""
         return self.crop or max(long for long, _ in self.resize)
 
     def transform(self, sample: Sample, rng: np.random.Generator | None) -> Sample:

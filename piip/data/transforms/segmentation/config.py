@@ -1,4 +1,4 @@
-"""The settings of the transforms of segmentation."""
+"""The settings of transforms for segmentation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SegmentationTransforms(TransformsConfig):
-    """Of images with a map of labels; in training in the order resize, crop, flip, photometric distortion."""
+    """Transforms for images with label maps. Training applies resize, crop, flip and photometric distortion."""
 
     in_pixels: ClassVar = ("resize", "crop")
     task: ClassVar = "segmentation"
@@ -42,7 +42,7 @@ class SegmentationTransforms(TransformsConfig):
 
     @property
     def long_side(self) -> int:
-        """Of the images that the network trains on, at most, in pixels."""
+        """The longest side that images have in training, in pixels."""
         return self.crop or self.resize[0] or self.resize[1]
 
     def transform(self, sample: Sample, rng: np.random.Generator | None) -> Sample:

@@ -80,7 +80,7 @@ def hsv_to_rgb(hsv: Tensor) -> Tensor:
     return shades.gather(0, order).mul_(255).to(torch.uint8)
 
 
-# Of red, green and blue, in each sector of the hue: 0 the value, 1 the least, 2 the falling, 3 the rising shade.
+# The shade of red, green and blue in each sector of the hue: 0 the value, 1 the least, 2 the falling, 3 the rising.
 _SECTORS = torch.tensor([[0, 2, 1, 1, 3, 0], [3, 0, 0, 2, 1, 1], [1, 1, 3, 0, 0, 2]])
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from piip.conventions import NO_LABEL
 from piip.data.transforms.resize import resize_image, resize_masks, resized_size
 from piip.data.transforms.sample import Sample
 from piip.data.transforms.segmentation.config import SegmentationTransforms
 from piip.data.transforms.segmentation.photometric import distort
-from piip.metrics.miou import NO_LABEL
 
-# Parts that may hold too much of one class before the next one is taken as it is.
+# After so many parts with too much of one class the next one is taken as it is.
 _CROP_TRIES = 10
 
 
@@ -52,7 +52,7 @@ def _size(image: Tensor, long: int | None, short: int) -> tuple[int, int]:
 def _draw_part(labels: Tensor, side: int, max_share: float, rng: np.random.Generator) -> tuple[slice, slice]:
     """Rows and columns of a random part of a label map (H, W), at most `side` pixels in each direction.
 
-    A part in which one class has max_share or more of the labelled pixels is drawn anew, some times.
+    A part in which one class has max_share or more of the labelled pixels is drawn anew, ten times at most.
     """
 
     def draw() -> tuple[slice, slice]:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from piip.data.class_names import read_class_names
 from piip.data.images import read_indices
 from piip.data.sets.label_maps.ade20k import ADE20K_CLASSES
+from piip.data.sets.label_maps.class_names import read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
 from piip.data.sets.label_maps.dataset import LabelMapDataset
 from piip.errors import DataError
@@ -66,7 +66,8 @@ class Maps:
         Image.fromarray(values.astype(np.uint8)).save(self.labels / f"{stem}.png")
 
     def load(self, **changes: object) -> LabelMapDataset:
-        return LabelMapDataset(**({"images": self.images, "labels": self.labels, "class_names": NAMES} | changes))
+        settings = {"images": self.images, "labels": self.labels, "class_names": NAMES} | changes
+        return LabelMapDataset(LabelMapData.model_validate(settings))
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_the_map_must_have_the_size_of_the_upright_image(maps: Maps) -> None:
 
 def test_a_file_that_is_no_label_map_is_named_before_anything_is_read(maps: Maps) -> None:
     Image.new("RGB", (9, 6)).save(maps.labels / "b.png")
-    with pytest.raises(DataError, match=r"labels/b\.png stores colours, not one number a pixel"):
+    with pytest.raises(DataError, match=r"labels/b\.png stores colours, not one number per pixel"):
         maps.load()
     for content in (b"", b"\x89PNG\r\n", (maps.images / "b.jpg").read_bytes()):
         (maps.labels / "b.png").write_bytes(content)
@@ -188,7 +189,7 @@ def test_damaged_files_and_those_above_the_limit_are_named_when_read(maps: Maps)
     assert small.target(2)["label_map"].shape == (5, 4)
 
 
-def test_class_names_come_from_a_file_or_are_those_of_ade20k(tmp_path: Path) -> None:
+def test_class_names_come_from_a_file_or_the_config_or_are_those_of_ade20k(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("\ufeffsky\n traffic light \r\nstra\u00dfe\n\n", encoding="utf-8")
     assert read_class_names(file) == ["sky", "traffic light", "stra\u00dfe"]
@@ -197,6 +198,7 @@ def test_class_names_come_from_a_file_or_are_those_of_ade20k(tmp_path: Path) -> 
         file.write_text(text)
         with pytest.raises(DataError, match=message):
             read_class_names(file)
+    assert read_class_names(["sea", "land"]) == ["sea", "land"]
     with pytest.raises(DataError, match=r"cannot read the class-name file .*nowhere"):
         read_class_names(tmp_path / "nowhere")
 
@@ -224,5 +226,7 @@ def test_label_map_config_reaches_the_dataset(maps: Maps, tmp_path: Path) -> Non
     assert dataset.max_image_pixels == 64
     reduced = {0: 255, 1: 0, 2: 1, 255: 255}
     assert dataset.target(0)["label_map"].tolist() == [[reduced[v] for v in row] for row in maps.values["a"].tolist()]
+    listed = LabelMapData(class_names=["one", "two"], **settings)
+    assert listed.build(training=False).class_names == listed.known_class_names() == ["one", "two"]
     ade = LabelMapData(class_names="ade20k", **settings).build(training=False)
     assert ade.class_names == list(ADE20K_CLASSES)

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Coco
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as mask_utils
 
-from piip.data.class_names import read_class_names
 from piip.data.sets.coco.dataset import CocoDataset
 from piip.data.sets.coco.rle import covers
+from piip.data.sets.label_maps.class_names import read_class_names
 from piip.errors import DataError
+from tests.data.sets.coco.coco_set import Coco
 
 
 def test_a_missing_file_is_named(coco: Coco, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_boxes_are_cleaned_by_the_documented_rule_and_reported(
     assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"]) == trained
     x1, y1, x2, y2 = target["boxes"].unbind(1)
     assert bool(((x1 >= 0) & (y1 >= 0) & (x2 <= 64) & (y2 <= 64) & (x2 > x1) & (y2 > y1)).all())
-    assert [entry["image_id"] for entry in dataset.ground_truth()["annotations"]].count(12) == evaluated
+    assert len(dataset.truth(index_of(dataset, 12))["labels"]) == evaluated
 
 
 def test_clipping_cuts_the_training_box_and_leaves_the_evaluated_one(
@@ -186,7 +186,7 @@ def test_clipping_cuts_the_training_box_and_leaves_the_evaluated_one(
     coco.annotate({"bbox": [50, -3, 30, 16]})
     dataset = coco.load()
     assert dataset.target(index_of(dataset, 12))["boxes"].tolist() == [[50, 0, 64, 13]]
-    assert [50, -3, 30, 16] in [entry["bbox"] for entry in dataset.ground_truth()["annotations"]]
+    assert dataset.truth(index_of(dataset, 12))["xywh"].tolist() == [[50, -3, 30, 16]]
 
 
 def test_the_report_counts_all_and_names_the_first(coco: Coco) -> None:

@@ -23,14 +23,9 @@ from piip.errors import ConfigError
 CLASSES = 7
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shapes")
-
-
 def make_mixing(batch_size: int = 6, **settings: Any) -> Mixing:
     config = ClassificationTransforms(size=16, **settings)
-    return Mixing(config=config, num_classes=CLASSES, batch_size=batch_size, seed=4)
+    return Mixing(config, num_classes=CLASSES, batch_size=batch_size, seed=4)
 
 
 def batch(count: int = 6) -> tuple[Tensor, list[dict[str, Tensor]]]:
@@ -190,12 +185,13 @@ def test_an_odd_share_of_a_rank_is_refused_before_training(root: Path) -> None:
         epoch(make_config(root), 0, rank=0, world=4)
 
 
-def test_evaluation_neither_mixes_nor_has_targets(root: Path) -> None:
+def test_evaluation_neither_mixes_nor_has_targets_but_truths(root: Path) -> None:
     config = make_config(root)
     dataset = config.data.val.build(training=False)
     batches = list(build_loader(config, dataset, training=False))
     assert [len(item.images) for item in batches] == [2, 1]
     assert all(item.targets == [] for item in batches)
+    assert [truth for item in batches for truth in item.truths] == [dataset.truth(index) for index in range(3)]
 
 
 def test_a_damaged_image_gives_its_place_to_the_next_as_elsewhere(tmp_path: Path) -> None:

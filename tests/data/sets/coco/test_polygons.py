@@ -7,7 +7,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import Coco
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
@@ -15,6 +14,7 @@ from pycocotools import mask as mask_utils
 from piip.data.sets.coco import polygons
 from piip.data.sets.coco.polygons import polygon_rle
 from piip.errors import DataError
+from tests.data.sets.coco.coco_set import Coco
 
 
 @st.composite
@@ -67,4 +67,4 @@ def test_an_annotation_with_such_a_corner_is_trained_on_and_evaluated(coco: Coco
     index = next(i for i in range(len(dataset)) if dataset.image_id(i) == 12)
     half = dataset.target(index)["masks"][0].float().mean()
     assert half == pytest.approx(0.5, abs=0.02)
-    assert len(dataset.ground_truth()["annotations"]) == 5
+    assert len(dataset.truth(index)["rles"]) == 1

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from piip.data.sets.coco.dataset import CocoDataset, self_test
+from piip.data.sets.coco.dataset import CocoDataset
 from piip.data.sets.shapes import instances as shapes
 from piip.data.sets.shapes.config import ShapesData
 from piip.data.sets.shapes.instances import CLASS_NAMES, draw_image, write_shapes
 from piip.data.transforms.sample import generator
 from piip.errors import PiipError
+from tests.metrics.perfect import score_of_truth
 
 
 def config(root: Path, **changes: object) -> ShapesData:
@@ -140,7 +141,7 @@ def test_ground_truth_as_prediction_gives_ap_1(tmp_path: Path) -> None:
     dataset = config(tmp_path, images=6).build(training=False)
     assert isinstance(dataset, CocoDataset)
     assert dataset.report.counts == {}
-    values = self_test(dataset)
+    values = score_of_truth(dataset)
     assert values["box_ap"] == values["mask_ap"] == 1
 
 
