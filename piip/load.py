@@ -1,37 +1,19 @@
-"""From a config, and weights, to a model that is ready."""
+"""From a config, and weights, to a model: freshly built, or ready for inference."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from piip.backbone.build import build_backbone
-from piip.config.experiment import ModelConfig
+from piip.config.experiment import Config, ModelConfig
 from piip.config.load import load_config
-from piip.engine.checkpoint import load_weights
 from piip.model import Model
-
-
-def create_model(name: str | Path, weights: str | Path | None = None, **overrides: Any) -> Model:
-    """Builds the model of a config, in evaluation mode.
-
-    name: a shipped config name, an official file stem, or a path to a YAML file.
-    weights: a checkpoint or exported file to load; None leaves the fresh initialisation.
-    overrides: config values by dotted key, for example `**{"model.head.num_classes": 3}`.
-    Raises ConfigError, CheckpointError.
-    """
-    config = load_config(name, [f"{key}={_as_yaml(value)}" for key, value in overrides.items()])
-    model = build_model(config.model)
-    model.transforms = config.data.val_transforms
-    if weights is not None:
-        model.class_names = load_weights(model, weights).class_names or []
-    return model.eval()
-
-
-def _as_yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+from piip.precision import compute_dtype, prepare
+from piip.weights.files import load_weights
 
 
 def build_model(config: ModelConfig) -> Model:
@@ -39,3 +21,37 @@ def build_model(config: ModelConfig) -> Model:
     backbone = build_backbone(config.backbone, last_interaction=config.head.reads_last_interaction)
     neck = config.neck.build(backbone.specs)
     return Model(backbone=backbone, neck=neck, head=config.head.build(neck.specs), config=config)
+
+
+def create_model(name: str | Path, weights: str | Path | None = None, **overrides: Any) -> Model:
+    """Builds the model of a config, in evaluation mode.
+
+    name: a shipped config name, an official file stem, or a path to a YAML file.
+    weights: a run, a checkpoint or a weight file to load; None leaves the fresh initialisation.
+    overrides: config values by dotted key, for example `**{"model.head.num_classes": 3}`.
+    Raises ConfigError, CheckpointError.
+    """
+    config = load_config(name, [f"{key}={_as_yaml(value)}" for key, value in overrides.items()])
+    return _build(config, weights).eval()
+
+
+def load_model(config: Config, weights: str | Path, *, device: torch.device, precision: str) -> Model:
+    """The model of an experiment with its weights, on a device and ready for inference (see `piip.precision.prepare`).
+
+    weights: a run, a checkpoint or a weight file. precision: as of `train.precision`.
+    Raises CheckpointError, and ConfigError where the device does not have the precision.
+    """
+    return prepare(_build(config, weights).to(device), compute_dtype(device, precision))
+
+
+def _build(config: Config, weights: str | Path | None) -> Model:
+    """A model that knows how to prepare images, and the classes that its weights were trained on."""
+    model = build_model(config.model)
+    model.transforms = config.data.val_transforms
+    if weights is not None:
+        model.class_names = load_weights(model, weights).class_names or []
+    return model
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()

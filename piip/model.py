@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,20 @@ if TYPE_CHECKING:
     from piip.data.batch import Batch
 
 
+class _Normalisation(TypedDict):
+    """The arguments of `pyramid_resize` and of the backbone that normalise images; None leaves them as they are."""
+
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    valid_sizes: Sequence[tuple[int, int]] | None
+
+
 class Model(nn.Module):
     """Backbone, neck and head of one task.
 
     config: what the model was built from, with the normalisation of its images.
     transforms: how `predict` prepares an image; the validation transforms of the experiment.
-    class_names: one a class, in label order; empty when unknown.
+    class_names: one per class, in label order; empty when unknown.
     """
 
     def __init__(self, *, backbone: PIIP, neck: Neck, head: Head, config: ModelConfig) -> None:
@@ -53,12 +61,12 @@ class Model(nn.Module):
         with self._head_precision(batch.images.device):
             return self.head.loss(features, batch.image_sizes, batch.targets)
 
-    def features(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> list[Tensor]:
-        """Images (B, 3, H, W), normalised, or uint8 with their valid sizes -> the neck's maps (B, C, H/s, W/s)."""
-        if images.dtype == torch.uint8:
-            maps = self.backbone(images, mean=self.config.mean, std=self.config.std, valid_sizes=image_sizes)
-        else:
-            maps = self.backbone(images)
+    def features(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> list[Any]:
+        """Images (B, 3, H, W), normalised, or uint8 with their valid sizes -> the neck's maps (B, C, H/s, W/s).
+
+        Without merge and neck, they are the `Tokens` of every branch.
+        """
+        maps = self.backbone(images, **self._normalisation(images, image_sizes))
         # As released: under autocast the backbone runs in bfloat16, the neck in float32.
         with torch.autocast(images.device.type, enabled=False):
             return self.neck([x.float() for x in maps])
@@ -69,10 +77,11 @@ class Model(nn.Module):
 
         images: (B, 3, H, W), normalised and zero-padded at the bottom and right, or padded uint8 pixels; image_sizes:
         each image's valid (h, w).
-        Returns the head's results: for detection a dict per image with boxes (n, 4) xyxy, scores (n,), labels (n,) and
-        masks (n, h, w) bool; for segmentation logits (B, classes, H, W), for classification logits (B, classes).
+        Returns the head's results: for detection a dict per image with boxes (n, 4) xyxy, scores (n,), labels (n,) and,
+        from a head that has masks, masks (n, h, w) bool; for segmentation logits (B, classes, H, W); for classification
+        logits (B, classes).
         """
-        return self.head.in_batch(self._view(images, image_sizes), list(image_sizes))
+        return self.head.in_batch(self._detect(images, image_sizes), list(image_sizes))
 
     @torch.inference_mode()
     def infer_batch(self, batch: Batch) -> Any:
@@ -80,7 +89,7 @@ class Model(nn.Module):
 
         They are those of `predict`, but masks are compressed run lengths, `rles`.
         """
-        outputs = self._view(batch.images, batch.image_sizes)
+        outputs = self._detect(batch.images, batch.image_sizes)
         return self.head.restore_encoded(outputs, batch.image_sizes, batch.original_sizes)
 
     @torch.inference_mode()
@@ -99,22 +108,45 @@ class Model(nn.Module):
         batch, image_sizes = prepare(pixels, self.transforms)
         device = next(self.parameters()).device
         original_sizes = [(image.shape[1], image.shape[2]) for image in pixels]
-        return self.head.restore(self._view(batch.to(device), image_sizes), image_sizes, original_sizes)
+        return self.head.restore(self._detect(batch.to(device), image_sizes), image_sizes, original_sizes)
 
-    def _view(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Any:
-        if images.dtype == torch.uint8 and self.head.several_views:
-            mean, std = self.config.mean, self.config.std
-            (images,) = pyramid_resize(images, scale_factors=[1.0], mean=mean, std=std, valid_sizes=image_sizes)
-        return self.head.view(self._detect, images, list(image_sizes))
+    def _detect(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Any:
+        """Runs backbone, neck and head on every view of the images; returns what `Head.restore` takes."""
+        if self.head.several_views:
+            how = self._normalisation(images, image_sizes)
+            (images,) = pyramid_resize(images, scale_factors=[1.0], **how)
+        views = self.head.views(images, list(image_sizes))
+        for view, view_sizes in views:
+            features = self.features(view, view_sizes)
+            with self._head_precision(view.device):
+                views.add(self.head.detect(features, view_sizes))
+        return views.outputs()
 
-    def _detect(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Any:
-        features = self.features(images, image_sizes)
-        with self._head_precision(images.device):
-            return self.head.detect(features, image_sizes)
+    def _normalisation(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> _Normalisation:
+        """uint8 pixels are normalised within their valid sizes; other images are normalised already."""
+        if images.dtype != torch.uint8:
+            return {"mean": None, "std": None, "valid_sizes": None}
+        return {"mean": self.config.mean, "std": self.config.std, "valid_sizes": image_sizes}
 
     def _head_precision(self, device: torch.device) -> AbstractContextManager[object]:
         """As released, heads run in float32 under autocast; but one that is costly may choose for itself."""
         return nullcontext() if self.head.mixed_precision else torch.autocast(device.type, enabled=False)
+
+    def class_rows(self) -> dict[str, int]:
+        """Names of the parameters that depend on the classes -> rows of each class, see `Head.class_layers`."""
+        layers = self.head.class_layers()
+        return {
+            f"{name}.{parameter}": layers[module]
+            for name, module in self.named_modules()
+            if module in layers
+            for parameter, _ in module.named_parameters(recurse=False)
+        }
+
+    def load_pretrained(self) -> None:
+        """Loads the pretrained weights that the config names for branches. Raises CheckpointError."""
+        for index, (branch, config) in enumerate(zip(self.backbone.branches, self.config.backbone.branches)):
+            if config.init is not None:
+                branch.load_pretrained(config.init, head=self.head.pretrained(index))
 
     def layer_ids(self) -> dict[str, int]:
         """Layer of every parameter that layer-wise learning-rate decay scales; all others train at the full rate."""

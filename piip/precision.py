@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from piip.errors import ConfigError
 from piip.ops import MSDeformAttn
 
 M = TypeVar("M", bound=nn.Module)
@@ -28,6 +29,18 @@ def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """The context in which float32 stays float32, also within a forward pass in lower precision."""
     kind = like.device.type
     return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+
+
+def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """float32 or bfloat16, for the precision of a config: 'auto', 'fp32' or 'bf16'.
+
+    auto is bf16 on GPUs that have it and fp32 everywhere else: CPUs without bf16 units are several times slower in it.
+    Raises ConfigError when bf16 is asked of a GPU that does not have it.
+    """
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and device.type == "cuda" and not native:
+        raise ConfigError(f"{torch.cuda.get_device_name(device)} has no bf16; set train.precision=fp32")
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and native) else torch.float32
 
 
 def prepared_copy(model: M, dtype: torch.dtype) -> M:

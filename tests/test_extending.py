@@ -22,7 +22,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from piip.metrics.config import MetricConfig
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,6 +45,7 @@ from piip.flops.actual import actual_count
 from piip.heads.base import Head
 from piip.heads.config import HeadConfig
 from piip.metrics.base import Metric
+from piip.metrics.config import MetricConfig
 from piip.necks.base import Neck
 from piip.necks.config import NeckConfig
 from piip.results.base import ResultWriter

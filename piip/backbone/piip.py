@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from piip.backbone.interaction import Interaction
-from piip.branches.base import Branch
+from piip.branches.base import Branch, Tokens
 from piip.features import FeatureSpec
 from piip.ops import pyramid_resize
 
@@ -22,7 +22,7 @@ class PIIP(nn.Module):
     interactions: one per group, perhaps without the last; empty for a single branch, which is then the plain baseline.
     intermediate: merges after earlier groups, by the group's index; empty where one merged map is enough.
     merge: the merge after the last group: all branches' maps (B, H, W, C) -> (B, C, H, W) on the finest grid; None,
-    with no pyramid either, leaves the branches' own maps.
+    with no pyramid either, leaves the branches' own tokens.
     pyramid: the merged maps, in the order they were taken -> the feature pyramid, a list of maps, finest first.
     specs: channels and stride, in pixels of the finest image, of the returned maps.
     """
@@ -58,12 +58,12 @@ class PIIP(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         valid_sizes: Sequence[tuple[int, int]] | None = None,
-    ) -> list[Tensor]:
+    ) -> list[Tensor] | list[Tokens]:
         """Images (B, 3, H, W), normalised, as the finest branch sees them -> maps (B, C, H/s, W/s), finest first.
 
         Images may be uint8 too, with mean and std (RGB in 0..255) and the valid (h, w) of each, beyond which it is
         padding; they are then normalised in the pass that makes the image pyramid.
-        Without a merge, the maps of the branches are followed by the class tokens (B, C, 1, 1) of those that have one.
+        Without a merge it returns the tokens of every branch, their maps (B, H, W, C) and class tokens.
         """
         factors = [resolution / self.resolutions[0] for resolution in self.resolutions]
         # The official code rescales by factor, not to a size; at odd products the two differ in their sampling step.
@@ -84,8 +84,7 @@ class PIIP(nn.Module):
                 merged.append(intermediate[group](maps))
             starts = stops
         if self.merge is None or self.pyramid is None:
-            class_tokens = [x.class_token[:, :, None, None] for x in tokens if x.class_token is not None]
-            return [*(x.permute(0, 3, 1, 2) for x in maps), *class_tokens]
+            return tokens
         return self.pyramid([*merged, self.merge(maps)])
 
     def layer_ids(self) -> dict[str, int]:

@@ -11,10 +11,12 @@ entry point of the group `piip.branches` names the config. Nothing else has to k
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from piip.branches.pretrained import load_pretrained
 from piip.features import FeatureSpec
 
 
@@ -24,11 +26,17 @@ class Tokens(NamedTuple):
     map: Tensor
     class_token: Tensor | None = None
 
+    def float(self) -> Tokens:
+        """The same in float32."""
+        return Tokens(self.map.float(), None if self.class_token is None else self.class_token.float())
+
 
 class Branch(nn.Module):
     """A backbone cut into blocks; between blocks its state is one feature map, perhaps with a class token beside it."""
 
     specs: list[FeatureSpec]  # channels and stride of the map after each block
+    # Where the pretrained weights come from that timm does not have: how a file's name begins -> its address.
+    origins: ClassVar[Mapping[str, str]] = {}
 
     @property
     def depth(self) -> int:
@@ -50,3 +58,21 @@ class Branch(nn.Module):
         the full rate, as by default everything does.
         """
         return None
+
+    def load_pretrained(self, source: str, *, head: Mapping[str, nn.Module] | None = None) -> None:
+        """Loads the weights of a pretrained network, in place.
+
+        source: a checkpoint file, or the name of a pretrained timm model, which timm downloads; `fit_pretrained` says
+        which networks are understood. head: the `norm` and the classifier, `head`, of the model, into which the
+        network's own are loaded where they fit; a log line says what became of them.
+        Raises CheckpointError naming what to fetch, or what does not fit; nothing is then changed.
+        """
+        load_pretrained(self, source, head=head)
+
+    def fit_pretrained(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a published network under the names of this branch and in its shapes.
+
+        What this branch does not have is left out or keeps its name: final norms, classifiers and tokens in timm's
+        naming are passed over, all else is refused. By default the names and shapes must be those of the branch.
+        """
+        return dict(tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -45,8 +46,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, align: str =
     for name, side in zip(columns, align or "l" + "r" * (len(columns) - 1), strict=True):
         result.add_column(name, justify="left" if side == "l" else "right", no_wrap=True)
     for row in rows:
-        result.add_row(*(cell if isinstance(cell, Text) else _text(cell) for cell in row))
+        result.add_row(*(cell if isinstance(cell, Text) else cell_text(cell) for cell in row))
     return result
+
+
+def paragraphs(console: Console, *texts: str) -> None:
+    """Prints paragraphs of words, in lines of the console's width or of 100 letters."""
+    for text in texts:
+        console.print(textwrap.fill(text, min(console.width, 100)))
 
 
 def facts(pairs: Sequence[tuple[str, Any]]) -> str:
@@ -62,7 +69,8 @@ def bar(share: float, width: int = 20) -> str:
     return ("█" * (eighths // 8) + partial).ljust(width)
 
 
-def _text(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """A value as tables show it: four digits of a figure, '-' for what there is none of."""
     if value is None:
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else visible(str(value))

@@ -19,7 +19,11 @@ def convert(
     strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Fail where a weight does not match.")] = True,
     ema: Annotated[bool, typer.Option("--ema", help="Take the file's averaged weights.")] = False,
     to_official: Annotated[
-        bool, typer.Option("--to-official", help="The way back: SOURCE holds weights of ours, OUTPUT is a .pth file.")
+        bool,
+        typer.Option(
+            "--to-official",
+            help="The way back: SOURCE is a run, a checkpoint or a weight file of ours, OUTPUT a .pth file.",
+        ),
     ] = False,
 ) -> None:
     """Convert an official checkpoint; its file is read without executing anything in it."""
@@ -27,6 +31,11 @@ def convert(
     from piip.config.load import load_config
     from piip.errors import first_few
 
+    if to_official and (ema or not strict):
+        raise typer.BadParameter(
+            "--ema and --no-strict are for official files; with --to-official give the weights themselves, as in "
+            "RUN/checkpoints/last/ema.safetensors"
+        )
     settings = load_config(config)
     require(source)
     if to_official:

@@ -45,7 +45,7 @@ def _options(
 app.command("train", cls=train.TrainCommand)(command(train.train))
 app.command("eval", cls=OverridesCommand)(command(evaluate.evaluate))
 app.command("predict")(command(predict.predict))
-app.command("flops")(command(flops.flops))
+app.command("flops", cls=OverridesCommand)(command(flops.flops))
 app.command("convert-ckpt")(command(convert.convert))
 app.command("convert-config")(command(convert_config.convert_config))
 app.command("models")(command(models.models))

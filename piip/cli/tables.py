@@ -1,18 +1,53 @@
-"""Metrics as tables: one of the figures of a whole data set, one with a row per class."""
+"""Tables that several commands print, and metrics as tables: of a whole data set, and with a row per class."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from piip.cli.console import table
+from piip.cli.console import cell_text, table
 
 # Of more classes than this the worst ones are shown.
 MOST_ROWS = 40
 WORST_ROWS = 20
+
+
+def print_table(
+    console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, align: str = "", titles: int = 1
+) -> None:
+    """Prints a table where the console is wide enough, and else every row as a paragraph.
+
+    align: as of `piip.cli.console.table`. titles: how many cells are the first line of a paragraph; the others stand
+    below it, behind the names of their columns, those without a name are left out.
+    """
+    rows = list(rows)
+    found = table(columns, rows, align=align)
+    if console.measure(found, options=console.options.update(width=1000)).maximum <= console.width:
+        console.print(found)
+        return
+    console.print("\n" + " ".join(columns[:titles]).strip(), style="bold")
+    for row in rows:
+        named = [f"{name} {cell_text(cell)}" for name, cell in zip(columns[titles:], row[titles:]) if name]
+        console.print(_wrapped([cell_text(cell) for cell in row[:titles]], console.width, indent=""))
+        console.print(_wrapped(named, console.width, indent="  "))
+
+
+def _wrapped(pieces: Sequence[str], width: int, *, indent: str) -> str:
+    """Pieces in lines of a width, broken between them where it can be."""
+    text = "  ".join(piece.replace(" ", "\u00a0") for piece in pieces)
+    return textwrap.fill(text, width, initial_indent=indent, subsequent_indent="  ", break_on_hyphens=False).replace(
+        "\u00a0", " "
+    )
+
+
+def giga(macs: int) -> str:
+    """Multiply-accumulates in units of 10^9."""
+    return f"{macs / 1e9:.0f}" if macs >= 1e10 else f"{macs / 1e9:.1f}"
 
 
 def metric_table(metrics: Mapping[str, float | None]) -> Table:

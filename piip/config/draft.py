@@ -16,7 +16,7 @@ from piip.errors import ConfigError
 COMMAND_LINE = "command line"
 
 # Names and published figures belong to one experiment and are not inherited.
-_OWN_KEYS = ("name", "official", "published", "alternative")
+_OWN_KEYS = ("name", "official", "released", "published", "alternative")
 
 
 class Draft:

@@ -118,6 +118,11 @@ class Published(Strict):
     params: str | None = None
     flops: str | None = None
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """The figures by metric, in percent."""
+        return {name: value for name, value in self if isinstance(value, float)}
+
 
 class Config(Strict):
     """One experiment."""
@@ -126,6 +131,7 @@ class Config(Strict):
     official: str | None = Field(
         None, description="file stem of the official config this reproduces; accepted as an alias"
     )
+    released: bool = Field(True, description="false: no weights of the official config were released")
     published: Published | None = None
     alternative: str | None = Field(
         None, description="config of another form of this network, for checkpoints that fit that form instead"
@@ -171,5 +177,11 @@ class Config(Strict):
                 raise ValueError(
                     f"data.{name} are for {found}, but model.head {self.model.head.type} is for {task}: set "
                     f"data.{name}.type: {task}, with its settings"
+                )
+        for metric in self.metrics:
+            if metric.task not in (None, task):
+                raise ValueError(
+                    f"metrics: {metric.type} is for {metric.task}, model.head {self.model.head.type} for {task}: "
+                    "take it out, or leave metrics empty for what belongs to the data"
                 )
         return self

@@ -22,16 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import piip
-from piip.errors import CheckpointError, MissingFile
+from piip.errors import CheckpointError
 from piip.files import free_space, sync, write_file
-from piip.weights.files import LoadedWeights, load_file, write_weights
-from piip.weights.integrity import describe_files, read_document, read_meta, write_document
+from piip.weights.files import write_weights
+from piip.weights.find import POINTERS, checkpoints, follow
+from piip.weights.integrity import describe_files, read_document, write_document
 from piip.weights.unpickle import load_pickle
-
-POINTERS = ("last", "best")
 
 _log = logging.getLogger(__name__)
 
@@ -85,31 +84,6 @@ def point(root: Path, name: str, step: int) -> None:
     sync(root)
 
 
-def follow(root: Path, name: str) -> Path | None:
-    """The checkpoint that `last` or `best` leads to, or None."""
-    pointer = root / name
-    if pointer.is_symlink():
-        target = root / os.readlink(pointer)
-    elif pointer.is_file():
-        target = root / pointer.read_text(encoding="utf-8", errors="replace").strip()
-    else:
-        return None
-    return target if target.is_dir() else None
-
-
-def checkpoints(root: Path) -> list[Path]:
-    """The checkpoint directories below `root`, oldest step first; they may be damaged."""
-    if not root.is_dir():
-        return []
-    found = [path for path in root.iterdir() if path.name.isdigit() and path.is_dir() and not path.is_symlink()]
-    return sorted(found, key=lambda path: int(path.name))
-
-
-def newest_checkpoint(root: Path) -> Path | None:
-    """The newest whole checkpoint below `root`, or None; damaged ones are passed over with a warning."""
-    return next((path for path in reversed(checkpoints(root)) if _is_whole(path)), None)
-
-
 def prune(root: Path, keep: int) -> None:
     """Removes all but the newest `keep` checkpoints, what `last` and `best` lead to, and leftovers of killed saves."""
     protected = {follow(root, name) for name in POINTERS}
@@ -128,44 +102,6 @@ def remove_leftovers(root: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def find_weights(path: Path) -> Path:
-    """The weight file behind a file, a checkpoint directory or a run directory.
-
-    A run stands for its best checkpoint (its last one where none has been evaluated), a checkpoint for the moving
-    average of its weights where there is one: what was evaluated during training. Raises CheckpointError.
-    """
-    if path.name in POINTERS and path.is_file():
-        path = follow(path.parent, path.name) or path
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise MissingFile(f"weights not found: {path}")
-    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if not (root / "meta.json").exists():
-        checkpoint = follow(root, "best") or follow(root, "last") or newest_checkpoint(root)
-        if checkpoint is None:
-            raise CheckpointError(
-                f"{path} holds no checkpoint; expected a run directory, a checkpoint or a weight file"
-            )
-        root = checkpoint
-    meta = read_meta(root, only=())
-    settings = meta["config"].get("train")
-    # What was evaluated during training; checkpoints from before there was a choice hold no word of it.
-    evaluated = settings.get("evaluate_ema", True) if isinstance(settings, dict) else True
-    name = "ema.safetensors" if evaluated and "ema.safetensors" in meta["files"] else "model.safetensors"
-    read_meta(root, only=(name,))
-    return root / name
-
-
-def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
-    """Loads a run, a checkpoint or a weight file (see `find_weights`) into the model; every tensor must be there.
-
-    Returns where the weights came from and the class names they were trained on, to be compared with those of the data.
-    Raises CheckpointError; the model is then unchanged.
-    """
-    return load_file(model, find_weights(Path(path)))
 
 
 def load_trainer_state(path: Path) -> dict[str, Any]:
@@ -195,15 +131,6 @@ def read_evaluation(path: Path) -> dict[str, Any] | None:
         _log.warning("%s is damaged (%s); this checkpoint counts as not evaluated", file, error)
         return None
     return record
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        read_meta(path)
-    except CheckpointError as error:
-        _log.warning("%s; trying an earlier one", error)
-        return False
-    return True
 
 
 def _remedy(path: Path) -> str:

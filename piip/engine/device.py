@@ -1,4 +1,4 @@
-"""Which device a run uses, and in which precision."""
+"""Which device a run uses, and what of its precision is up to the device."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 from piip.errors import ConfigError
+from piip.precision import compute_dtype
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -36,18 +37,6 @@ def choose_device(name: str | None) -> torch.device:
     if device.type not in ("cpu", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
         raise ConfigError(f"device '{name}' is not available; use auto, cpu, cuda or cuda:N")
     return device
-
-
-def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """float32 or bfloat16, for the precision of a config: 'auto', 'fp32' or 'bf16'.
-
-    auto is bf16 on GPUs that have it and fp32 everywhere else: CPUs without bf16 units are several times slower in it.
-    Raises ConfigError when bf16 is asked of a GPU that does not have it.
-    """
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bf16" and device.type == "cuda" and not native:
-        raise ConfigError(f"{torch.cuda.get_device_name(device)} has no bf16; set train.precision=fp32")
-    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and native) else torch.float32
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-# A rank may wait for as long as another scores the whole validation set.
+# A rank may have to wait while another one scores the whole validation set.
 _TIMEOUT = timedelta(hours=2)
 
 
@@ -55,7 +55,7 @@ def session(device: str | None = None) -> Iterator[torch.device]:
     owner = launched and not dist.is_initialized()
     if owner:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        # It waits for the others outside Python, where only the default actions end it.
+        # The call waits for the other ranks outside Python, where only a signal's default action can end it.
         with default_signals():
             dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
@@ -69,8 +69,8 @@ def session(device: str | None = None) -> Iterator[torch.device]:
         raise lost from error
     finally:
         if owner:
-            # Gloo's threads end with the group, and it ends when nothing holds it, not even a cycle with a wrapped
-            # model. One that still lets go of a tensor while Python ends would abort the process.
+            # Gloo's threads end with the group, and the group ends when nothing refers to it, not even a reference
+            # cycle with a wrapped model. A thread that still frees a tensor while Python ends would abort the process.
             gc.collect()
             dist.destroy_process_group()
 
@@ -83,14 +83,14 @@ def _clear_frames(error: BaseException | None) -> None:
 
 
 def explain_lost_process(error: BaseException) -> PiipError | None:
-    """What to do when a collective failed because another process of the run has ended; None for other errors."""
+    """The error to raise when a collective failed because another process of the run has ended; None for others."""
     # Gloo raises plain RuntimeErrors, which name its source file or the state of the connection.
     told = isinstance(error, dist.DistError) or any(words in str(error) for words in ("/gloo/", "Connection closed by"))
     if world_size() == 1 or not (isinstance(error, RuntimeError) and told):
         return None
     return PiipError(
-        f"rank {rank()} lost its connection: another process of this run died; see what that one said, and start "
-        "again (training goes on with --resume)"
+        f"rank {rank()} lost its connection: another process of this run died; see what that process printed, and "
+        "start again (training goes on with --resume)"
     )
 
 
@@ -104,20 +104,20 @@ def gather(value: T) -> list[T]:
 
 
 def synchronize_norms(model: nn.Module, device: torch.device) -> None:
-    """Lets the batch norms of a model, while it trains, see the images of all ranks; torch can do so on GPUs only."""
+    """Makes the batch norms of a training model see the images of all ranks, which torch can do on GPUs only."""
     if world_size() == 1 or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     else:
-        _log.info("batch norm sees the images of one process at a time: on the CPU torch cannot synchronise it")
+        _log.info("batch norms see the images of one process only: torch cannot synchronise them on the CPU")
 
 
 def align_gradients(model: nn.Module) -> None:
-    """Lets gradients arrive in the strides of their parameters, also along dimensions of size 1.
+    """Gives gradients the strides of their parameters along dimensions of size 1 too.
 
-    There strides mean nothing, but DistributedDataParallel compares them: the gradients of depthwise weights would be
-    copied into its buckets, with a warning.
+    Strides mean nothing there, but DistributedDataParallel compares them: it would copy the gradients of depthwise
+    convolutions into its buckets, and warn of it.
     """
     for parameter in model.parameters():
         if parameter.requires_grad and 1 in parameter.shape:
@@ -129,6 +129,14 @@ def share_buffers(model: nn.Module) -> None:
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
+
+
+def largest(value: int) -> int:
+    """The largest value of any rank. The ranks compare it between hosts; no device is waited for."""
+    tensor = torch.tensor([value])
+    if dist.is_initialized():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor)
 
 
 def minimum_(tensor: torch.Tensor) -> torch.Tensor:
@@ -160,7 +168,7 @@ def on_main(function: Callable[[], T]) -> T:
             outcome[0] = function()
         except Exception as error:
             failure = error
-            # Only our own errors are sure to survive the journey to the other ranks.
+            # Only our own errors are sure to survive pickling on the way to the other ranks.
             told = error if isinstance(error, PiipError) else PiipError(f"the main process failed: {error!r}")
             outcome[1] = type(told)(str(told))
     dist.broadcast_object_list(outcome)
@@ -174,7 +182,7 @@ def on_main(function: Callable[[], T]) -> T:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """Lets the main process run the block before the others: it writes a cache, they read it.
+    """Runs the block in the main process first, which may write a cache, and then in the others, which read it.
 
     A failure of the main process is a PiipError on the others.
     """

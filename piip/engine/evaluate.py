@@ -19,15 +19,14 @@ from piip.data.prefetch import on_device
 from piip.data.sets.base import ImageDataset, check_classes
 from piip.data.sets.config import DatasetConfig
 from piip.engine import distributed
-from piip.engine.checkpoint import load_weights
-from piip.engine.device import compute_dtype, tf32
+from piip.engine.device import tf32
 from piip.engine.log import Bar, logging_to
 from piip.errors import ConfigError, DataError, PiipError, first_few
 from piip.files import check_outputs, to_json, write_file
+from piip.load import load_model
 from piip.metrics.base import Metric
 from piip.metrics.config import MetricConfig
-from piip.precision import prepare
-from piip.weights.files import LoadedWeights
+from piip.weights.find import find_weights
 
 if TYPE_CHECKING:
     import torch
@@ -115,39 +114,39 @@ def run_evaluation(
     weights: a run, a checkpoint or a weight file. output: where metrics.json, and pictures if the metrics draw any, are
     written, if given. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. Raises PiipError and its kinds.
     """
-    from piip.load import build_model
-
     metrics = config.chosen_metrics
     with distributed.session(device) as target, logging_to() as console:
-        model = build_model(config.model)
-        loaded = load_weights(model, weights)
+        file = find_weights(weights)
+        model = load_model(config, file, device=target, precision=config.train.precision)
         with distributed.main_process_first():
             dataset = config.data.val.build(training=False)
         check_classes(config.model.head.num_classes, dataset)
-        check_trained_classes(loaded, dataset)
-        _log.info("evaluating %s on %d images on %s", loaded.file, len(dataset), target)
+        check_trained_classes(file, model.class_names, dataset)
+        _log.info("evaluating %s on %d images on %s", file, len(dataset), target)
         if output is not None:
-            distributed.on_main(lambda: _make_folder(output, [loaded.file, *_paths(config.data.val)]))
+            distributed.on_main(lambda: _make_folder(output, [file, *_paths(config.data.val)]))
         loader = build_loader(config, dataset, training=False, pin_memory=target.type == "cuda")
-        prepare(model.to(target), compute_dtype(target, config.train.precision))
         with tf32(config.train.tf32):
             found = evaluate(model, loader, metrics=metrics, device=target, console=console, pictures=output)
         _log.info("evaluated %d images in %.0f s", len(dataset), found.seconds)
         if output is not None:
-            report: dict[str, Any] = {"config": config.name, "weights": str(loaded.file), "images": len(dataset)}
+            report: dict[str, Any] = {"config": config.name, "weights": str(file), "images": len(dataset)}
             report["measured_by"] = [metric.model_dump(mode="json") for metric in metrics]
             distributed.on_main(lambda: _write_report(output / _REPORT, report | found.document))
         return found
 
 
-def check_trained_classes(loaded: LoadedWeights, dataset: ImageDataset) -> None:
-    """Raises ConfigError when weights were trained on other classes, or on the same ones in another order."""
-    if loaded.class_names is None or loaded.class_names == dataset.class_names:
+def check_trained_classes(weights: Path, class_names: list[str], dataset: ImageDataset) -> None:
+    """Raises ConfigError when weights were trained on other classes, or on the same ones in another order.
+
+    class_names: what the weights were trained on; empty where their file does not say.
+    """
+    if not class_names or class_names == dataset.class_names:
         return
-    pairs = zip([*loaded.class_names, None], [*dataset.class_names, None], strict=False)
+    pairs = zip([*class_names, None], [*dataset.class_names, None], strict=False)
     label, (old, new) = next((label, pair) for label, pair in enumerate(pairs) if pair[0] != pair[1])
     raise ConfigError(
-        f"{loaded.file} was trained on other classes than {dataset.source} has: class {label} is {old!r} there and "
+        f"{weights} was trained on other classes than {dataset.source} has: class {label} is {old!r} there and "
         f"{new!r} here; use annotations with the categories it was trained on, in their order"
     )
 

@@ -1,4 +1,4 @@
-"""Means of what happened since the last record."""
+"""Means over the steps since the last record."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from piip.engine.step import StepResult
 
 @dataclass
 class Meter:
-    """Sums over steps, as plain numbers that fit into a checkpoint: a resumed run reports what an unbroken one does.
+    """Sums over steps, as plain numbers that a checkpoint stores: a resumed run reports what an unbroken one does.
 
-    losses: by name; count: steps; grad_norm and lr: of the last step; seconds, waited: altogether and for data.
+    losses: sums by name. count: number of steps. grad_norm, lr: those of the last step. seconds: duration of all steps;
+    waited: the part of it in which they waited for data.
     """
 
     losses: dict[str, float] = field(default_factory=dict)
@@ -34,7 +35,10 @@ class Meter:
         self.waited += result.waited
 
     def take(self) -> dict[str, Any]:
-        """The record, and a new start: means of losses over steps and ranks, of times over steps. All ranks call it."""
+        """The record of the steps so far, which are then forgotten. All ranks call it.
+
+        Losses are means over steps and ranks, times are means over the steps of this rank.
+        """
         names = sorted(self.losses)
         sums = torch.tensor([self.losses[name] for name in names], dtype=torch.float64)
         means = dict(zip(names, distributed.mean_(sums / self.count).tolist()))
@@ -46,9 +50,10 @@ class Meter:
             "time": self.seconds / self.count,
             "data_time": self.waited / self.count,
         }
-        vars(self).update(vars(Meter()))
+        self.losses, self.count = {}, 0
+        self.grad_norm = self.lr = self.seconds = self.waited = 0.0
         return record
 
     def state(self) -> dict[str, Any]:
-        """What `Meter(**state)` continues from."""
+        """The sums, from which `Meter(**state)` continues."""
         return asdict(self)

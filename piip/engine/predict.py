@@ -15,13 +15,11 @@ from piip.config.experiment import Config
 from piip.data.folders import IRREGULAR, UNREAD, ending_of, list_folder
 from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image
 from piip.data.report import Report
-from piip.engine.checkpoint import load_weights
-from piip.engine.device import choose_device, compute_dtype, tf32
+from piip.engine.device import choose_device, tf32
 from piip.engine.log import Bar, logging_to
 from piip.errors import DataError, PiipError, first_few
 from piip.files import check_outputs, to_json, write_file
-from piip.load import build_model
-from piip.precision import prepare
+from piip.load import load_model
 from piip.signals import StopSignals
 
 _RESULTS = "predictions.json"
@@ -67,13 +65,10 @@ def run_prediction(
     check_outputs([output / _RESULTS, *overlays, *labels], [*files, weights])
     with logging_to() as console:
         target = choose_device(device)
-        model = build_model(config.model)
-        model.transforms = config.data.val_transforms
-        loaded = load_weights(model, weights)
+        model = load_model(config, weights, device=target, precision=config.train.precision)
         count = config.model.head.num_classes
-        names = loaded.class_names or config.data.val.known_class_names() or []
+        names = model.class_names or config.data.val.known_class_names() or []
         names = names if len(names) == count else [f"class {label}" for label in range(count)]
-        prepare(model.to(target), compute_dtype(target, config.train.precision))
         limit = config.data.val.max_image_pixels
         writer = config.model.head.build_writer(names, score_threshold=score_threshold)
         predictions: list[Prediction] = []

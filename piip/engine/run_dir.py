@@ -13,9 +13,10 @@ from typing import Any
 from piip.config.experiment import Config
 from piip.config.load import config_from_dict, dump_config
 from piip.engine import distributed
-from piip.engine.checkpoint import POINTERS, checkpoints, follow, newest_checkpoint, remove_leftovers
+from piip.engine.checkpoint import remove_leftovers
 from piip.errors import CheckpointError, ConfigError, MissingFile, PiipError
 from piip.files import lock, write_file
+from piip.weights.find import POINTERS, checkpoints, follow, newest_checkpoint
 from piip.weights.integrity import read_meta
 
 _log = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 
 from piip import rng
-from piip.branches.pretrained import load_pretrained
 from piip.config.experiment import Config
 from piip.engine import distributed
 from piip.engine.checkpoint import load_trainer_state, point, prune, read_evaluation, save_checkpoint, write_evaluation
@@ -74,11 +73,8 @@ class RunState:
 
     def start(self) -> None:
         """Begins a run: loads pretrained branches where the config names some. Raises CheckpointError."""
-        branches = zip(self.model.backbone.branches, self.config.model.backbone.branches)
         with distributed.main_process_first():
-            for index, (branch, settings) in enumerate(branches):
-                if settings.init is not None:
-                    load_pretrained(branch, settings.init, head=self.model.head.pretrained(index))
+            self.model.load_pretrained()
         self._average()
         self._seed()
 

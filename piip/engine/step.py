@@ -24,7 +24,11 @@ from piip.host import HostCopy
 
 @dataclass(frozen=True)
 class StepResult:
-    """losses: by name, mean over the passes of this rank. seconds: of the step; waited: of those, for data."""
+    """What one optimizer step measured.
+
+    losses: mean of each loss over the passes of this rank, by name. grad_norm: of all gradients, before clipping.
+    seconds: duration of the step. waited: the part of it in which the step waited for data.
+    """
 
     losses: dict[str, float]
     grad_norm: float
@@ -41,14 +45,14 @@ class Pass:
 
     @property
     def finite(self) -> bool:
-        """Whether all losses are."""
+        """Whether all losses are finite."""
         return all(map(math.isfinite, self.losses.values()))
 
 
 class Step:
-    """A step that a device has been told to take; what it says is on its way to the host.
+    """A step that has been launched on a device; its losses and norms are on their way to the host.
 
-    signal: the signal that any rank was sent, 0 for none; the same on all ranks.
+    signal: the signal that a rank received, 0 if none did; the same on all ranks.
     """
 
     def __init__(
@@ -63,17 +67,20 @@ class Step:
         waited: float,
         signal: int,
     ) -> None:
-        """numbers: whether the step is finite, the norm of the gradients, the losses of each pass with its image_ids,
-        and the norms of the gradients of the parameters.
+        """What a step has found, still on the device.
+
+        numbers: 1 if the step is finite, the norm of all gradients, the losses of each pass, and the gradient norm of
+        each parameter. image_ids: the images of each pass.
         """
         self._numbers = HostCopy(numbers)
         self._model, self._parameters, self._losses, self._image_ids = model, parameters, losses, image_ids
         self._seconds, self._waited, self.signal = seconds, waited, signal
 
     def result(self) -> StepResult:
-        """Waits until the device has come to the update of this step. All ranks call it, and between the same steps.
+        """Waits until the device has reached the update of this step. All ranks call it between the same two steps.
 
-        Raises NonFiniteLoss, on all ranks, if a loss or gradient of any is not finite; no weight has changed then.
+        Raises NonFiniteLoss, on all ranks, if a loss or a gradient of any rank is not finite; the weights have then not
+        been changed.
         """
         start = time.perf_counter()
         finite, norm, *values = self._numbers.wait().tolist()
@@ -103,12 +110,12 @@ def optimizer_step(
 ) -> Step:
     """Takes `config.accumulate` batches, adds up their gradients and updates the weights.
 
-    model: returns losses by name for a batch; perhaps in DistributedDataParallel. batches: on the device. optimizer: a
-    fused one. signal: what this rank was sent, or 0.
-    It does not wait for the device to come to the update. If a loss or gradient of any rank is not finite, the device
-    leaves weights and optimizer as they are, and `Step.result` says so. Until that is read, no other step may change
-    the weights: before_update is called when the passes have been launched, and the update has not. It is the time to
-    read the step before, which the device has left behind by then.
+    model: returns losses by name for a batch; it may be wrapped in DistributedDataParallel. batches: batches on the
+    device. optimizer: a fused one. signal: the signal that this rank received, or 0.
+    The function does not wait for the device to reach the update. If a loss or a gradient of any rank is not finite,
+    the device leaves weights and optimizer as they are, and `Step.result` raises. The result of a step must be read
+    before the next step changes the weights: before_update is called for that after the passes of this step have been
+    launched, and before its update. By then the device has finished the step before.
     """
     start, waited = time.perf_counter(), 0.0
     optimizer.zero_grad(set_to_none=True)
@@ -118,7 +125,7 @@ def optimizer_step(
         waiting = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - waiting
-        # Gradients travel between the ranks once a step, with the last backward pass.
+        # The ranks exchange gradients once per step, during the last backward pass.
         last = index == config.accumulate - 1
         with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
             with autocast(device, precision):
@@ -127,14 +134,14 @@ def optimizer_step(
         losses.append({name: loss.detach().float() for name, loss in found.items()})
         image_ids.append(batch.image_ids)
 
-    # Between hosts, not devices: a signal must stop all ranks behind the same step.
-    signalled = distributed.minimum_(torch.tensor([-float(signal)])).item()
+    # A signal must stop all ranks after the same step.
+    signal = distributed.largest(signal)
     before = time.perf_counter()
     before_update()
     start += time.perf_counter() - before
 
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    # Private, but what get_total_norm calls, which keeps the norms of the single gradients to itself.
+    # This is what torch's get_total_norm calls; it does not return the norms of the single gradients.
     norms = torch.stack(torch._foreach_norm([parameter.grad for parameter in parameters]))
     norm = torch.linalg.vector_norm(norms)
     values = torch.stack([norm.float(), *(loss for part in losses for loss in part.values())])
@@ -150,12 +157,12 @@ def optimizer_step(
         image_ids=image_ids,
         seconds=time.perf_counter() - start,
         waited=waited,
-        signal=-int(signalled),
+        signal=signal,
     )
 
 
 def _update(optimizer: torch.optim.Optimizer, *, skip: Tensor) -> None:
-    """Updates the weights unless `skip`, a number on the device, is 1: it is what torch.amp.GradScaler does."""
+    """Updates the weights unless `skip`, a tensor on the device, is 1, in the way of torch.amp.GradScaler."""
     vars(optimizer)["found_inf"] = skip
     try:
         optimizer.step()
@@ -164,7 +171,7 @@ def _update(optimizer: torch.optim.Optimizer, *, skip: Tensor) -> None:
 
 
 def _explain(passes: list[Pass], bad: list[str]) -> str:
-    """What is not finite, and on which images; the ranks tell each other. bad: parameters whose gradients are not."""
+    """Says what is not finite on which images, for all ranks. bad: parameters whose gradients are not finite."""
     reports = distributed.gather([_describe(part) for part in passes if not part.finite])
     if not any(reports):
         others = f" and of {len(bad) - 1} more parameters" if len(bad) > 1 else ""

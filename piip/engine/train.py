@@ -20,16 +20,16 @@ from piip.data.prefetch import on_device
 from piip.data.sets.base import check_classes, check_same_classes, check_targets
 from piip.data.workers import explain_worker_death
 from piip.engine import distributed
-from piip.engine.checkpoint import follow
-from piip.engine.device import compute_dtype, peak_memory_mib, tf32
+from piip.engine.device import peak_memory_mib, tf32
 from piip.engine.evaluate import evaluate
 from piip.engine.log import Bar, RunLog, logging_to
 from piip.engine.optim import set_lr, total_iterations
 from piip.engine.run_dir import locked, prepare_run
 from piip.engine.state import RunState
 from piip.engine.step import optimizer_step
-from piip.precision import prepared_copy
+from piip.precision import compute_dtype, prepared_copy
 from piip.signals import StopSignals
+from piip.weights.find import follow
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Trainer:
             class_names=train_data.class_names,
             epoch_length=self.epoch_length,
         )
-        check_targets(self.state.model.head.needs, train_data)
+        check_targets(config.model.head.needs, train_data)
         self.wrapped: nn.Module = self.state.model
         self.log: RunLog | None = None
 

@@ -13,12 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from piip.config.experiment import ModelConfig
+from piip.errors import PiipError
 from piip.flops.costs import Cost, Count, Part
-from piip.heads.classifier.head import Classifier
-from piip.heads.config import HeadConfig
-from piip.heads.dino.head import DINO
-from piip.heads.mask_rcnn.config import MaskRCNNConfig
-from piip.heads.mask_rcnn.head import MaskRCNN
 from piip.load import build_model
 from piip.model import Model
 from piip.ops import register_flop_formulas
@@ -26,13 +22,13 @@ from piip.ops import register_flop_formulas
 # Besides views and pointwise ops, what counts as free by convention, having no formula in torch's registry: allocation
 # and copies, norms, softmax and other reductions, and pooling.
 _FREE = {
-    *("arange", "as_strided", "cat", "clone", "constant_pad_nd", "copy_", "empty", "empty_like", "full", "full_like"),
-    *("index", "linspace", "new_empty", "ones", "ones_like", "scalar_tensor", "stack", "zeros", "zeros_like"),
-    *("_to_copy", "_unsafe_index", "_unsafe_view", "cumsum", "gather", "new_full", "repeat", "topk"),
-    *("all", "amax", "amin", "any", "mean", "sum", "_safe_softmax", "_softmax"),
-    *("native_group_norm", "native_layer_norm", "_native_batch_norm_legit_no_training", "native_batch_norm"),
-    *("max_pool2d_with_indices", "_adaptive_avg_pool2d", "upsample_nearest2d"),
-}
+    "arange", "as_strided", "cat", "clone", "constant_pad_nd", "copy_", "empty", "empty_like", "full", "full_like",
+    "index", "linspace", "new_empty", "ones", "ones_like", "scalar_tensor", "stack", "zeros", "zeros_like", "_to_copy",
+    "_unsafe_index", "_unsafe_view", "cumsum", "gather", "new_full", "repeat", "topk", "all", "amax", "amin", "any",
+    "mean", "sum", "_safe_softmax", "_softmax", "native_group_norm", "native_layer_norm",
+    "_native_batch_norm_legit_no_training", "native_batch_norm", "max_pool2d_with_indices", "_adaptive_avg_pool2d",
+    "upsample_nearest2d"
+}  # fmt: skip
 
 
 def _taps(count: int) -> Callable[..., int]:
@@ -56,8 +52,8 @@ def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
     """What the inference of one image of `size` (h, w) pixels costs, by part.
 
     Counts the multiply-accumulates of matrix products, convolutions, attention, resampling and the project's own ops;
-    attention windows with the padding they really have. The work of a detection head grows with what it finds, so it
-    is counted at its limits, as many proposals and detections as the config allows, and without RoIAlign and NMS.
+    attention windows with the padding they really have; heads at their limits, see `Head.run_for_count`.
+    Raises PiipError where a head cannot run without values.
     """
     with torch.device("meta"), _Uninitialised():
         model = build_model(config).eval().requires_grad_(False)
@@ -65,25 +61,24 @@ def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
     register_flop_formulas()
     seen = _SeenOps()
     with torch.no_grad(), seen, FlopCounterMode(display=False, custom_mapping=_RESAMPLING) as counter:
-        _Inference(model, config.head)(images)
+        _Inference(model)(images)
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     parts = [
         Part(label, Cost(_params(model.get_submodule(name)), _below(f"_Inference.model.{name}", flops) // 2))
-        for label, name in _parts(model, config).items()
+        for label, name in _parts(model)
     ]
     named = Count(tuple(parts)).total
     parts.append(Part("other", Cost(_params(model) - named.params, flops["Global"] // 2 - named.macs)))
     return Count(tuple(part for part in parts if part.cost != Cost()), uncounted=tuple(sorted(seen.uncounted)))
 
 
-def _parts(model: Model, config: ModelConfig) -> dict[str, str]:
-    """What the table tells apart: label -> name of the module inside the model."""
-    branches = {label: f"backbone.branches.{index}" for index, label in enumerate(config.backbone.branch_names)}
-    shared = {name: f"backbone.{name}" for name, _ in model.backbone.named_children() if name != "branches"}
-    heads = {f"{name} head": f"head.{name}" for name, _ in model.head.named_children()}
-    if isinstance(model.head, Classifier):
-        heads = {"classifiers": "head"}
-    return branches | shared | {"neck": "neck"} | heads
+def _parts(model: Model) -> list[tuple[str, str]]:
+    """What the table tells apart: a label, and the name of the module inside the model."""
+    names = model.config.backbone.branch_names
+    branches = [(label, f"backbone.branches.{index}") for index, label in enumerate(names)]
+    shared = [(name, f"backbone.{name}") for name, _ in model.backbone.named_children() if name != "branches"]
+    heads = [(label, f"head.{name}".rstrip(".")) for label, name in model.head.parts().items()]
+    return [*branches, *shared, ("neck", "neck"), *heads]
 
 
 def _params(module: nn.Module) -> int:
@@ -103,31 +98,23 @@ def _below(name: str, flops: dict[str, int]) -> int:
 class _Inference(nn.Module):
     """Everything a model multiplies at inference; the module that names are relative to."""
 
-    def __init__(self, model: Model, head: HeadConfig) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
-        self.head_config = head
 
     def forward(self, images: Tensor) -> None:
         """Images (1, 3, H, W)."""
         features = self.model.neck(self.model.backbone(images))
         height, width = images.shape[2:]
         head = self.model.head
-        if isinstance(head, DINO):
-            head.stages(features, [(height, width)])
-        elif isinstance(head, MaskRCNN) and isinstance(self.head_config, MaskRCNNConfig):
-            _run_mask_rcnn(head, features, self.head_config)
-        else:
-            head.detect(features, [(height, width)])
-
-
-def _run_mask_rcnn(head: MaskRCNN, features: list[Tensor], config: MaskRCNNConfig) -> None:
-    from piip.heads.mask_rcnn import masks, roi
-
-    channels = features[0].shape[1]
-    head.rpn(features)
-    head.box(features[0].new_empty(config.rpn_proposals, channels, roi.POOLED, roi.POOLED))
-    head.mask(features[0].new_empty(config.max_detections, channels, masks.POOLED, masks.POOLED))
+        try:
+            head.run_for_count(features, [(height, width)])
+        except (NotImplementedError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise PiipError(
+                f"{type(head).__name__} cannot be counted, for it needs the values of tensors ({reason}); give it a "
+                "run_for_count that does without"
+            ) from error
 
 
 class _Uninitialised(TorchFunctionMode):

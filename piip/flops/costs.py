@@ -23,8 +23,8 @@ class Cost:
         return Cost(times * self.params, times * self.macs)
 
     @property
-    def weights(self) -> Cost:
-        """The same layers, owned but not run."""
+    def params_only(self) -> Cost:
+        """The same layers where the network has them but does not run them."""
         return Cost(self.params)
 
 

@@ -1,71 +1,96 @@
-"""What a model knows of its head."""
+"""What a model knows of its head. A new head needs `loss`, `detect` and `restore`; everything else has a default."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torchvision.ops import clip_boxes_to_image
+
+# (h, w) of every image of a batch.
+Sizes = list[tuple[int, int]]
+
+
+class Views:
+    """The views of a batch that the network is run on, one after the other, and the head's outputs for all of them.
+
+    Iteration gives the images (B, 3, H, W) of a view and their valid (h, w); what `Head.detect` returns for them goes
+    to `add` before the next view is asked for. After the last one, `outputs` returns what `Head.restore` takes.
+    Here the batch itself is the only view.
+    """
+
+    def __init__(self, images: Tensor, image_sizes: Sizes) -> None:
+        self.images, self.image_sizes = images, image_sizes
+        self._added: Any = None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Sizes]]:
+        yield self.images, self.image_sizes
+
+    def add(self, outputs: Any) -> None:
+        """Takes the head's outputs for the view that was given last."""
+        self._added = outputs
+
+    def outputs(self) -> Any:
+        """The head's outputs for the batch."""
+        return self._added
 
 
 class Head(nn.Module):
-    """Turns the maps of a neck into losses and results; one a task."""
+    """Turns the maps of a neck into losses and results; one per task.
 
-    # Whether `loss` and `detect` stay under the caller's autocast and say themselves what must be float32.
+    `features` are maps (B, C, H/s, W/s), finest first; on a backbone without merge the `Tokens` of every branch.
+    `image_sizes` are the valid (h, w) of each image in the batch, beyond which it is padding.
+    """
+
+    # Whether `loss` and `detect` stay under the caller's autocast and choose themselves what must be float32.
     mixed_precision = False
-    # What its results are; it decides how they are written and drawn.
-    task: Literal["detection", "segmentation", "classification"]
-    # Whether `view` makes images of its own, for which they must be normalised already.
+    # Whether `views` makes images of its own, for which they must be normalised already.
     several_views = False
-    # The entries of a target that `loss` learns from.
-    needs: frozenset[str]
-
-    def pretrained(self, branch: int) -> dict[str, nn.Module]:
-        """What the pretrained network of a branch has of this head: its final `norm` and classifier, `head`, if any."""
-        return {}
 
     @abstractmethod
-    def loss(
-        self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """Scalar losses by name, whose sum is trained on.
-
-        features: maps (B, C, H/s, W/s), finest first; image_sizes: valid (h, w) of each image in the batch; targets:
-        one an image, in batch pixels.
-        """
-
-    def view(
-        self, detect: Callable[[Tensor, list[tuple[int, int]]], Any], images: Tensor, image_sizes: list[tuple[int, int]]
-    ) -> Any:
-        """How images (B, 3, H, W) are looked at: at once, unless a head wants several views of them.
-
-        detect: runs the network on images and their valid sizes; what it returns is this head's `detect`.
-        """
-        return detect(images, image_sizes)
+    def loss(self, features: list[Any], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Scalar losses by name, whose sum is trained on. targets: one per image, in batch pixels."""
 
     @abstractmethod
-    def detect(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> Any:
-        """What the network says of a batch, in the form that `restore` takes."""
-
-    def in_batch(self, outputs: Any, image_sizes: list[tuple[int, int]]) -> Any:
-        """The results of `view` in batch pixels, as `Model.infer` returns them."""
-        return self.restore(outputs, image_sizes, image_sizes)
+    def detect(self, features: list[Any], image_sizes: Sizes) -> Any:
+        """The outputs of the network for a batch, in the form that `restore` takes."""
 
     @abstractmethod
-    def restore(self, outputs: Any, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]) -> Any:
-        """The results of `detect`, brought from each image's valid (h, w) in the batch to its original (h, w)."""
+    def restore(self, outputs: Any, image_sizes: Sizes, original_sizes: Sizes) -> Any:
+        """The results of `detect`, one per image, brought from its valid (h, w) in the batch to its original (h, w)."""
 
-    def restore_encoded(
-        self, outputs: Any, image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
-    ) -> Any:
-        """The results of `restore`, but `rles`, compressed run lengths, in place of masks, whose pixels are many."""
+    def restore_encoded(self, outputs: Any, image_sizes: Sizes, original_sizes: Sizes) -> Any:
+        """The results of `restore`, with compressed run lengths, `rles`, instead of masks, whose pixels are many."""
         return self.restore(outputs, image_sizes, original_sizes)
 
+    def in_batch(self, outputs: Any, image_sizes: Sizes) -> Any:
+        """The results in batch pixels, as `Model.infer` returns them."""
+        return self.restore(outputs, image_sizes, image_sizes)
 
-def restore_boxes(boxes: Tensor, image_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
-    """Boxes (n, 4) xyxy, in pixels of an image resized to image_size (h, w), in those of its original_size (h, w)."""
-    scale = torch.tensor([image_size[1] / original_size[1], image_size[0] / original_size[0]] * 2)
-    return clip_boxes_to_image(boxes / scale.to(boxes.device, non_blocking=True), original_size)
+    def views(self, images: Tensor, image_sizes: Sizes) -> Views:
+        """The views of images (B, 3, H, W) that the network is run on: the images as they are, unless overridden."""
+        return Views(images, image_sizes)
+
+    def pretrained(self, branch: int) -> dict[str, nn.Module]:
+        """The modules of this head that the pretrained network of a branch has too: its final `norm` and its `head`."""
+        return {}
+
+    def class_layers(self) -> dict[nn.Module, int]:
+        """The layers whose weights depend on the classes -> how many of their rows each class has.
+
+        Rows count along the first dimension of the layers' parameters, in label order; rows behind those of the last
+        class, such as that of the background, belong to no class. Fine-tuning carries the rows of classes over by name.
+        """
+        return {}
+
+    def parts(self) -> dict[str, str]:
+        """The parts that a count of FLOPs tells apart: label -> name of the submodule, "" for the head as a whole."""
+        return {f"{name} head": name for name, _ in self.named_children()}
+
+    def run_for_count(self, features: list[Any], image_sizes: Sizes) -> None:
+        """Runs what inference runs, for a count of its FLOPs on the meta device, whose tensors have no values.
+
+        A head whose work depends on what it finds runs at its limits.
+        """
+        self.detect(features, image_sizes)

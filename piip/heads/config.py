@@ -1,4 +1,4 @@
-"""What the settings of every head are."""
+"""The bases of the settings of heads: of all, of detectors, and of dense heads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from piip.config.strict import Component
 from piip.features import FeatureSpec
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from piip.heads.base import Head
     from piip.necks.config import NeckConfig
     from piip.results.base import ResultWriter
+    from piip.results.detections import DetectionWriter
+    from piip.results.label_maps import LabelMapWriter
 
 
 class HeadConfig(Component):
-    """What is made of the maps: the head of a task.
+    """The head of a task, which turns the maps into losses and results.
 
-    task: what the transforms, and tables of models, know the head by, such as detection.
+    task: the name of the task, such as detection, which the transforms have too.
     """
 
     default_type: ClassVar = "mask_rcnn"
@@ -34,12 +36,22 @@ class HeadConfig(Component):
 
     @abstractmethod
     def build_writer(self, class_names: Sequence[str], *, score_threshold: float) -> ResultWriter:
-        """What writes results as pictures and JSON. score_threshold: detections with a lower score are left out."""
+        """The writer of results as pictures and JSON. score_threshold: detections with a lower score are left out."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The entries of a target that the loss learns from."""
+        return frozenset()
 
     @property
     def reads_last_interaction(self) -> bool:
         """False where nothing of the last interaction reaches the head, whose parameters would get no gradient."""
         return True
+
+    @property
+    def counted_at(self) -> str | None:
+        """The limits that a count of FLOPs takes work at that depends on what is found; None where there is none."""
+        return None
 
     def check_network(self, backbone: BackboneConfig, neck: NeckConfig) -> None:
         """Raises ValueError with the remedy where the head cannot work on this backbone and neck."""
@@ -47,3 +59,48 @@ class HeadConfig(Component):
             raise ValueError(
                 f"backbone.merge: false is for head: {{type: classifier}}; {self.type} needs the merged maps"
             )
+
+
+class DetectionHeadConfig(HeadConfig):
+    """A head that finds objects: their boxes and classes, perhaps their masks."""
+
+    task: ClassVar = "detection"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"boxes", "labels"})
+
+    def build_writer(self, class_names: Sequence[str], *, score_threshold: float) -> DetectionWriter:
+        from piip.results.detections import DetectionWriter
+
+        return DetectionWriter(class_names, score_threshold=score_threshold)
+
+
+class SegmentationHeadConfig(HeadConfig):
+    """A head that classifies every pixel, of whole images or of windows in them, in one view or several."""
+
+    in_pixels: ClassVar = ("window", "stride")
+    task: ClassVar = "segmentation"
+    window: int | None = Field(
+        512, gt=0, description="evaluation slides a window of this side in pixels over the image; null: the whole image"
+    )
+    stride: int = Field(341, gt=0, description="step between windows in pixels")
+    test_scales: tuple[float, ...] = Field(
+        (1.0,), min_length=1, description="evaluation averages over the image at these scales"
+    )
+    test_flip: bool = Field(False, description="evaluation averages over the image and its mirror image")
+
+    @model_validator(mode="after")
+    def _no_gaps(self) -> SegmentationHeadConfig:
+        if self.window is not None and self.stride > self.window:
+            raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.window} pixels")
+        return self
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"label_map"})
+
+    def build_writer(self, class_names: Sequence[str], *, score_threshold: float) -> LabelMapWriter:
+        from piip.results.label_maps import LabelMapWriter
+
+        return LabelMapWriter(class_names, score_threshold=score_threshold)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class MetricConfig(Component):
-    """A measure of results against the truth."""
+    """A measure of results against the truth. task: of the heads whose results it takes; None for any."""
+
+    task: ClassVar[str | None] = None
 
     @abstractmethod
     def build(self, class_names: Sequence[str]) -> Metric:
@@ -25,6 +27,7 @@ class MetricConfig(Component):
 class CocoMetricConfig(MetricConfig):
     """COCO average precision of boxes and, where data and results have them, masks."""
 
+    task: ClassVar = "detection"
     type: Literal["coco"] = "coco"
     backend: Literal["faster", "pycocotools"] = Field(
         "faster", description="the library that computes it, faster-coco-eval or pycocotools; the figures are the same"
@@ -39,6 +42,7 @@ class CocoMetricConfig(MetricConfig):
 class MIoUConfig(MetricConfig):
     """Mean intersection over union and pixel accuracy of label maps."""
 
+    task: ClassVar = "segmentation"
     type: Literal["miou"] = "miou"
 
     def build(self, class_names: Sequence[str]) -> Metric:
@@ -50,6 +54,7 @@ class MIoUConfig(MetricConfig):
 class AccuracyConfig(MetricConfig):
     """Top-1 and top-5 accuracy of classification."""
 
+    task: ClassVar = "classification"
     type: Literal["accuracy"] = "accuracy"
 
     def build(self, class_names: Sequence[str]) -> Metric:

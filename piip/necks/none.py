@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import Any
 
 from piip.features import FeatureSpec
 from piip.necks.base import Neck
@@ -17,6 +16,6 @@ class NoNeck(Neck):
         super().__init__()
         self.specs = list(specs)
 
-    def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Maps (B, C, H, W) -> the same."""
+    def forward(self, features: list[Any]) -> list[Any]:
+        """Maps (B, C, H, W), or the tokens of the branches -> the same."""
         return features

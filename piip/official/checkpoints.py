@@ -20,8 +20,10 @@ from piip.config.load import load_config
 from piip.errors import CheckError, ConfigError, PiipError, first_few
 from piip.files import check_outputs, free_space, replacing
 from piip.load import build_model
-from piip.official.keys import KeyTable, family, key_table
+from piip.official.branch_class import branch_class, branch_classes
+from piip.official.keys import KeyTable, key_table
 from piip.weights.files import read_weights, warn_of_non_finite, write_weights
+from piip.weights.find import find_weights
 from piip.weights.read import read_state_dict
 
 
@@ -135,14 +137,14 @@ def convert_back(source: Path, output: Path, *, config: Config) -> None:
 
     The classification code calls the first `model`.
 
-    source: any file that `--weights` takes, of the network of `config`. output: a .pth file.
+    source: a run, a checkpoint or a weight file, of the network of `config`. output: a .pth file.
     What the official network holds beyond ours (slots of class tokens, index tables, norms that are never run) is
     filled in as the official code makes it.
     Raises CheckpointError for an unreadable source, CheckError for weights of another network, and the errors of
     `convert_checkpoint` for the output.
     """
     _check_output(source, output, ".pth")
-    state, loaded = read_weights(source)
+    state, loaded = read_weights(find_weights(source))
     table = key_table(config.model.backbone)
     with torch.device("meta"):
         expected = build_model(config.model).state_dict()
@@ -182,12 +184,12 @@ def _writing(output: Path) -> Iterator[None]:
 def _pad_embeddings(state: Mapping[str, Tensor], backbone: BackboneConfig) -> dict[str, Tensor]:
     """The embeddings in their official shapes: the way back of `_without_unused_rows`."""
     padded = dict(state)
-    for index, branch in enumerate(backbone.branches):
+    for index, found in enumerate(branch_classes(backbone)):
         prefix = f"backbone.branches.{index}."
         position = prefix + "pos_embed"
-        if family(branch) == "internvit":
+        if found == "internvit":
             padded[position] = torch.nn.functional.pad(state[position], (0, 0, 1, 0))
-        elif family(branch) == "uniperceiver":
+        elif found == "uniperceiver":
             padded[position] = state[position][0]
             padded[prefix + "frame_embed"] = torch.nn.functional.pad(state[prefix + "frame_embed"][0], (0, 0, 0, 7))
     return padded
@@ -203,7 +205,7 @@ def _computed(backbone: BackboneConfig, named: Mapping[str, Tensor]) -> dict[str
             last = named[f"{prefix}convnext_model.encoder.stages.3.layers.0.layer_scale_parameter"]
             norm = f"{prefix}convnext_model.layernorm."
             made |= {f"{norm}weight": torch.ones_like(last), f"{norm}bias": torch.zeros_like(last)}
-        elif isinstance(branch, ViTConfig) and family(branch) == "beit":
+        elif isinstance(branch, ViTConfig) and branch_class(branch) == "beit":
             rows = torch.arange((2 * branch.window_size - 1) ** 2)
             (index,) = expand_offsets(rows[:, None], branch.window_size, rows.dtype)
             made |= {f"{prefix}blocks.{block}.attn.relative_position_index": index for block in range(branch.depth)}

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 import piip
 from piip.errors import CheckpointError, MissingFile
 from piip.files import replacing
+from piip.weights.find import find_weights
 from piip.weights.integrity import BLANK, KEY
+from piip.weights.read import read_state_dict
 
 _log = logging.getLogger(__name__)
 
@@ -96,13 +98,19 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], LoadedWeights]:
 
     Raises CheckpointError when the file is missing, half-written or of another kind.
     """
-    # Imported here: the conversions build models, and most callers never need them.
-    from piip.weights.read import read_state_dict
-
     if not file.is_file():
         raise MissingFile(f"weights not found: {file}")
     state, beside = read_state_dict(file)
     return state, LoadedWeights(file, **_known(beside))
+
+
+def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
+    """Loads a run, a checkpoint or a weight file (see `find_weights`) into the model; every tensor must be there.
+
+    Returns where the weights came from and the class names they were trained on, to be compared with those of the data.
+    Raises CheckpointError; the model is then unchanged.
+    """
+    return load_file(model, find_weights(Path(path)))
 
 
 def load_file(model: nn.Module, file: Path) -> LoadedWeights:
@@ -154,7 +162,7 @@ def _hint(loaded: LoadedWeights, state: dict[str, Tensor]) -> str:
 
 
 def _known(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a header of ours says, as written by `write_weights`; any other is not believed."""
+    """What a header of ours says, as written by `write_weights`; all else in it is ignored."""
     known: dict[str, Any] = {}
     for key, kind in (("class_names", list), ("config", dict), ("step", int)):
         text = metadata.get(key)

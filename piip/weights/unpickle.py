@@ -15,7 +15,7 @@ from piip.errors import CheckpointError
 
 
 def load_pickle(path: Path, *, foreign: bool = False) -> Any:
-    """What a file of torch.save holds, on the CPU; only tensors, plain values and containers of them come to life.
+    """What a file of torch.save holds, on the CPU: only tensors, plain values and containers of them are made.
 
     foreign: objects of other classes are replaced by inert stand-ins, and tensors are mapped, not read, so that they
     take memory only where they are used; else such a file is refused. Raises CheckpointError, whatever is in the file.

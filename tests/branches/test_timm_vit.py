@@ -8,7 +8,6 @@ import pytest
 import timm
 import torch
 
-from piip.branches.pretrained import load_pretrained
 from piip.branches.vit.config import ViTConfig
 
 
@@ -21,7 +20,7 @@ def test_a_branch_named_after_a_timm_model_computes_what_it_computes(tmp_path: P
     source.num_prefix_tokens = 0
     torch.save(source.state_dict(), tmp_path / "deit3.pth")
     branch = ViTConfig(model="deit3_small_patch16_224", pretrain_size=64).build().eval()
-    load_pretrained(branch, str(tmp_path / "deit3.pth"))
+    branch.load_pretrained(str(tmp_path / "deit3.pth"))
     images = torch.randn(1, 3, 64, 64)
     x = source.patch_embed(images) + source.pos_embed
     expected = source.blocks(x).view(1, 4, 4, 384)
@@ -60,5 +59,6 @@ def test_what_a_vit_branch_cannot_express_is_refused(name: str, message: str) ->
         ViTConfig(model=name)
 
 
-def test_a_model_without_a_class_token_is_a_plain_vision_transformer_too() -> None:
-    assert ViTConfig(model="vit_medium_patch16_gap_256").depth == 12
+def test_how_a_network_pools_for_its_classifier_does_not_matter_to_a_branch() -> None:
+    name = "vit_medium_patch16_gap_256"
+    assert ViTConfig(model=name).depth == len(timm.create_model(name).blocks)

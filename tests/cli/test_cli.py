@@ -91,6 +91,8 @@ def test_version_is_the_package_version():
         (["flops", TSB, "--branches", "tsb"], "CONFIG or --branches"),
         (["flops", TSB, "--resolutions", "3,2,1"], "--resolutions goes with --branches"),
         (["flops", "--branches", "tsb", "--resolutions", "big"], "whole numbers"),
+        (["flops", "tsb", "optim.lr=1"], "optim.lr=1 replaces a value in a CONFIG"),
+        (["flops", TSB, "--optim.lr=1"], "no option --optim.lr; settings are given without dashes"),
     ],
 )
 def test_wrong_usage_exits_2_naming_the_argument(arguments, words):
@@ -181,7 +183,8 @@ def test_debug_may_stand_before_or_after_the_command(arguments):
 
 def test_ctrl_c_exits_130_without_a_traceback():
     """A real signal, sent while a command runs."""
-    code = "import os, signal, piip.config.load\npiip.config.load.shipped_configs = lambda: os.kill(os.getpid(), signal.SIGINT)"
+    kill = "lambda: os.kill(os.getpid(), signal.SIGINT)"
+    code = f"import os, signal, piip.config.load\npiip.config.load.shipped_configs = {kill}"
     done = piip("models", code=code)
     assert done.returncode == 130
     assert done.stderr == "interrupted\n"
@@ -230,6 +233,19 @@ def test_flops_table_is_aligned_and_fits_a_terminal():
     assert len({line.index("%") for line in rows}) == 1
     assert "█" in "".join(rows)
     assert max(map(len, lines)) <= 80
+
+
+def test_flops_compares_networks_by_config_and_letters():
+    nano, width = "detection/mask_rcnn_piip_nano_shapes", "model.neck.out_channels"
+    alone = [json.loads(run("flops", *words, "--json").stdout) for words in (["t"], [nano, f"{width}=8"])]
+    assert json.loads(run("flops", "--branches", "t", "--json").stdout) == alone[0]
+    assert json.loads(run("flops", nano, "t", "--json").stdout)[1] == alone[0]
+    assert json.loads(run("flops", nano, "--json").stdout)["actual"]["macs"] > alone[1]["actual"]["macs"]
+    lines = run("flops", nano, nano, f"{width}=8").stdout.splitlines()
+    rows = [line.split() for line in lines if line.split()[:1] == [nano]]
+    assert len(rows) == 2
+    assert rows[0][-1] == rows[1][-1] == "1.00x"
+    assert rows[0][2] == f"{alone[1]['actual']['params'] / 1e6:.1f}"
 
 
 def test_models_lists_every_shipped_config_with_its_published_figures():

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from piip.cli import errors
 from piip.cli.console import facts, print_json
-from piip.cli.tables import class_table
+from piip.cli.tables import class_table, print_table
 from piip.data.report import Report
 from piip.engine.log import logging_to
 from piip.errors import DataError, first_few, visible
@@ -39,6 +39,21 @@ def test_tables_and_facts_show_names_escaped() -> None:
     assert SHOWN in stream.getvalue()
     assert not {"\x07", "\u202e", "\x9b"} & set(stream.getvalue())
     assert facts([("run", HOSTILE)]) == f"run  {SHOWN}"
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_where_a_table_is_too_wide_its_rows_are_paragraphs_that_leave_nothing_out(width: int) -> None:
+    name = "mask_rcnn_piip_tsb_1568_1120_672_and_then_a_word_more_of_it"
+    rows = [("1", "b", "12", None), ("2", name, "3456.78", "46.5/41.3")]
+    columns = ("", "config", "multiply-accumulates", "score")
+    streams = [io.StringIO(), io.StringIO()]
+    for stream, columns_wide in zip(streams, (width, 160), strict=True):
+        print_table(Console(file=stream, width=columns_wide), columns, rows, align="rlrr", titles=2)
+    lines = streams[0].getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    joined = "".join(line.strip() for line in lines).replace(" ", "")
+    assert joined == f"config1bmultiply-accumulates12score-2{name}multiply-accumulates3456.78score46.5/41.3"
+    assert sum(name in line and "3456.78" in line for line in streams[1].getvalue().splitlines()) == 1
 
 
 def test_an_error_keeps_its_lines_and_shows_the_rest_escaped() -> None:

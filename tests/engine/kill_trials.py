@@ -16,17 +16,10 @@ from pathlib import Path
 
 import torch
 
-from piip.engine.checkpoint import (
-    checkpoints,
-    find_weights,
-    follow,
-    load_trainer_state,
-    point,
-    prune,
-    read_meta,
-    save_checkpoint,
-)
+from piip.engine.checkpoint import load_trainer_state, point, prune, save_checkpoint
 from piip.weights.files import read_weights
+from piip.weights.find import checkpoints, find_weights, follow
+from piip.weights.integrity import read_meta
 
 SIZE = 500_000
 

@@ -13,22 +13,11 @@ import torch
 from torch import nn
 
 from piip.engine import checkpoint as checkpoint_module
-from piip.engine.checkpoint import (
-    checkpoints,
-    find_weights,
-    follow,
-    load_trainer_state,
-    load_weights,
-    newest_checkpoint,
-    point,
-    prune,
-    read_evaluation,
-    read_meta,
-    save_checkpoint,
-    write_evaluation,
-)
+from piip.engine.checkpoint import load_trainer_state, point, prune, read_evaluation, save_checkpoint, write_evaluation
 from piip.errors import CheckpointError
-from piip.weights.files import write_weights
+from piip.weights.files import load_weights
+from piip.weights.find import checkpoints, find_weights, follow, newest_checkpoint
+from piip.weights.integrity import read_meta
 from tests.engine.tiny import HERE, run_python
 
 NAMES = ["cat", "dog"]
@@ -115,64 +104,6 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, name: str
     with pytest.raises(CheckpointError, match=r"2 is (damaged|not a whole checkpoint).*"):
         read_meta(tmp_path / "2")
     assert newest_checkpoint(tmp_path) == tmp_path / "1"
-
-
-def test_weights_of_a_half_written_file_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "weights.safetensors"
-    write_weights(file, network().state_dict())
-    data = file.read_bytes()
-    for size in (0, 5, 60, len(data) - 1):
-        file.write_bytes(data[:size])
-        with pytest.raises(CheckpointError, match=r"weights\.safetensors is not a whole safetensors file"):
-            load_weights(network(), file)
-
-
-def test_weights_of_another_network_are_refused_with_names_and_leave_the_model_alone(tmp_path: Path) -> None:
-    file = tmp_path / "weights.safetensors"
-    theirs = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(3, 3))
-    write_weights(file, theirs.state_dict(), config={"name": "theirs"})
-    model = network()
-    before = [parameter.clone() for parameter in model.parameters()]
-    with pytest.raises(CheckpointError) as caught:
-        load_weights(model, file)
-    text = str(caught.value)
-    assert "2 unexpected: 2.bias; 2.weight" in text
-    assert "2 of another shape: 1.weight: file (3, 4), model (2, 4); 1.bias" in text
-    assert "missing" not in text
-    assert "'theirs'" in text
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
-
-    write_weights(file, {f"backbone.branch1.blocks.{i}.weight": torch.ones(1) for i in range(5)})
-    with pytest.raises(CheckpointError, match=r"4 missing: 0\.weight.*\n.*5 unexpected: .*; \.\.\.\n.*convert-ckpt"):
-        load_weights(model, file)
-
-
-def test_missing_weights_are_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"weights not found: .*nowhere"):
-        load_weights(network(), tmp_path / "nowhere.safetensors")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        load_weights(network(), tmp_path)
-
-
-class Payload:
-    """Runs code when it is unpickled without care."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (str(self.file),))
-
-
-def test_a_pickle_is_read_as_tensors_only(tmp_path: Path) -> None:
-    model, other = network(), network()
-    torch.save({"state_dict": model.state_dict(), "epoch": 3}, tmp_path / "good.pth")
-    load_weights(other, tmp_path / "good.pth")
-    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
-    torch.save({"model": model.state_dict(), "args": Payload(tmp_path / "executed")}, tmp_path / "evil.pth")
-    with pytest.raises(CheckpointError, match=r"evil\.pth"):
-        load_weights(other, tmp_path / "evil.pth")
-    assert not (tmp_path / "executed").exists()
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_and_says_so(tmp_path: Path) -> None:

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from piip.branches.base import Tokens
 from piip.config.experiment import Config
 from piip.config.load import config_from_dict
-from piip.engine.checkpoint import follow, read_evaluation
+from piip.engine.checkpoint import read_evaluation
 from piip.engine.evaluate import run_evaluation
 from piip.engine.predict import run_prediction
 from piip.engine.train import train
 from piip.errors import ConfigError, PiipError, Stopped
 from piip.load import build_model
+from piip.weights.find import follow
 from tests.engine.test_training import assert_same_run, send_at_step
 
 NAMES = ["circle", "cross", "rectangle", "star", "triangle"]
@@ -128,8 +130,10 @@ def test_two_dozen_steps_learn_a_dozen_images_by_heart(data: Path, tmp_path: Pat
 
 def test_the_loss_of_a_mixed_batch_is_the_mix_of_the_losses_of_its_labels(data: Path) -> None:
     model = build_model(tiny_classification_config(data).model).train()
-    features = [torch.randn(2, 32, 2, 2), torch.randn(2, 64, 1, 1)]
-    features += [torch.randn(2, 32, 1, 1), torch.randn(2, 64, 1, 1)]
+    features = [
+        Tokens(torch.randn(2, 2, 2, 32), torch.randn(2, 32)),
+        Tokens(torch.randn(2, 1, 1, 64), torch.randn(2, 64)),
+    ]
     losses = [
         model.head.loss(features, [(32, 32)] * 2, [{"label": torch.tensor(label)}] * 2)["loss_cls"] for label in (1, 4)
     ]

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from piip.backbone.interaction import ConvFFN
-from piip.engine.device import autocast, compute_dtype, tf32
+from piip.engine.device import autocast, tf32
 from piip.engine.distributed import align_gradients
+from piip.precision import compute_dtype
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,6 @@ import torch
 
 from piip.config.experiment import Config
 from piip.conventions import ImageId
-from piip.engine.checkpoint import follow
 from piip.engine.evaluate import run_evaluation
 from piip.engine.train import train
 from piip.errors import ConfigError, DataError
@@ -21,6 +20,7 @@ from piip.metrics.base import Metric
 from piip.metrics.config import MetricConfig
 from piip.model import Model
 from piip.weights.files import load_file, write_weights
+from piip.weights.find import follow
 from tests.engine.tiny import tiny_config
 
 

@@ -16,18 +16,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from piip.engine.checkpoint import (
-    find_weights,
-    load_trainer_state,
-    load_weights,
-    newest_checkpoint,
-    read_evaluation,
-    save_checkpoint,
-    write_evaluation,
-)
+from piip.engine.checkpoint import load_trainer_state, read_evaluation, save_checkpoint, write_evaluation
 from piip.errors import CheckpointError
 from piip.weights import integrity
-from piip.weights.files import write_weights
+from piip.weights.files import load_weights, write_weights
+from piip.weights.find import find_weights, newest_checkpoint
 from piip.weights.integrity import read_document, read_meta, write_document
 
 CONFIG = {"name": "tiny", "train": {"evaluate_ema": False}}

@@ -19,12 +19,12 @@ import pytest
 from piip.config.load import dump_config, load_config
 from piip.data.sets.shapes.config import ShapesData
 from piip.engine import distributed
-from piip.engine.checkpoint import checkpoints
 from piip.engine.run_dir import locked
 from piip.engine.state import RunState
 from piip.engine.train import train
 from piip.errors import ConfigError, PiipError, Stopped
 from piip.signals import StopSignals
+from piip.weights.find import checkpoints
 from tests.engine.tiny import environment, tiny_config
 
 

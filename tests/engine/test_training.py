@@ -22,17 +22,12 @@ from safetensors.torch import load_file
 
 from piip.config.load import load_config
 from piip.engine import train as train_module
-from piip.engine.checkpoint import (
-    checkpoints,
-    follow,
-    load_trainer_state,
-    newest_checkpoint,
-    read_evaluation,
-    read_meta,
-)
+from piip.engine.checkpoint import load_trainer_state, read_evaluation
 from piip.engine.evaluate import run_evaluation
 from piip.engine.train import train
 from piip.errors import CheckpointError, ConfigError, DataError, NonFiniteLoss, Stopped
+from piip.weights.find import checkpoints, follow, newest_checkpoint
+from piip.weights.integrity import read_meta
 from tests.engine.test_integrity import without_checksums
 from tests.engine.tiny import STEPS_PER_EPOCH, environment, tiny_config, tiny_segmentation_config
 

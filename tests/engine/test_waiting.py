@@ -16,9 +16,9 @@ import yaml
 from piip.config.experiment import Config
 from piip.data.batch import Batch
 from piip.data.loader import Loader
-from piip.engine.checkpoint import checkpoints
 from piip.engine.train import train
 from piip.errors import Stopped
+from piip.weights.find import checkpoints
 from tests.engine.test_training import assert_same_run, wait_for
 from tests.engine.tiny import environment, tiny_config
 

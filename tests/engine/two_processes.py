@@ -17,11 +17,11 @@ from piip.config.experiment import OptimConfig
 from piip.data.batch import Batch
 from piip.engine import distributed
 from piip.engine import train as train_module
-from piip.engine.checkpoint import follow, newest_checkpoint
 from piip.engine.evaluate import run_evaluation
 from piip.engine.step import optimizer_step
 from piip.engine.train import train
 from piip.errors import ConfigError, NonFiniteLoss, PiipError, Stopped
+from piip.weights.find import follow, newest_checkpoint
 from tests.engine.test_step import Regression, batches
 from tests.engine.test_training import assert_same_run
 from tests.engine.tiny import tiny_config, tiny_segmentation_config

@@ -25,8 +25,8 @@ from piip.load import build_model
 from piip.model import Model
 from piip.official.checkpoints import convert_state_dict
 from piip.official.keys import key_table
-from tests.convert.official import official_keys
 from tests.golden.rule import golden_image, golden_value, recorded_positions
+from tests.official.recorded import official_keys
 
 FOLDER = Path(__file__).parent
 DETECTION = "detection/mask_rcnn_"

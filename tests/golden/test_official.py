@@ -17,12 +17,12 @@ from torch import Tensor
 
 from piip.config.load import config_from_dict, load_config
 from piip.data.batch import Batch
-from piip.engine.checkpoint import load_weights
 from piip.heads.mask_rcnn.roi import pool
 from piip.load import build_model
 from piip.model import Model
 from piip.official.checkpoints import convert_checkpoint
 from piip.official.keys import KeyTable
+from piip.weights.files import load_weights
 from tests.golden.cases import CASES, FOLDER, Case, backbone_errors, build
 from tests.golden.rule import golden_image, golden_targets, golden_value
 

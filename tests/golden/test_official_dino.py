@@ -16,7 +16,6 @@ from torch import Tensor
 
 from piip.config.experiment import Config
 from piip.config.load import config_from_dict, load_config
-from piip.engine.checkpoint import load_weights
 from piip.heads.dino.denoising import Noise, number_of_groups
 from piip.heads.dino.head import Stages
 from piip.heads.dino.objects import Objects, gather_objects
@@ -24,6 +23,7 @@ from piip.load import build_model
 from piip.model import Model
 from piip.official.checkpoints import convert_checkpoint
 from piip.official.keys import key_table
+from piip.weights.files import load_weights
 from tests.golden.rule import golden_image, golden_targets, golden_value, recorded_positions
 
 FOLDER = Path(__file__).parent
@@ -108,10 +108,10 @@ def test_encoder_and_query_selection_are_the_recorded_ones(stages: Stages) -> No
 
 
 @pytest.mark.slow
-def test_every_decoder_layer_gives_the_recorded_states_references_and_answers(stages: Stages) -> None:
+def test_every_decoder_layer_gives_the_recorded_states_references_and_predictions(stages: Stages) -> None:
     assert_recorded("decoder/states", stages.states.transpose(1, 2))
     assert_recorded("decoder/references", stages.references)
-    for layer, (logits, boxes) in enumerate(zip(*stages.answers, strict=True)):
+    for layer, (logits, boxes) in enumerate(zip(*stages.predictions, strict=True)):
         assert_recorded(f"dec{layer}/cls", logits)
         assert_recorded(f"dec{layer}/bbox", boxes)
 
@@ -135,7 +135,7 @@ def test_detections_are_the_recorded_ones(model: Model, neck: list[Tensor]) -> N
 
 
 def recorded_noise(objects: Objects) -> Noise:
-    """What the recorded run drew, copy by copy over the objects of all images, put into our places for objects."""
+    """What the recorded run drew, copy by copy over the objects of all images, put where our objects are."""
     copies, total = 2 * number_of_groups(objects, 100), sum(objects.counts)
     generator = np.random.default_rng(7)
     flipped = generator.random(copies * total).astype(np.float32) < 0.25
@@ -148,8 +148,8 @@ def recorded_noise(objects: Objects) -> Noise:
     shift = sign * distance.reshape(-1, 4)
 
     def place(drawn: np.ndarray) -> Tensor:
-        placed = torch.zeros(copies, *objects.held.shape, *drawn.shape[1:], dtype=torch.from_numpy(drawn).dtype)
-        placed[:, objects.held] = torch.from_numpy(drawn).view(copies, total, *drawn.shape[1:])
+        placed = torch.zeros(copies, *objects.valid.shape, *drawn.shape[1:], dtype=torch.from_numpy(drawn).dtype)
+        placed[:, objects.valid] = torch.from_numpy(drawn).view(copies, total, *drawn.shape[1:])
         return placed
 
     return Noise(place(flipped), place(labels), place(shift))

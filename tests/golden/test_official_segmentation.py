@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from piip.engine.checkpoint import load_weights
 from piip.load import build_model
 from piip.model import Model
 from piip.official.checkpoints import convert_checkpoint
+from piip.weights.files import load_weights
 from tests.golden.cases import Case, backbone_errors
 
 TOLERANCE = 1e-4  # of a tensor's standard deviation

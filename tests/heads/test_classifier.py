@@ -21,6 +21,7 @@ from piip.data.batch import Batch
 from piip.engine.state import RunState
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
+from piip.heads.classifier.config import ClassifierConfig
 from piip.heads.classifier.head import Classifier
 from piip.load import build_model
 from piip.model import Model
@@ -68,33 +69,35 @@ def test_a_class_token_goes_through_the_blocks_as_timms_without_a_position(tmp_p
     for parameter in source.parameters():
         nn.init.normal_(parameter, std=0.1)
     torch.save({"model": source.state_dict()}, tmp_path / "vit.pth")
+    classifier = Classifier(ClassifierConfig(num_classes=10, token="class"), [FeatureSpec(32, 16)])
     branch = ViTConfig(**SMALL, pretrain_size=64, class_token=True).build().eval()
-    classifier = Classifier(specs=[FeatureSpec(32, 16)], num_classes=10, token="class")
     load_pretrained(branch, str(tmp_path / "vit.pth"), head=classifier.pretrained(0))
     images = torch.randn(2, 3, 64, 64)
     x = branch.run_blocks(branch.run_blocks(branch.embed(images), 0, 1), 1, 2)
     expected = source.blocks(source._pos_embed(source.patch_embed(images)))
     torch.testing.assert_close(x.class_token, expected[:, 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(x.map.flatten(1, 2), expected[:, 1:], rtol=1e-4, atol=1e-5)
-    logits = classifier([x.map.permute(0, 3, 1, 2), x.class_token[:, :, None, None]])
+    logits = classifier([x])
     torch.testing.assert_close(logits, source(images), rtol=1e-4, atol=1e-5)
 
 
 def test_interactions_leave_class_tokens_alone_and_come_after_the_blocks() -> None:
     backbone = model("first_patch").backbone
     images = torch.randn(1, 3, 64, 64)
-    maps = backbone(images)
-    assert [tuple(x.shape) for x in maps] == [(1, 32, 4, 4), (1, 32, 3, 3), (1, 32, 1, 1), (1, 32, 1, 1)]
+    found = backbone(images)
+    assert [(tuple(x.map.shape), tuple(x.class_token.shape)) for x in found] == [
+        ((1, 4, 4, 32), (1, 32)),
+        ((1, 3, 3, 32), (1, 32)),
+    ]
     small = F.interpolate(images, scale_factor=48 / 64, mode="bilinear")
     tokens = [branch.embed(image) for branch, image in zip(backbone.branches, (images, small), strict=True)]
     for group, interaction in enumerate(backbone.interactions):
         after = [b.run_blocks(x, group, group + 1) for b, x in zip(backbone.branches, tokens, strict=True)]
         exchanged = interaction([x.map for x in after])
         tokens = [Tokens(new, old.class_token) for new, old in zip(exchanged, after, strict=True)]
-    for found, x in zip(maps, [x.map.permute(0, 3, 1, 2) for x in tokens], strict=False):
-        torch.testing.assert_close(found, x)
-    for found, x in zip(maps[2:], tokens, strict=True):
-        torch.testing.assert_close(found[:, :, 0, 0], x.class_token)
+    for ours, expected in zip(found, tokens, strict=True):
+        torch.testing.assert_close(ours.map, expected.map)
+        torch.testing.assert_close(ours.class_token, expected.class_token)
 
 
 def test_activation_checkpointing_with_a_class_token_changes_no_gradient() -> None:
@@ -113,27 +116,24 @@ def test_activation_checkpointing_with_a_class_token_changes_no_gradient() -> No
 
 @pytest.mark.parametrize("token", ["first_patch", "class", "mean"])
 def test_logits_are_the_mean_over_the_branches_of_each_ones_token(token: str) -> None:
-    head = Classifier(specs=SPECS, num_classes=5, token=token)
+    head = Classifier(ClassifierConfig(num_classes=5, token=token), SPECS)
     for parameter in head.parameters():
         nn.init.normal_(parameter)
-    maps = [torch.randn(2, 8, 4, 4), torch.randn(2, 12, 3, 3)]
-    classes = [torch.randn(2, 8, 1, 1), torch.randn(2, 12, 1, 1)]
+    features = [Tokens(torch.randn(2, side, side, c), torch.randn(2, c)) for side, c in ((4, 8), (3, 12))]
     expected = []
-    for branch in range(2):
-        norm, linear = head.norms[branch], head.linears[branch]
-        tokens = maps[branch].flatten(2).transpose(1, 2)  # (B, L, C)
-        tokens = F.layer_norm(tokens, tokens.shape[2:], norm.weight, norm.bias, 1e-6)
-        own = F.layer_norm(classes[branch][:, :, 0, 0], tokens.shape[2:], norm.weight, norm.bias, 1e-6)
-        read = {"first_patch": tokens[:, 0], "mean": tokens.mean(1), "class": own}[token]
+    for (grid, class_token), norm, linear in zip(features, head.norms, head.linears, strict=True):
+        patches = F.layer_norm(grid.flatten(1, 2), grid.shape[3:], norm.weight, norm.bias, 1e-6)
+        own = F.layer_norm(class_token, grid.shape[3:], norm.weight, norm.bias, 1e-6)
+        read = {"first_patch": patches[:, 0], "mean": patches.mean(1), "class": own}[token]
         expected.append(read @ linear.weight.T + linear.bias)
-    logits = head.detect([*maps, *classes], [(64, 64)] * 2)
+    logits = head.detect(features, [(64, 64)] * 2)
     torch.testing.assert_close(logits, (expected[0] + expected[1]) / 2)
     assert head.in_batch(logits, [(64, 64)] * 2) is logits
 
 
 def test_losses_are_timms() -> None:
-    features = [torch.randn(2, 8, 4, 4), torch.randn(2, 12, 3, 3)]
-    head = Classifier(specs=SPECS, num_classes=5)
+    features = [Tokens(torch.randn(2, 4, 4, 8)), Tokens(torch.randn(2, 3, 3, 12))]
+    head = Classifier(ClassifierConfig(num_classes=5), SPECS)
     labels = [{"label": torch.tensor(4)}, {"label": torch.tensor(1)}]
     mixed = torch.rand(2, 5).softmax(dim=1)
     logits = head(features)
@@ -153,13 +153,13 @@ def test_every_parameter_learns_whichever_token_is_read(token: str) -> None:
 
 
 @pytest.mark.parametrize("classes", [3, 9])
-def test_results_name_the_likeliest_classes(classes: int) -> None:
+def test_results_name_all_classes_the_likeliest_first(classes: int) -> None:
     network = build_model(config("mean", classes=classes)).eval()
     found = batch(LABELS)
     logits = network.infer(found.images, found.image_sizes)
     assert logits.shape == (2, classes)
     for image, probabilities in zip(network.infer_batch(found), logits.softmax(dim=1), strict=True):
-        best = probabilities.argsort(descending=True)[:5]
+        best = probabilities.argsort(descending=True)
         assert image["labels"].equal(best)
         assert image["labels"].dtype == torch.int64
         torch.testing.assert_close(image["scores"], probabilities[best])

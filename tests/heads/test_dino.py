@@ -1,4 +1,4 @@
-"""The whole DINO head: what must not change its answers, what learns from what, and what it returns."""
+"""The whole DINO head: what must not change its predictions, what learns from what, and what it returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from piip.config.experiment import ModelConfig
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 from piip.flops.actual import actual_count
-from piip.heads.dino.denoising import disturb, draw_noise
+from piip.heads.dino.config import DINOConfig
+from piip.heads.dino.denoising import add_noise, draw_noise
 from piip.heads.dino.head import DINO
 from piip.heads.dino.objects import gather_objects
 
@@ -21,14 +22,12 @@ SIZES = [(128, 192), (64, 128)]  # valid sizes in a batch of 128 x 192 pixels; w
 
 def build(**settings: int | bool) -> DINO:
     torch.manual_seed(0)
-    head = DINO(
-        specs=[FeatureSpec(32, stride) for stride in STRIDES],
-        **{
-            "num_classes": CLASSES, "num_queries": 12, "encoder_layers": 2, "decoder_layers": 3, "num_heads": 4,
-            "ffn_dim": 32, "denoising_queries": 6, "max_detections": 10, **settings,
-        },
-    )  # fmt: skip
-    # Larger weights than fresh ones, for answers that differ from each other.
+    small = {
+        "num_classes": CLASSES, "num_queries": 12, "encoder_layers": 2, "decoder_layers": 3, "num_heads": 4,
+        "ffn_dim": 32, "denoising_queries": 6, "max_detections": 10,
+    }  # fmt: skip
+    head = DINO(DINOConfig(**small | settings), [FeatureSpec(32, stride) for stride in STRIDES])
+    # Larger weights than fresh ones, for predictions that differ from each other.
     for name, parameter in head.named_parameters():
         if "reg.4" in name or "sampling_offsets.weight" in name or "attention_weights.weight" in name:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -72,7 +71,7 @@ def padded(maps: list[Tensor], value: float) -> list[Tensor]:
 @torch.no_grad()
 def test_what_lies_in_the_padding_changes_nothing() -> None:
     head, maps = build(), features((128, 192))
-    assert_same(head.infer(padded(maps, 50.0), SIZES), head.infer(padded(maps, -1.0), SIZES))
+    assert_same(head.detect(padded(maps, 50.0), SIZES), head.detect(padded(maps, -1.0), SIZES))
 
 
 @torch.no_grad()
@@ -87,17 +86,17 @@ def test_the_encoder_proposes_the_same_whatever_the_padding() -> None:
 @torch.no_grad()
 def test_images_of_a_batch_do_not_know_of_each_other() -> None:
     head, maps = build(), features((128, 192))
-    alone = [head.infer([x[i : i + 1] for x in maps], SIZES[i : i + 1])[0] for i in range(2)]
-    assert_same(head.infer(maps, SIZES), alone)
+    alone = [head.detect([x[i : i + 1] for x in maps], SIZES[i : i + 1])[0] for i in range(2)]
+    assert_same(head.detect(maps, SIZES), alone)
 
 
 @torch.no_grad()
 def test_denoising_changes_nothing_for_the_other_queries() -> None:
     head, maps = build(), features((128, 192))
     noise = draw_noise((6, 2, 2), num_classes=CLASSES, label_noise=0.5, device=torch.device("cpu"))
-    denoising = disturb(gather_objects(targets(), SIZES), noise, box_noise=1.0)
+    denoising = add_noise(gather_objects(targets(), SIZES), noise, box_noise=1.0)
     plain, noisy = head.stages(maps, SIZES), head.stages(maps, SIZES, denoising)
-    for name, x, y in zip(plain.answers._fields, plain.answers, noisy.answers, strict=True):
+    for name, x, y in zip(plain.predictions._fields, plain.predictions, noisy.predictions, strict=True):
         torch.testing.assert_close(y[:, :, 12:], x, rtol=1e-4, atol=1e-5, msg=name)
 
 
@@ -108,7 +107,7 @@ def test_a_group_of_denoising_queries_does_not_see_another() -> None:
     changed = noise._replace(shift=noise.shift.clone())
     changed.shift[2:] += 0.3  # of all groups but the first
     first, second = (
-        head.stages(maps, SIZES, disturb(objects, n, box_noise=1.0)).answers.logits for n in (noise, changed)
+        head.stages(maps, SIZES, add_noise(objects, n, box_noise=1.0)).predictions.logits for n in (noise, changed)
     )
     torch.testing.assert_close(second[:, :, :4], first[:, :, :4], rtol=1e-4, atol=1e-5)
     assert (second[:, 0, 4:12] - first[:, 0, 4:12]).abs().amax() > 1e-3
@@ -135,16 +134,16 @@ def test_images_may_hold_more_objects_than_there_are_queries() -> None:
 
 @torch.no_grad()
 def test_maps_may_have_fewer_cells_than_there_are_queries() -> None:
-    found = build(num_queries=30).infer(features((64, 64), batch=1), [(40, 64)])
+    found = build(num_queries=30).detect(features((64, 64), batch=1), [(40, 64)])
     head = build(num_queries=500, max_detections=400)
-    assert head.stages(features((64, 64), batch=1), [(64, 64)]).answers.logits.shape == (3, 1, 85, CLASSES)
-    assert len(head.infer(features((64, 64), batch=1), [(64, 64)])[0]["scores"]) == 85 * CLASSES
+    assert head.stages(features((64, 64), batch=1), [(64, 64)]).predictions.logits.shape == (3, 1, 85, CLASSES)
+    assert len(head.detect(features((64, 64), batch=1), [(64, 64)])[0]["scores"]) == 85 * CLASSES
     assert len(found[0]["scores"]) == 10
 
 
 def test_the_loss_of_a_layers_boxes_reaches_the_layer_before_and_none_further() -> None:
     head = build()
-    boxes = head.stages(features((128, 192)), SIZES).answers.boxes
+    boxes = head.stages(features((128, 192)), SIZES).predictions.boxes
     moved = [predictor.reg[4].bias for predictor in head.decoder.predictors]
     for layer, reached in enumerate(([0], [0, 1], [1, 2])):
         grads = torch.autograd.grad(boxes[layer].sum(), moved, retain_graph=True, allow_unused=True)
@@ -162,7 +161,7 @@ def test_recomputing_activations_changes_no_gradient() -> None:
         torch.testing.assert_close(gradients[1][name], grad, msg=name)
 
 
-def test_under_autocast_layers_run_in_bfloat16_and_what_is_said_of_queries_in_float32() -> None:
+def test_under_autocast_layers_run_in_bfloat16_and_predictions_in_float32() -> None:
     head, maps = build(), features((128, 192))
     torch.manual_seed(2)
     expected = head.loss(maps, SIZES, targets())
@@ -174,7 +173,7 @@ def test_under_autocast_layers_run_in_bfloat16_and_what_is_said_of_queries_in_fl
     torch.manual_seed(2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = head.loss(maps, SIZES, targets())
-        (result, _) = head.infer(maps, SIZES)
+        (result, _) = head.detect(maps, SIZES)
     assert dtypes == {"layers": {torch.bfloat16}, "predict": {torch.float32}, "proposer": {torch.float32}}
     assert {value.dtype for value in losses.values()} == {torch.float32}
     assert (result["boxes"].dtype, result["scores"].dtype) == (torch.float32, torch.float32)
@@ -185,7 +184,7 @@ def test_under_autocast_layers_run_in_bfloat16_and_what_is_said_of_queries_in_fl
 @torch.no_grad()
 def test_detections_are_the_best_classes_of_the_last_layer_in_pixels() -> None:
     head, maps = build(), features((128, 192))
-    logits, boxes = (x[-1] for x in head.stages(maps, SIZES).answers)
+    logits, boxes = (x[-1] for x in head.stages(maps, SIZES).predictions)
     for image, (found, (height, width)) in enumerate(zip(head.detect(maps, SIZES), SIZES, strict=True)):
         ranked = sorted(
             ((logits[image, q, c].sigmoid().item(), q, c) for q in range(12) for c in range(CLASSES)), reverse=True
@@ -209,7 +208,7 @@ def test_restoring_scales_to_the_original_pixels() -> None:
 def test_levels_of_unlike_or_unsuitable_width_are_refused() -> None:
     for specs in ([FeatureSpec(32, 8), FeatureSpec(64, 16)], [FeatureSpec(30, 8)]):
         with pytest.raises(ConfigError, match="DINO needs levels of one width, as from a channel_mapper neck"):
-            DINO(specs=specs)
+            DINO(DINOConfig(), specs)
 
 
 def test_actual_count_of_encoder_and_decoder_is_the_sum_of_their_matrix_products() -> None:

@@ -13,11 +13,11 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from piip.features import FeatureSpec
 from piip.heads.deformable.maps import flatten
-from piip.heads.dino.answers import Answers, inverse_sigmoid
 from piip.heads.dino.decoder import encode_boxes
-from piip.heads.dino.denoising import Noise, disturb, draw_noise, hidden_queries, number_of_groups
+from piip.heads.dino.denoising import Noise, add_noise, attention_mask, draw_noise, number_of_groups
 from piip.heads.dino.losses import Matching, average_over_processes, losses
 from piip.heads.dino.objects import Objects, gather_objects
+from piip.heads.dino.predictions import Predictions, inverse_sigmoid
 from piip.necks.config import ChannelMapperConfig
 
 SIZES = [(70, 150), (96, 100)]  # in a batch of 96 x 160 pixels
@@ -30,9 +30,9 @@ def objects() -> Objects:
     return gather_objects([first, {"boxes": boxes[2:], "labels": torch.tensor([1])}], SIZES)
 
 
-def answers(stages: int = 2, queries: int = 5) -> Answers:
+def predictions(stages: int = 2, queries: int = 5) -> Predictions:
     torch.manual_seed(0)
-    return Answers(torch.randn(stages, 2, queries, CLASSES), torch.rand(stages, 2, queries, 4) * 0.5 + 0.2)
+    return Predictions(torch.randn(stages, 2, queries, CLASSES), torch.rand(stages, 2, queries, 4) * 0.5 + 0.2)
 
 
 def wave(position: float, channel: int, channels: int, temperature: float) -> float:
@@ -45,7 +45,7 @@ def wave(position: float, channel: int, channels: int, temperature: float) -> fl
 
 def test_cells_outside_of_the_image_are_those_that_nearest_neighbour_resizing_of_its_mask_says() -> None:
     features = [torch.randn(2, 8, h, w) for h, w in ((12, 20), (6, 10), (3, 5), (2, 3))]
-    maps = flatten(features, SIZES, stride=8)
+    maps = flatten(features, SIZES, stride=8, temperature=20)
     outside = torch.ones(2, 96, 160)
     for mask, (height, width) in zip(outside, SIZES, strict=True):
         mask[:height, :width] = 0
@@ -66,7 +66,7 @@ def test_cells_outside_of_the_image_are_those_that_nearest_neighbour_resizing_of
 
 
 def test_positions_are_sines_of_row_and_column_within_the_image() -> None:
-    maps = flatten([torch.zeros(1, 16, 4, 6)], [(24, 40)], stride=8)  # 3 x 5 cells are covered
+    maps = flatten([torch.zeros(1, 16, 4, 6)], [(24, 40)], stride=8, temperature=20)  # 3 x 5 cells are covered
     grid = maps.positions.view(4, 6, 16)
     for row, column in itertools.product(range(3), range(5)):
         expected = [wave((row + 1) / 3, c, 8, 20) for c in range(8)]
@@ -109,59 +109,59 @@ def test_channel_mapper_normalises_each_map_and_makes_the_extra_ones_from_the_la
 # --- matching and losses ---------------------------------------------------------------------------------------------
 
 
-def cost(said: Answers, stage: int, image: int, query: int, place: int, known: Objects) -> float:
-    p = said.logits[stage, image, query, known.labels[image, place]].sigmoid().item()
+def cost(predicted: Predictions, stage: int, image: int, query: int, index: int, truth: Objects) -> float:
+    p = predicted.logits[stage, image, query, truth.labels[image, index]].sigmoid().item()
     cls = 0.25 * (1 - p) ** 2 * -math.log(p) - 0.75 * p**2 * -math.log(1 - p)
-    box, wanted = said.boxes[stage, image, query], known.boxes[image, place]
-    distance = (box - wanted).abs().sum().item()
-    corners = [box_convert(x[None], "cxcywh", "xyxy") for x in (box, wanted)]
+    box, target = predicted.boxes[stage, image, query], truth.boxes[image, index]
+    distance = (box - target).abs().sum().item()
+    corners = [box_convert(x[None], "cxcywh", "xyxy") for x in (box, target)]
     return 2 * cls + 5 * distance - 2 * generalized_box_iou(*corners).item()
 
 
 def test_the_matching_is_the_cheapest_of_all() -> None:
-    said, known = answers(), objects()
-    matched = Matching(said, known).solve()
+    predicted, truth = predictions(), objects()
+    matched = Matching(predicted, truth).solve()
     assert matched[:, 1, 1].tolist() == [-1, -1]  # the second image has one object
     for stage, image in itertools.product(range(2), range(2)):
-        count = known.counts[image]
+        count = truth.counts[image]
         options = {
-            queries: sum(cost(said, stage, image, query, place, known) for place, query in enumerate(queries))
+            queries: sum(cost(predicted, stage, image, query, index, truth) for index, query in enumerate(queries))
             for queries in itertools.permutations(range(5), count)
         }
         assert tuple(matched[stage, image, :count].tolist()) == min(options, key=options.__getitem__)
 
 
 def test_of_more_objects_than_queries_the_rest_stays_without() -> None:
-    matched = Matching(answers(queries=1), objects()).solve()
+    matched = Matching(predictions(queries=1), objects()).solve()
     assert sorted(matched[0, 0].tolist()) == [-1, 0]
 
 
-def test_answers_that_are_not_numbers_leave_the_failure_to_the_loss() -> None:
-    said, known = answers(), objects()
-    said.boxes[0, 0, 1] = math.nan
-    said.logits[1, 0] = math.nan
-    matched = Matching(said, known).solve()
-    found = losses(said, matched, known, torch.tensor(1.0))
+def test_predictions_that_are_not_numbers_leave_the_failure_to_the_loss() -> None:
+    predicted, truth = predictions(), objects()
+    predicted.boxes[0, 0, 1] = math.nan
+    predicted.logits[1, 0] = math.nan
+    matched = Matching(predicted, truth).solve()
+    found = losses(predicted, matched, truth, torch.tensor(1.0))
     assert found["loss_cls"][1].isnan()
     assert found["loss_cls"][0].isfinite()
 
 
 def test_losses_are_sums_over_queries_and_pairs_divided_by_the_number_of_objects() -> None:
-    said, known = answers(), objects()
-    matched = Matching(said, known).solve()
-    found = losses(said, matched, known, torch.tensor(3.0))
+    predicted, truth = predictions(), objects()
+    matched = Matching(predicted, truth).solve()
+    found = losses(predicted, matched, truth, torch.tensor(3.0))
     for stage in range(2):
         focal = distance = overlap = 0.0
         for image, query, label in itertools.product(range(2), range(5), range(CLASSES)):
-            p = said.logits[stage, image, query, label].sigmoid().item()
-            places = [n for n in range(known.counts[image]) if matched[stage, image, n] == query]
-            hit = any(known.labels[image, n] == label for n in places)
+            p = predicted.logits[stage, image, query, label].sigmoid().item()
+            owned = [n for n in range(truth.counts[image]) if matched[stage, image, n] == query]
+            hit = any(truth.labels[image, n] == label for n in owned)
             focal += 0.25 * (1 - p) ** 2 * -math.log(p) if hit else 0.75 * p**2 * -math.log(1 - p)
         for image in range(2):
-            for place in range(known.counts[image]):
-                box, wanted = said.boxes[stage, image, matched[stage, image, place]], known.boxes[image, place]
-                distance += (box - wanted).abs().sum().item()
-                corners = [box_convert(x[None], "cxcywh", "xyxy") for x in (box, wanted)]
+            for index in range(truth.counts[image]):
+                box, target = predicted.boxes[stage, image, matched[stage, image, index]], truth.boxes[image, index]
+                distance += (box - target).abs().sum().item()
+                corners = [box_convert(x[None], "cxcywh", "xyxy") for x in (box, target)]
                 overlap += 1 - generalized_box_iou(*corners).item()
         expected = {"loss_cls": focal / 3, "loss_bbox": 5 * distance / 3, "loss_iou": 2 * overlap / 3}
         assert {name: values[stage].item() for name, values in found.items()} == pytest.approx(expected, rel=1e-4)
@@ -182,8 +182,8 @@ def test_counts_are_averaged_over_the_processes_and_at_least_one(monkeypatch: py
 @pytest.mark.parametrize(("most", "groups"), [(0, 100), (1, 100), (3, 33), (60, 1), (200, 1)])
 def test_groups_fill_the_denoising_queries(most: int, groups: int) -> None:
     boxes = torch.rand(most, 4).sort(dim=1).values
-    known = gather_objects([{"boxes": boxes, "labels": torch.zeros(most, dtype=torch.int64)}], [(10, 10)])
-    assert number_of_groups(known, 100) == groups
+    truth = gather_objects([{"boxes": boxes, "labels": torch.zeros(most, dtype=torch.int64)}], [(10, 10)])
+    assert number_of_groups(truth, 100) == groups
 
 
 def test_one_copy_stays_within_half_a_box_and_the_other_leaves_it() -> None:
@@ -196,29 +196,29 @@ def test_one_copy_stays_within_half_a_box_and_the_other_leaves_it() -> None:
 
 
 def test_sides_move_by_their_share_of_half_the_box_and_stay_in_the_image() -> None:
-    known = objects()
+    truth = objects()
     shift = torch.zeros(2, 2, 2, 4)
     shift[0, 0, 0] = torch.tensor([0.5, -0.5, 0.25, 0.0])
     shift[1, 0, 1] = torch.tensor([-2.0, -2.0, 2.0, 2.0])
     flipped = torch.zeros(2, 2, 2, dtype=torch.bool)
     flipped[0, 0, 1] = True
-    found = disturb(known, Noise(flipped, torch.full((2, 2, 2), 2), shift), box_noise=0.8)
+    found = add_noise(truth, Noise(flipped, torch.full((2, 2, 2), 2), shift), box_noise=0.8)
     width, height = 150, 70
     corners = box_convert(found.boxes[0], "cxcywh", "xyxy") * torch.tensor([width, height] * 2)
     assert corners[0].tolist() == pytest.approx([20, 2, 65, 50], abs=0.2)
     assert corners[1].tolist() == pytest.approx([70, 20, 150, 70], abs=0.2)
     assert corners[3].tolist() == pytest.approx([6, 0, 150, 70], abs=0.2)
     assert found.labels[0].tolist() == [0, 2, 0, 3]
-    assert found.held.tolist() == [[True] * 4, [True, False] * 2]
+    assert found.valid.tolist() == [[True] * 4, [True, False] * 2]
     assert found.positives.tolist() == [0, 1]
 
 
 def test_each_query_sees_its_group_and_all_that_are_no_copies() -> None:
     noise = draw_noise((6, 2, 2), num_classes=CLASSES, label_noise=0.5, device=torch.device("cpu"))
-    denoising = disturb(objects(), noise, box_noise=1.0)
-    hidden = hidden_queries(denoising, 3)
-    assert hidden.shape == (15, 15)
-    for asking, other in itertools.product(range(15), range(15)):
-        sees = other >= 12 or (asking < 12 and asking // 4 == other // 4)
-        assert hidden[asking, other].item() is not sees
+    denoising = add_noise(objects(), noise, box_noise=1.0)
+    mask = attention_mask(denoising, 3)
+    assert mask.shape == (15, 15)
+    for query, other in itertools.product(range(15), range(15)):
+        sees = other >= 12 or (query < 12 and query // 4 == other // 4)
+        assert mask[query, other].item() is not sees
     assert denoising.positives.tolist() == [0, 1, 4, 5, 8, 9]

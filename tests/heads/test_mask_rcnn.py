@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from piip import host
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
+from piip.heads.mask_rcnn.config import MaskRCNNConfig
 from piip.heads.mask_rcnn.head import MaskRCNN
 from piip.heads.mask_rcnn.masks import paste_masks
 
@@ -17,24 +20,13 @@ SIZES = [(90, 128), (96, 70)]  # valid sizes in a batch of 96 x 128 pixels
 LOSSES = ["loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask"]
 
 
-def build(
-    *, score_threshold: float = 0.05, rpn_batch: int = 64, roi_batch: int = 32, pre_nms_test: int = 100
-) -> MaskRCNN:
+def build(**settings: Any) -> MaskRCNN:
     torch.manual_seed(0)
-    head = MaskRCNN(
-        specs=SPECS,
-        num_classes=3,
-        rpn_pre_nms_train=200,
-        rpn_pre_nms_test=pre_nms_test,
-        rpn_proposals=60,
-        rpn_batch=rpn_batch,
-        roi_batch=roi_batch,
-        fc_channels=24,
-        mask_channels=8,
-        mask_convs=1,
-        score_threshold=score_threshold,
-        max_detections=20,
-    )
+    small = {
+        "num_classes": 3, "rpn_pre_nms_train": 200, "rpn_pre_nms_test": 100, "rpn_proposals": 60, "rpn_batch": 64,
+        "roi_batch": 32, "fc_channels": 24, "mask_channels": 8, "mask_convs": 1, "max_detections": 20,
+    }  # fmt: skip
+    head = MaskRCNN(MaskRCNNConfig(**small | settings), SPECS)
     # Larger weights than fresh ones, for detections that differ from each other.
     torch.nn.init.normal_(head.rpn.cls.weight, std=0.3)
     torch.nn.init.normal_(head.box.cls.weight, std=0.5)
@@ -113,7 +105,7 @@ def test_losses_do_not_depend_on_the_order_of_objects(features: list[Tensor]) ->
 
 
 def test_inference_has_its_own_number_of_candidates(features: list[Tensor]) -> None:
-    stages = build(pre_nms_test=1).stages(features, SIZES)
+    stages = build(rpn_pre_nms_test=1).stages(features, SIZES)
     assert all(0 < count <= len(SPECS) for count in stages.proposals.counts.tolist())
 
 
@@ -125,8 +117,12 @@ def test_proposals_are_no_path_for_gradients(features: list[Tensor]) -> None:
     assert all(parameter.grad is None for parameter in head.rpn.parameters())
 
 
+def infer(head: MaskRCNN, features: list[Tensor], sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    return head.in_batch(head.detect(features, sizes), sizes)
+
+
 def test_results_keep_their_promises(features: list[Tensor]) -> None:
-    results = build().infer(features, SIZES)
+    results = infer(build(), features, SIZES)
     for result, (height, width) in zip(results, SIZES, strict=True):
         count = len(result["boxes"])
         assert 0 < count <= 20
@@ -146,9 +142,9 @@ def test_results_keep_their_promises(features: list[Tensor]) -> None:
 
 def test_an_image_gives_the_same_detections_alone_and_in_a_batch(features: list[Tensor]) -> None:
     head = build()
-    together = head.infer(features, SIZES)
+    together = infer(head, features, SIZES)
     for index in range(2):
-        (alone,) = head.infer([x[index : index + 1] for x in features], SIZES[index : index + 1])
+        (alone,) = infer(head, [x[index : index + 1] for x in features], SIZES[index : index + 1])
         for key, value in alone.items():
             torch.testing.assert_close(value, together[index][key], atol=1e-3, rtol=1e-4)
 
@@ -195,7 +191,7 @@ def test_nothing_found_is_an_empty_result(features: list[Tensor], without: str) 
     head = build(score_threshold=0.9999)
     if without == "proposals":
         torch.nn.init.constant_(head.rpn.reg.bias, 1e4)
-    results = head.infer(features, SIZES)
+    results = infer(head, features, SIZES)
     assert [{key: tuple(value.shape) for key, value in result.items()} for result in results] == [
         {"boxes": (0, 4), "scores": (0,), "labels": (0,), "masks": (0, *size)} for size in SIZES
     ]
@@ -209,7 +205,7 @@ def test_bfloat16_autocast_stays_close_and_returns_float32(features: list[Tensor
         torch.manual_seed(0)
         losses = head.loss(features, SIZES, targets(3, 2))
         assert_all_learn(head, features, losses)
-        results = head.infer(features, SIZES)
+        results = infer(head, features, SIZES)
     for name in ("loss_rpn_cls", "loss_rpn_bbox"):  # the others see other proposals
         torch.testing.assert_close(losses[name], exact[name], rtol=0.02, atol=0.01)
     assert all(result["boxes"].dtype == result["scores"].dtype == torch.float32 for result in results)
@@ -225,6 +221,31 @@ def test_the_same_seed_gives_the_same_losses(features: list[Tensor]) -> None:
     assert not torch.equal(runs[0], runs[2])
 
 
+def test_without_masks_it_learns_from_boxes_and_finds_the_same_boxes(features: list[Tensor]) -> None:
+    """As Faster R-CNN: the parameters that are left, their losses and what they find are the same."""
+    head, whole = build(masks=False), build()
+    assert head.state_dict().keys() == {name for name in whole.state_dict() if not name.startswith("mask.")}
+    head.load_state_dict(whole.state_dict(), strict=False)
+    boxes_alone = [{name: image[name] for name in ("boxes", "labels")} for image in targets(3, 2)]
+    torch.manual_seed(0)
+    expected = whole.loss(features, SIZES, targets(3, 2))
+    torch.manual_seed(0)
+    losses = head.loss(features, SIZES, boxes_alone)
+    assert list(losses) == [name for name in LOSSES if name != "loss_mask"]
+    assert all(torch.equal(loss, expected[name]) for name, loss in losses.items())
+    results, with_masks = infer(head, features, SIZES), infer(whole, features, SIZES)
+    assert [list(result) for result in results] == [["boxes", "scores", "labels"]] * 2
+    for result, other in zip(results, with_masks, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in result.items())
+    encoded = head.restore_encoded(head.detect(features, SIZES), SIZES, SIZES)
+    assert [list(result) for result in encoded] == [["boxes", "scores", "labels"]] * 2
+
+
+def test_masks_are_needed_by_the_mask_branch_alone() -> None:
+    assert MaskRCNNConfig().needs == {"boxes", "labels", "masks"}
+    assert MaskRCNNConfig(masks=False).needs == {"boxes", "labels"}
+
+
 def test_levels_of_different_width_are_refused() -> None:
     with pytest.raises(ConfigError, match="got 16, 24 channels"):
-        MaskRCNN(specs=[FeatureSpec(16, 4), FeatureSpec(24, 8)])
+        MaskRCNN(MaskRCNNConfig(), [FeatureSpec(16, 4), FeatureSpec(24, 8)])

@@ -154,18 +154,18 @@ def test_pasting_nothing_and_boxes_without_area(paste: Callable[..., Tensor]) ->
 
 
 def test_the_head_predicts_twice_the_pooled_size_and_starts_from_kaiming() -> None:
-    head = MaskHead(channels=24, num_classes=5, width=48, num_convs=2)
+    head = MaskHead(channels=24, num_classes=5, mask_channels=48, mask_convs=2)
     assert head(torch.randn(3, 24, 14, 14)).shape == (3, 5, 28, 28)
     assert head(torch.randn(0, 24, 14, 14)).shape == (0, 5, 28, 28)
     for layer, fan_out in ((head.convs[0], 48 * 9), (head.convs[1], 48 * 9), (head.upsample, 48 * 4), (head.logits, 5)):
         assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.12)
         assert not layer.bias.any()
-    without = MaskHead(channels=24, num_classes=5, width=48, num_convs=0)
+    without = MaskHead(channels=24, num_classes=5, mask_channels=48, mask_convs=0)
     assert without(torch.randn(1, 24, 14, 14)).shape == (1, 5, 28, 28)
 
 
 def test_the_loss_is_the_mean_entropy_of_the_true_class() -> None:
-    head = MaskHead(channels=8, num_classes=3, width=8, num_convs=1)
+    head = MaskHead(channels=8, num_classes=3, mask_channels=8, mask_convs=1)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 3, 28, 28, generator=generator, requires_grad=True)
     targets = (torch.rand(4, 28, 28, generator=generator) > 0.5).float()
@@ -179,7 +179,7 @@ def test_the_loss_is_the_mean_entropy_of_the_true_class() -> None:
 
 
 def test_the_loss_of_no_mask_is_zero_and_still_reaches_every_parameter() -> None:
-    head = MaskHead(channels=8, num_classes=3, width=8, num_convs=2)
+    head = MaskHead(channels=8, num_classes=3, mask_channels=8, mask_convs=2)
     loss = head.loss(head(torch.zeros(0, 8, 14, 14)), torch.zeros(0).long(), torch.zeros(0, 28, 28))["loss_mask"]
     loss.backward()
     assert loss.item() == 0

@@ -20,13 +20,15 @@ CODER = BoxCoder(weights=(10, 10, 5, 5), bbox_xform_clip=MAX_LOG_RATIO)
 CLASSES = 3
 
 
-def build(*, batch: int = 16, score_threshold: float = 0.05, nms: float = 0.5, max_detections: int = 100) -> BoxHead:
+def build(
+    *, roi_batch: int = 16, score_threshold: float = 0.05, nms: float = 0.5, max_detections: int = 100
+) -> BoxHead:
     torch.manual_seed(0)
     return BoxHead(
         channels=4,
         num_classes=CLASSES,
         fc_channels=8,
-        batch=batch,
+        roi_batch=roi_batch,
         score_threshold=score_threshold,
         nms=nms,
         max_detections=max_detections,
@@ -79,14 +81,14 @@ def test_pooling_reaches_every_level_backward_whatever_boxes_there_are(boxes: li
 
 
 def test_sampling_learns_from_objects_too_and_puts_what_holds_one_first() -> None:
-    head = build(batch=12)
+    head = build(roi_batch=12)
     objects = [square_boxes(50, 100), torch.zeros(0, 4)]
     labels = [torch.tensor([2, 0]), torch.zeros(0, dtype=torch.int64)]
     near = objects[0] + 1.0
     far = torch.rand(30, 4) + torch.tensor([300.0, 300, 340, 340])
     first, second = head.sample([torch.cat([far, near]), far], objects, labels)
     # A quarter of 12, of the two objects and the two boxes near them; the rest is background.
-    assert (first.held, len(first.boxes)) == (3, 12)
+    assert (first.num_positives, len(first.boxes)) == (3, 12)
     candidates = torch.cat([objects[0], far, near])
     for row in range(3):
         iou = box_iou(first.boxes[row : row + 1], objects[0])[0]
@@ -95,21 +97,21 @@ def test_sampling_learns_from_objects_too_and_puts_what_holds_one_first() -> Non
     assert (first.labels[3:] == CLASSES).all()
     assert (box_iou(first.boxes[3:], objects[0]) < 0.5).all()
     assert all((box == candidates).all(1).any() for box in first.boxes)
-    assert (second.held, second.labels.tolist()) == (0, [CLASSES] * 12)
+    assert (second.num_positives, second.labels.tolist()) == (0, [CLASSES] * 12)
 
 
 def test_sampling_marks_what_it_could_not_use() -> None:
     """Only a quarter may hold an object: with objects alone, the other rows of the image stay unused."""
     objects = square_boxes(*range(20, 220, 10))
-    (image,) = build(batch=16).sample([torch.zeros(0, 4)], [objects], [torch.ones(20, dtype=torch.int64)])
-    assert image.held == 4
+    (image,) = build(roi_batch=16).sample([torch.zeros(0, 4)], [objects], [torch.ones(20, dtype=torch.int64)])
+    assert image.num_positives == 4
     assert image.labels.tolist() == [1] * 4 + [UNUSED] * 12
 
 
 def test_sampling_nothing() -> None:
     empty = torch.zeros(0, 4)
     (image,) = build().sample([empty], [empty], [torch.zeros(0, dtype=torch.int64)])
-    assert (image.held, image.boxes.shape, image.labels.shape) == (0, (0, 4), (0,))
+    assert (image.num_positives, image.boxes.shape, image.labels.shape) == (0, (0, 4), (0,))
 
 
 def test_losses_equal_those_worked_out_row_by_row() -> None:
@@ -181,7 +183,8 @@ def test_background_is_never_detected() -> None:
 
 
 def test_a_fresh_box_head_is_unsure_and_stays_near_its_proposals() -> None:
-    head = BoxHead(channels=64, num_classes=80, fc_channels=256, batch=1, score_threshold=0, nms=1, max_detections=1)
+    settings = {"roi_batch": 1, "score_threshold": 0, "nms": 1, "max_detections": 1}
+    head = BoxHead(channels=64, num_classes=80, fc_channels=256, **settings)
     assert head.cls.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert head.reg.weight.std().item() == pytest.approx(0.001, rel=0.05)
     for layer, fans in ((head.fc1, 64 * 49 + 256), (head.fc2, 512)):

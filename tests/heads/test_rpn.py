@@ -18,11 +18,10 @@ SIZES = [(64, 80), (60, 50)]
 CODER = BoxCoder(weights=(1, 1, 1, 1), bbox_xform_clip=MAX_LOG_RATIO)
 
 
-def build(*, batch: int = 10_000, proposals: int = 1000, nms: float = 0.7) -> RPN:
+def build(*, rpn_batch: int = 10_000, rpn_proposals: int = 1000, rpn_nms: float = 0.7) -> RPN:
     torch.manual_seed(0)
-    rpn = RPN(
-        specs=SPECS, anchor_scale=4, anchor_ratios=(0.5, 1, 2), batch=batch, proposals=proposals, nms=nms
-    )  # fmt: skip
+    anchors = {"anchor_scale": 4, "anchor_ratios": (0.5, 1, 2)}
+    rpn = RPN(specs=SPECS, **anchors, rpn_batch=rpn_batch, rpn_proposals=rpn_proposals, rpn_nms=rpn_nms)
     for parameter in rpn.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return rpn
@@ -81,7 +80,7 @@ def test_losses_equal_those_worked_out_anchor_by_anchor(features: list[Tensor]) 
 
 def test_losses_are_means_over_the_sampled_anchors(features: list[Tensor]) -> None:
     """With equal logits everywhere, the mean is known whatever is drawn."""
-    rpn = build(batch=16)
+    rpn = build(rpn_batch=16)
     outputs = rpn(features)
     flat = RPNOutputs([torch.zeros_like(x) for x in outputs.logits], outputs.deltas, outputs.anchors)
     assert rpn.loss(flat, OBJECTS)["loss_rpn_cls"].item() == pytest.approx(torch.tensor(2.0).log().item())
@@ -124,7 +123,7 @@ def naive_proposals(outputs: RPNOutputs, image: int, size: tuple[int, int], *, p
 
 @pytest.mark.parametrize("pre_nms", [1000, 40])
 def test_proposals_equal_those_worked_out_one_by_one(features: list[Tensor], pre_nms: int) -> None:
-    rpn = build(proposals=50, nms=0.5)
+    rpn = build(rpn_proposals=50, rpn_nms=0.5)
     outputs = RPNOutputs(*([x.detach() for x in part] for part in rpn(features)))
     proposals = rpn.propose(outputs, SIZES, pre_nms=pre_nms)
     for image, (boxes, scores) in enumerate(proposals):

@@ -93,7 +93,7 @@ def test_sample_draws_the_promised_counts(positives: int, negatives: int, drawn:
     torch.manual_seed(0)
     assigned = torch.cat([torch.arange(positives), torch.full((negatives,), BACKGROUND), torch.full((50,), IGNORED)])
     assigned = assigned[torch.randperm(len(assigned))]
-    positive, negative = (mask[0] for mask in sample(assigned[None], count=128, positive_fraction=0.25))
+    positive, negative = (mask[0] for mask in sample(assigned[None], num_samples=128, positive_fraction=0.25))
     assert (positive.sum().item(), negative.sum().item()) == drawn
     assert (assigned[positive] >= 0).all()
     assert (assigned[negative] == BACKGROUND).all()
@@ -105,7 +105,7 @@ def test_sample_prefers_no_box() -> None:
     draws = 2000
     counts = torch.zeros(40)
     for _ in range(draws):
-        positive, negative = sample(assigned, count=16, positive_fraction=0.25)
+        positive, negative = sample(assigned, num_samples=16, positive_fraction=0.25)
         counts += positive[0].float() + negative[0].float()
     # 4 of 10 positives and 12 of 30 negatives: 0.4 each, with a standard error of 0.011.
     assert ((counts / draws - 0.4).abs() < 0.05).all()
@@ -114,10 +114,10 @@ def test_sample_prefers_no_box() -> None:
 def test_sample_follows_the_seed() -> None:
     assigned = torch.randint(-2, 3, (1, 400), generator=torch.Generator().manual_seed(0))
     torch.manual_seed(5)
-    first = sample(assigned, count=64, positive_fraction=0.5)
-    again = sample(assigned, count=64, positive_fraction=0.5)
+    first = sample(assigned, num_samples=64, positive_fraction=0.5)
+    again = sample(assigned, num_samples=64, positive_fraction=0.5)
     torch.manual_seed(5)
-    repeated = sample(assigned, count=64, positive_fraction=0.5)
+    repeated = sample(assigned, num_samples=64, positive_fraction=0.5)
     assert torch.equal(torch.stack(first), torch.stack(repeated))
     assert not torch.equal(torch.stack(first), torch.stack(again))
 
@@ -127,10 +127,10 @@ def test_the_images_of_a_batch_draw_one_after_the_other_as_if_alone() -> None:
     images = [torch.randint(-2, 3, (n,), generator=generator) for n in (300, 0, 170)]
     padded = torch.nn.utils.rnn.pad_sequence(images, batch_first=True, padding_value=IGNORED)
     torch.manual_seed(5)
-    together = torch.stack(sample(padded, count=64, positive_fraction=0.5, lengths=[300, 0, 170]))
+    together = torch.stack(sample(padded, num_samples=64, positive_fraction=0.5, lengths=[300, 0, 170]))
     torch.manual_seed(5)
     for index, image in enumerate(images):
-        alone = torch.stack(sample(image[None], count=64, positive_fraction=0.5))[:, 0]
+        alone = torch.stack(sample(image[None], num_samples=64, positive_fraction=0.5))[:, 0]
         assert torch.equal(together[:, index, : len(image)], alone)
         assert not together[:, index, len(image) :].any()
 

@@ -1,4 +1,4 @@
-"""UperNet's losses, views and results; its arithmetic is held against recordings in tests/golden."""
+"""UperNet's losses; its arithmetic is held against recordings in tests/golden."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
+from piip.heads.upernet.config import UperNetConfig
 from piip.heads.upernet.head import ConvNorm, UperNet
 
 STRIDES = (4, 8, 16, 32)
@@ -17,7 +18,7 @@ SPECS = [FeatureSpec(8, stride) for stride in STRIDES]
 
 def build(**settings) -> UperNet:
     torch.manual_seed(0)
-    return UperNet(specs=SPECS, **{"num_classes": 5, "channels": 8, "dropout": 0.0} | settings)
+    return UperNet(UperNetConfig(**{"num_classes": 5, "channels": 8, "dropout": 0.0} | settings), SPECS)
 
 
 def features(batch: int, height: int = 64, width: int = 96) -> list[Tensor]:
@@ -85,59 +86,6 @@ def test_convolutions_are_normed_and_initialised_like_those_of_mmcv() -> None:
     assert conv.weight.detach().std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)  # fan out
     assert (norm.eps, norm.momentum) == (1e-5, 0.1)
     assert head.classifier[1].weight.detach().std().item() == pytest.approx(0.01, rel=0.1)
-
-
-# --- views -----------------------------------------------------------------------------------------------------------
-
-
-def detect(images: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-    """A network of five classes that tells left from right, with logits at a quarter of the resolution."""
-    weight = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(3))
-    assert sizes == [tuple(images.shape[2:])] * len(images)
-    return F.conv2d(images, weight, stride=4)
-
-
-def upsampled(images: Tensor) -> Tensor:
-    logits = detect(images, [tuple(images.shape[2:])] * len(images))
-    return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=False)
-
-
-def test_one_window_over_the_image_is_the_whole_image() -> None:
-    images = torch.randn(2, 3, 64, 96)
-    whole = build(window=None).view(detect, images, SIZES)
-    assert torch.equal(whole, upsampled(images))
-    assert torch.equal(build(window=96, stride=64).view(detect, images, SIZES), whole)
-    assert not torch.equal(build(window=64, stride=32).view(detect, images, SIZES), whole)
-
-
-def test_a_flipped_view_is_averaged_as_probabilities_inside_the_valid_part() -> None:
-    images = torch.randn(2, 3, 64, 96)
-    found = build(window=None, test_flip=True).view(detect, images, SIZES).softmax(1)
-    for index, (height, width) in enumerate(SIZES):
-        mirrored = images[index : index + 1].clone()
-        mirrored[..., :height, :width] = mirrored[..., :height, :width].flip(-1)
-        back = upsampled(mirrored)
-        back[..., :height, :width] = back[..., :height, :width].flip(-1)
-        expected = (upsampled(images[index : index + 1]).softmax(1) + back.softmax(1)) / 2
-        torch.testing.assert_close(found[index : index + 1], expected)
-
-
-def test_scaled_views_are_averaged_at_the_size_of_the_batch() -> None:
-    images = torch.randn(1, 3, 64, 96)
-    found = build(window=None, test_scales=(1.0, 1.5)).view(detect, images, [(64, 96)])
-    larger = upsampled(F.interpolate(images, size=(96, 128), mode="bilinear", align_corners=False))  # 144 to whole 32s
-    again = F.interpolate(larger, size=(64, 96), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(found.softmax(1), (upsampled(images).softmax(1) + again.softmax(1)) / 2)
-
-
-def test_results_have_the_original_sizes_and_types() -> None:
-    logits = torch.randn(2, 5, 64, 96)
-    results = build().restore(logits, SIZES, [(128, 192), (33, 21)])
-    assert [tuple(result["labels"].shape) for result in results] == [(128, 192), (33, 21)]
-    assert {result["labels"].dtype for result in results} == {torch.uint8}
-    assert {result["scores"].dtype for result in results} == {torch.float32}
-    many = UperNet(specs=SPECS, num_classes=300, channels=8)
-    assert many.restore(torch.randn(1, 300, 8, 8), [(8, 8)], [(8, 8)])[0]["labels"].dtype == torch.int64
 
 
 def test_synchronised_batch_norm_has_the_same_keys() -> None:

@@ -54,6 +54,10 @@ def test_metrics_of_the_config_replace_those_of_the_data_and_survive_a_run_direc
         ("[{type: cocos}]", r"metrics\.0\.type: unknown type 'cocos', not among .*; did you mean 'coco'\?"),
         ("[{type: coco, backend: mine}]", r"metrics\.0\.backend: give one of 'faster' or 'pycocotools'"),
         ("[{type: miou, backend: faster}]", r"metrics\.0\.backend: unknown key 'backend'"),
+        (
+            "[{type: coco}, {type: miou}]",
+            "metrics: miou is for segmentation, model.head mask_rcnn for detection",
+        ),
     ],
 )
 def test_mistakes_in_metrics_are_named(metrics: str, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import timm
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from piip.branches.base import Branch, Tokens
 from piip.branches.convnext.config import ConvNeXtConfig
+from piip.branches.convnext.pretrained import fit_pretrained
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 
@@ -50,6 +52,10 @@ class ConvNeXt(Branch):
             else:
                 y = block(y)
         return Tokens(y.permute(0, 2, 3, 1))
+
+    def fit_pretrained(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """timm's names, transformers' and those of its authors."""
+        return fit_pretrained(tensors, self.state_dict())
 
     def _blocks(self) -> list[list[nn.Module]]:
         """The blocks of every stage, in order; the first stage has no downsampling layer."""

@@ -7,7 +7,7 @@ By its options it is DeiT (Touvron et al., 2021), DeiT III, AugReg (Steiner et a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from piip.branches.base import Branch, Tokens
 from piip.branches.vit.config import ViTConfig
+from piip.branches.vit.pretrained import ORIGINS, fit_pretrained
 from piip.by_size import BySize
 from piip.features import FeatureSpec
 
@@ -201,6 +202,8 @@ class PatchEmbed(nn.Module):
 class ViT(Branch):
     """A vision transformer without final norm; parameter names are timm's."""
 
+    origins = ORIGINS
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         dim, relative = config.embed_dim, config.position == "relative"
@@ -271,6 +274,10 @@ class ViT(Branch):
     def fold(self) -> None:
         """Keeps the position embedding at the latest sizes; for inference."""
         self._resize_pos_embed = BySize(resize_pos_embed, limit=8)
+
+    def fit_pretrained(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As of `piip.branches.vit.pretrained`: positions, patches and biases are resampled to the branch's grids."""
+        return fit_pretrained(tensors, self.state_dict())
 
     def layer_of(self, parameter: str) -> int | None:
         """0 for the patch and position embeddings, i + 1 for block i."""

@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 
 class ClassifierConfig(HeadConfig):
-    """A norm and a linear classifier a branch, whose logits are averaged; on a backbone without merge."""
+    """A norm and a linear classifier per branch, whose logits are averaged; on a backbone without merge."""
 
     task: ClassVar = "classification"
     type: Literal["classifier"] = "classifier"
     num_classes: int = Field(1000, gt=0)
     token: Literal["first_patch", "class", "mean"] = Field(
         "first_patch",
-        description="what is classified: the top-left patch (as the released checkpoints do), the class token, or the "
-        "mean over the patches",
+        description="the token that is classified: the top-left patch (as the released checkpoints do), the class "
+        "token, or the mean over the patches",
     )
     norm_eps: float = Field(1e-6, gt=0)
 
     def build(self, specs: Sequence[FeatureSpec]) -> Classifier:
         from piip.heads.classifier.head import Classifier
 
-        return Classifier(specs=specs, **self.model_dump(exclude={"type"}))
+        return Classifier(self, specs)
 
     def build_writer(self, class_names: Sequence[str], *, score_threshold: float) -> ClassificationWriter:
         from piip.results.classes import ClassificationWriter
@@ -42,8 +42,13 @@ class ClassifierConfig(HeadConfig):
 
     @property
     def reads_last_interaction(self) -> bool:
-        # Class tokens take no part in interactions, so nothing of the last one reaches them.
+        # Class tokens take no part in interactions: nothing of the last one reaches a head that reads class tokens
+        # alone, its parameters would get no gradient, and DistributedDataParallel would refuse the step.
         return self.token != "class"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"label"})
 
     def check_network(self, backbone: BackboneConfig, neck: NeckConfig) -> None:
         if backbone.merge or not neck.passes_maps:

@@ -1,4 +1,4 @@
-"""A feature pyramid as one row of tokens, with what each token knows of its place."""
+"""A feature pyramid as one sequence of tokens, with the position of each."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Of the position encoding; DINO departs from the 10000 that its decoder and other transformers use.
-TEMPERATURE = 20
-
 
 class Maps(NamedTuple):
-    """L maps of a batch, one after the other, row by row: S tokens an image.
+    """L maps of a batch, one after the other, row by row: S tokens per image.
 
     shapes: (H, W) of every map. tokens: (B, S, C). padding: (B, S) bool, True outside of the image.
-    positions: (B, S, C), sine encoding of the place within the image.
+    positions: (B, S, C), sine encoding of the position within the image.
     centres: (B, S, 2), (x, y) of the cell's centre in [0, 1] of the image, beyond 1 in the padding.
     ratios: (B, L, 2), the share (x, y) of each map that the image covers.
     """
@@ -35,8 +32,14 @@ class Maps(NamedTuple):
         return [height * width for height, width in self.shapes]
 
 
-def flatten(features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], stride: int) -> Maps:
-    """features: maps (B, C, H, W), finest first; image_sizes: valid (h, w) in pixels; stride: of the finest map."""
+def flatten(
+    features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], *, stride: int, temperature: float
+) -> Maps:
+    """The maps of a pyramid as tokens.
+
+    features: maps (B, C, H, W), finest first; image_sizes: valid (h, w) in pixels; stride: of the finest map.
+    temperature: of the position encoding, see `sine_encoding`.
+    """
     channels, device = features[0].shape[1], features[0].device
     canvas = [cells * stride for cells in features[0].shape[2:]]
     sizes = torch.tensor(image_sizes, dtype=torch.float32).to(device, non_blocking=True)
@@ -45,7 +48,7 @@ def flatten(features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]], 
         height, width = x.shape[2:]
         rows, columns = (_covered(sizes[:, i], canvas[i], x.shape[2 + i]) for i in (0, 1))
         covered = rows[:, :, None] & columns[:, None, :]
-        positions.append(_position(covered, channels).flatten(1, 2))
+        positions.append(_position(covered, channels, temperature).flatten(1, 2))
         padding.append(~covered.flatten(1))
         y, x_ = (
             (torch.arange(cells, device=device) + 0.5) / inside.sum(dim=1, keepdim=True)
@@ -70,13 +73,13 @@ def _covered(size: Tensor, length: int, cells: int) -> Tensor:
     return first < size[:, None]
 
 
-def _position(covered: Tensor, channels: int) -> Tensor:
+def _position(covered: Tensor, channels: int, temperature: float) -> Tensor:
     """Sine encoding (B, H, W, channels) of each cell's row, then its column, counted from 1 to the last covered one."""
     halves = []
     for dim in (1, 2):
         count = covered.cumsum(dim, dtype=torch.float32)
         share = count / (count.narrow(dim, -1, 1) + 1e-6)
-        halves.append(sine_encoding(share, channels // 2, TEMPERATURE))
+        halves.append(sine_encoding(share, channels // 2, temperature))
     return torch.cat(halves, dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""The decoder of DINO (Zhang et al., 2023): queries that look at the encoder's memory and refine their boxes."""
+"""The decoder of DINO (Zhang et al., 2023): queries attend to the encoder's memory and refine their boxes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from piip.heads.deformable.encoder import FeedForward
 from piip.heads.deformable.maps import Maps, sine_encoding
-from piip.heads.dino.answers import Answers, Predictor, inverse_sigmoid
+from piip.heads.dino.predictions import Predictions, Predictor, inverse_sigmoid
 from piip.ops import MSDeformAttn
 from piip.precision import full_precision
 
-# Of the encoding of the boxes that the decoder looks at.
+# Of the encoding of the queries' boxes.
 TEMPERATURE = 10000
 
 
 class DecoderLayer(nn.Module):
-    """Queries attend to each other, then each looks at a few places around its box in all maps."""
+    """Queries attend to each other, then each attends to a few points around its box in all maps."""
 
     def __init__(self, *, dim: int, levels: int, num_heads: int, points: int, ffn_dim: int) -> None:
         super().__init__()
@@ -27,17 +27,17 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.cross_attn = MSDeformAttn(dim, levels, num_heads, points)
         self.norm2 = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim=dim, hidden=ffn_dim)
+        self.ffn = FeedForward(dim=dim, ffn_dim=ffn_dim)
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(
-        self, x: Tensor, positions: Tensor, references: Tensor, memory: Tensor, maps: Maps, hidden: Tensor | None
+        self, x: Tensor, positions: Tensor, references: Tensor, memory: Tensor, maps: Maps, attn_mask: Tensor | None
     ) -> Tensor:
-        """Queries (B, Q, C) -> queries; references: boxes (B, Q, L, 4) xywh; hidden: (Q, Q), True where not to look."""
-        asking = x + positions
-        x = self.norm1(x + self.self_attn(asking, asking, x, attn_mask=hidden, need_weights=False)[0])
-        looked_up = self.cross_attn(x + positions, references, memory, maps.shapes, input_padding_mask=maps.padding)
-        return self.norm3(self.ffn(self.norm2(x + looked_up)))
+        """Queries (B, Q, C) -> queries; references: boxes (B, Q, L, 4) xywh; attn_mask: (Q, Q), True to hide."""
+        query = x + positions
+        x = self.norm1(x + self.self_attn(query, query, x, attn_mask=attn_mask, need_weights=False)[0])
+        attended = self.cross_attn(x + positions, references, memory, maps.shapes, input_padding_mask=maps.padding)
+        return self.norm3(self.ffn(self.norm2(x + attended)))
 
 
 class Decoder(nn.Module):
@@ -55,30 +55,30 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(
-        self, x: Tensor, boxes: Tensor, memory: Tensor, maps: Maps, *, hidden: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Answers]:
+        self, x: Tensor, boxes: Tensor, memory: Tensor, maps: Maps, *, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Predictions]:
         """
         x: queries (B, Q, C), with boxes (B, Q, 4) xywh in [0, 1]; memory: (B, S, C) of the maps' cells.
-        hidden: (Q, Q) bool, True where a query (row) must not see another one.
+        attn_mask: (Q, Q) bool, True where a query (row) must not attend to another one.
         Returns the normalised queries after every layer (N, B, Q, C), the boxes before each and after the last
-        (N + 1, B, Q, 4), and the answers of every layer.
+        (N + 1, B, Q, 4), and the predictions of every layer.
         """
         ratios = maps.ratios.repeat(1, 1, 2)[:, None]
-        states, references, answers = [], [boxes], []
+        states, references, predictions = [], [boxes], []
         for layer, predictor in zip(self.layers, self.predictors, strict=True):
             per_level = boxes[:, :, None] * ratios
             positions = self.box_encoding(encode_boxes(per_level[:, :, 0], x.shape[-1] // 2))
-            x = layer(x, positions, per_level, memory, maps, hidden)
+            x = layer(x, positions, per_level, memory, maps, attn_mask)
             states.append(self.norm(x).float())
             with full_precision(x):
                 # The predictor reads the queries twice, as released: as they are to move the boxes that the next layer
-                # starts from, and normalised for the answers, whose boxes start from those before this layer.
-                answers.append(predictor(states[-1], references[-1]))
+                # starts from, and normalised for the predictions, whose boxes start from those before this layer.
+                predictions.append(predictor(states[-1], references[-1]))
                 moved = (predictor.reg(x.float()) + inverse_sigmoid(boxes)).sigmoid()
             references.append(moved)
             boxes = moved.detach()
-        logits, answered = zip(*answers, strict=True)
-        return torch.stack(states), torch.stack(references), Answers(torch.stack(logits), torch.stack(answered))
+        logits, predicted = zip(*predictions, strict=True)
+        return torch.stack(states), torch.stack(references), Predictions(torch.stack(logits), torch.stack(predicted))
 
 
 def encode_boxes(boxes: Tensor, channels: int) -> Tensor:

@@ -12,28 +12,28 @@ from torchvision.ops import box_convert
 
 
 class Objects(NamedTuple):
-    """N places for objects in each of B images.
+    """The objects of B images, padded to N per image.
 
-    boxes: (B, N, 4) xywh, centre first, in [0, 1] of the image. labels: (B, N). held: (B, N) bool, whether a place
-    holds an object; places of an image are filled from the first. pixels: (B, 1, 4), what makes boxes pixels.
-    counts: how many objects each image has, known to the host.
+    boxes: (B, N, 4) xywh, centre first, in [0, 1] of the image. labels: (B, N). valid: (B, N) bool, False in the
+    padding, which follows an image's objects. pixels: (B, 1, 4), the factors from relative boxes to pixels.
+    counts: the number of objects of each image, known to the host.
     """
 
     boxes: Tensor
     labels: Tensor
-    held: Tensor
+    valid: Tensor
     pixels: Tensor
     counts: list[int]
 
     @property
-    def places(self) -> int:
+    def max_objects(self) -> int:
         """N."""
         return self.labels.shape[1]
 
     def repeat(self, times: int) -> Objects:
-        """The same objects `times` times: N * times places, all of one repetition before the next."""
-        boxes, labels, held = self.boxes.repeat(1, times, 1), self.labels.repeat(1, times), self.held.repeat(1, times)
-        return Objects(boxes, labels, held, self.pixels, [count * times for count in self.counts])
+        """The same objects `times` times: N * times per image, all of one repetition before the next."""
+        boxes, labels, valid = self.boxes.repeat(1, times, 1), self.labels.repeat(1, times), self.valid.repeat(1, times)
+        return Objects(boxes, labels, valid, self.pixels, [count * times for count in self.counts])
 
 
 def gather_objects(targets: Sequence[dict[str, Tensor]], image_sizes: Sequence[tuple[int, int]]) -> Objects:
@@ -44,5 +44,5 @@ def gather_objects(targets: Sequence[dict[str, Tensor]], image_sizes: Sequence[t
     device = boxes.device
     pixels = torch.tensor([[(w, h, w, h)] for h, w in image_sizes], dtype=torch.float32).to(device, non_blocking=True)
     number = torch.tensor(counts).to(device, non_blocking=True)
-    held = torch.arange(max(counts), device=device) < number[:, None]
-    return Objects(box_convert(boxes, "xyxy", "cxcywh") / pixels, labels, held, pixels, counts)
+    valid = torch.arange(max(counts), device=device) < number[:, None]
+    return Objects(box_convert(boxes, "xyxy", "cxcywh") / pixels, labels, valid, pixels, counts)

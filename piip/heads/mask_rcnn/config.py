@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from piip.features import FeatureSpec
-from piip.heads.config import HeadConfig
+from piip.heads.config import DetectionHeadConfig
 
 if TYPE_CHECKING:
     from piip.heads.mask_rcnn.head import MaskRCNN
-    from piip.results.detections import DetectionWriter
 
 
-class MaskRCNNConfig(HeadConfig):
+class MaskRCNNConfig(DetectionHeadConfig):
     """Mask R-CNN (He et al., 2017) with the settings of the released configs as defaults."""
 
-    task: ClassVar = "detection"
     type: Literal["mask_rcnn"] = "mask_rcnn"
     num_classes: int = Field(80, gt=0)
     anchor_scale: float = Field(8.0, gt=0, description="anchor side at stride s is anchor_scale * s pixels")
@@ -30,6 +28,7 @@ class MaskRCNNConfig(HeadConfig):
     rpn_nms: float = Field(0.7, gt=0, le=1)
     roi_batch: int = Field(512, gt=0, description="proposals sampled per image for the box losses")
     fc_channels: int = Field(1024, gt=0)
+    masks: bool = Field(True, description="false: no mask branch; boxes alone, as in Faster R-CNN")
     mask_channels: int = Field(256, gt=0)
     mask_convs: int = Field(4, ge=0)
     score_threshold: float = Field(0.05, ge=0, lt=1)
@@ -39,9 +38,12 @@ class MaskRCNNConfig(HeadConfig):
     def build(self, specs: Sequence[FeatureSpec]) -> MaskRCNN:
         from piip.heads.mask_rcnn.head import MaskRCNN
 
-        return MaskRCNN(specs=specs, **self.model_dump(exclude={"type"}))
+        return MaskRCNN(self, specs)
 
-    def build_writer(self, class_names: Sequence[str], *, score_threshold: float) -> DetectionWriter:
-        from piip.results.detections import DetectionWriter
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | {"masks"} if self.masks else super().needs
 
-        return DetectionWriter(class_names, score_threshold=score_threshold)
+    @property
+    def counted_at(self) -> str:
+        return f"{self.rpn_proposals} proposals and {self.max_detections} detections; RoIAlign not counted"

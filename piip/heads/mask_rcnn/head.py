@@ -6,29 +6,30 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads.base import Head, restore_boxes
+from piip.heads.base import Sizes
+from piip.heads.detection import DetectionHead
 from piip.heads.mask_rcnn import masks, roi
+from piip.heads.mask_rcnn.config import MaskRCNNConfig
 from piip.heads.mask_rcnn.mask_runs import encode_pasted
 from piip.heads.mask_rcnn.masks import MaskHead, mask_targets, paste_masks
 from piip.heads.mask_rcnn.roi import BoxHead, pool
 from piip.heads.mask_rcnn.rpn import RPN, Proposals, RPNOutputs
 
-__all__ = ["MaskRCNN", "Stages"]
-
-# Of the pyramid, from the finest; what is coarser only serves the region proposal network.
+# Levels of the pyramid, from the finest, that boxes are pooled from; coarser ones only serve the proposal network.
 POOLED_LEVELS = 4
 
 
 class Stages(NamedTuple):
-    """Everything on the way from features to detections, for B images with R proposals and D detections altogether.
+    """Every intermediate result from features to detections, of B images with R proposals and D detections altogether.
 
     R: B times as many as the image with the most has.
     pooled: (R, C, 7, 7); logits: (R, classes + 1), background last; deltas: (R, classes, 4).
-    detections: per image boxes (n, 4), scores (n,), labels (n,); mask_logits: (D, classes, 28, 28).
+    detections: per image boxes (n, 4), scores (n,), labels (n,); mask_logits: (D, classes, 28, 28), with a
+    mask branch.
     """
 
     rpn: RPNOutputs
@@ -37,163 +38,135 @@ class Stages(NamedTuple):
     logits: Tensor
     deltas: Tensor
     detections: list[dict[str, Tensor]]
-    mask_logits: Tensor
+    mask_logits: Tensor | None
 
 
-class MaskRCNN(Head):
+class MaskRCNN(DetectionHead):
     """Boxes, classes and masks of objects from a feature pyramid.
 
-    specs: the pyramid, finest first, one width for all levels. The other settings are those of `MaskRCNNConfig`.
+    specs: the pyramid, finest first, one width for all levels.
     Raises ConfigError if the levels differ in width.
     """
 
-    task = "detection"
-    needs = frozenset({"boxes", "labels", "masks"})
-
-    def __init__(
-        self,
-        *,
-        specs: Sequence[FeatureSpec],
-        num_classes: int = 80,
-        anchor_scale: float = 8.0,
-        anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-        rpn_batch: int = 256,
-        rpn_pre_nms_train: int = 2000,
-        rpn_pre_nms_test: int = 1000,
-        rpn_proposals: int = 1000,
-        rpn_nms: float = 0.7,
-        roi_batch: int = 512,
-        fc_channels: int = 1024,
-        mask_channels: int = 256,
-        mask_convs: int = 4,
-        score_threshold: float = 0.05,
-        nms: float = 0.5,
-        max_detections: int = 100,
-    ) -> None:
+    def __init__(self, config: MaskRCNNConfig, specs: Sequence[FeatureSpec]) -> None:
         super().__init__()
         if len({spec.channels for spec in specs}) != 1:
             got = ", ".join(str(spec.channels) for spec in specs)
             raise ConfigError(f"Mask R-CNN needs pyramid levels of one width, as from an FPN, got {got} channels")
+        self.config = config
         self.strides = [spec.stride for spec in specs[:POOLED_LEVELS]]
         channels = specs[0].channels
-        self.pre_nms_train, self.pre_nms_test = rpn_pre_nms_train, rpn_pre_nms_test
         self.rpn = RPN(
             specs=specs,
-            anchor_scale=anchor_scale,
-            anchor_ratios=anchor_ratios,
-            batch=rpn_batch,
-            proposals=rpn_proposals,
-            nms=rpn_nms,
+            anchor_scale=config.anchor_scale,
+            anchor_ratios=config.anchor_ratios,
+            rpn_batch=config.rpn_batch,
+            rpn_proposals=config.rpn_proposals,
+            rpn_nms=config.rpn_nms,
         )
         self.box = BoxHead(
             channels=channels,
-            num_classes=num_classes,
-            fc_channels=fc_channels,
-            batch=roi_batch,
-            score_threshold=score_threshold,
-            nms=nms,
-            max_detections=max_detections,
+            num_classes=config.num_classes,
+            fc_channels=config.fc_channels,
+            roi_batch=config.roi_batch,
+            score_threshold=config.score_threshold,
+            nms=config.nms,
+            max_detections=config.max_detections,
         )
-        self.mask = MaskHead(channels=channels, num_classes=num_classes, width=mask_channels, num_convs=mask_convs)
+        self.mask: MaskHead | None = None
+        if config.masks:
+            self.mask = MaskHead(
+                channels=channels,
+                num_classes=config.num_classes,
+                mask_channels=config.mask_channels,
+                mask_convs=config.mask_convs,
+            )
 
-    def loss(
-        self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def class_layers(self) -> dict[nn.Module, int]:
+        """The classifier of boxes, with the background last; the boxes, of four numbers per class; and the masks."""
+        layers: dict[nn.Module, int] = {self.box.cls: 1, self.box.reg: 4}
+        return layers if self.mask is None else layers | {self.mask.logits: 1}
+
+    def loss(self, features: list[Tensor], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Training losses, float32 scalars; their sum is to be minimised.
 
         features: pyramid maps (B, C, H, W), finest first; image_sizes: valid (h, w) of each image in the batch;
-        targets: per image boxes (n, 4), labels (n,) and masks (n, h, w). Crowd regions play no part, as in the released
-        recipes. Every parameter gets a gradient, if of zeros, whatever the images hold. It waits for the device twice,
-        and once for every four images.
+        targets: per image boxes (n, 4), labels (n,) and, with a mask branch, masks (n, h, w). Crowd regions play no
+        part, as in the released recipes. Every parameter gets a gradient, if of zeros, whatever the images hold. It
+        waits for the device twice, and once for every four images.
         """
         objects = [target["boxes"] for target in targets]
         outputs = self.rpn(features)
         losses = self.rpn.loss(outputs, objects)
-        proposals = [boxes for boxes, _ in self.rpn.propose(outputs, image_sizes, pre_nms=self.pre_nms_train)]
-        samples = self.box.sample(proposals, objects, [target["labels"] for target in targets])
+        proposals = self.rpn.propose(outputs, image_sizes, pre_nms=self.config.rpn_pre_nms_train)
+        samples = self.box.sample([boxes for boxes, _ in proposals], objects, [target["labels"] for target in targets])
         logits, deltas = self.box(self._pool(features, [image.boxes for image in samples], roi.POOLED))
         losses |= self.box.loss(logits, deltas, samples, objects)
+        if self.mask is None:
+            return losses
 
-        held = [image.boxes[: image.held] for image in samples]
+        boxes = [image.boxes[: image.num_positives] for image in samples]
         height, width = (cells * self.strides[0] for cells in features[0].shape[2:])
-        wanted = [
-            mask_targets(target["masks"], boxes, image.objects[: image.held], canvas=(height, width))
-            for target, boxes, image in zip(targets, held, samples, strict=True)
+        true_masks = [
+            mask_targets(target["masks"], positives, image.objects[: image.num_positives], canvas=(height, width))
+            for target, positives, image in zip(targets, boxes, samples, strict=True)
         ]
-        labels = torch.cat([image.labels[: image.held] for image in samples])
-        return losses | self.mask.loss(self.mask(self._pool(features, held, masks.POOLED)), labels, torch.cat(wanted))
+        labels = torch.cat([image.labels[: image.num_positives] for image in samples])
+        logits = self.mask(self._pool(features, boxes, masks.POOLED))
+        return losses | self.mask.loss(logits, labels, torch.cat(true_masks))
 
     @torch.no_grad()
-    def stages(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> Stages:
+    def stages(self, features: list[Tensor], image_sizes: Sizes) -> Stages:
         """Runs inference and returns every intermediate result."""
         outputs = self.rpn(features)
-        proposals = self.rpn.propose_padded(outputs, image_sizes, pre_nms=self.pre_nms_test)
+        proposals = self.rpn.propose_padded(outputs, image_sizes, pre_nms=self.config.rpn_pre_nms_test)
         pooled = self._pool(features, proposals.boxes.unbind(), roi.POOLED)
         logits, deltas = self.box(pooled)
         detections = self.box.select(logits, deltas, proposals, image_sizes)
-        mask_logits = self.mask(self._pool(features, [image["boxes"] for image in detections], masks.POOLED))
+        mask_logits = None
+        if self.mask is not None:
+            mask_logits = self.mask(self._pool(features, [image["boxes"] for image in detections], masks.POOLED))
         return Stages(outputs, proposals, pooled, logits, deltas, detections, mask_logits)
 
-    def detect(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Detections in batch pixels with masks still small, which `restore` brings to the original images.
+    def detect(self, features: list[Tensor], image_sizes: Sizes) -> list[dict[str, Tensor]]:
+        """Detections in batch pixels with masks still small, if any, which `restore` brings to the original images.
 
         Returns per image boxes (n, 4) xyxy within its valid size, scores (n,) descending, labels (n,) and
         mask_probabilities (n, 28, 28), each spanning its box.
         """
         stages = self.stages(features, image_sizes)
+        if stages.mask_logits is None:
+            return stages.detections
         labels = torch.cat([image["labels"] for image in stages.detections])
         probabilities = stages.mask_logits[torch.arange(len(labels), device=labels.device), labels].sigmoid()
         parts = probabilities.split([len(image["labels"]) for image in stages.detections])
         return [image | {"mask_probabilities": part} for image, part in zip(stages.detections, parts, strict=True)]
 
-    def infer(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """Detections in batch pixels.
-
-        Returns per image boxes (n, 4), scores (n,), labels (n,) and masks (n, h, w) bool at its valid size.
-        """
-        return self.restore(self.detect(features, image_sizes), image_sizes, image_sizes)
-
-    def restore(
-        self,
-        outputs: list[dict[str, Tensor]],
-        image_sizes: list[tuple[int, int]],
-        original_sizes: list[tuple[int, int]],
-    ) -> list[dict[str, Tensor]]:
-        """Detections in each image's original pixels, from what `detect` returned.
-
-        image_sizes, original_sizes: (h, w) of each image in the batch and as it was read.
-        Returns per image boxes (n, 4), scores (n,), labels (n,) and masks (n, h, w) bool at its original size.
-        """
-        results = _restore_boxes(outputs, image_sizes, original_sizes)
-        for image, result, size in zip(outputs, results, original_sizes, strict=True):
-            result["masks"] = paste_masks(image["mask_probabilities"], result["boxes"], size)
+    def restore(self, outputs: list[dict[str, Tensor]], image_sizes: Sizes, original_sizes: Sizes) -> list[Any]:
+        """What every detector returns and, with a mask branch, masks (n, h, w) bool at an image's original size."""
+        results = super().restore(outputs, image_sizes, original_sizes)
+        if self.mask is not None:
+            for image, result, size in zip(outputs, results, original_sizes, strict=True):
+                result["masks"] = paste_masks(image["mask_probabilities"], result["boxes"], size)
         return results
 
     def restore_encoded(
-        self,
-        outputs: list[dict[str, Tensor]],
-        image_sizes: list[tuple[int, int]],
-        original_sizes: list[tuple[int, int]],
+        self, outputs: list[dict[str, Tensor]], image_sizes: Sizes, original_sizes: Sizes
     ) -> list[dict[str, Any]]:
         """What `restore` returns, but masks as n compressed run lengths, `rles`."""
-        results: list[dict[str, Any]] = [*_restore_boxes(outputs, image_sizes, original_sizes)]
-        for image, result, size in zip(outputs, results, original_sizes, strict=True):
-            result["rles"] = encode_pasted(image["mask_probabilities"], result["boxes"], size)
+        results = super().restore(outputs, image_sizes, original_sizes)
+        if self.mask is not None:
+            for image, result, size in zip(outputs, results, original_sizes, strict=True):
+                result["rles"] = encode_pasted(image["mask_probabilities"], result["boxes"], size)
         return results
+
+    def run_for_count(self, features: list[Tensor], image_sizes: Sizes) -> None:
+        """As many proposals and detections as the config allows, without RoIAlign and NMS."""
+        images, channels = features[0].shape[:2]
+        self.rpn(features)
+        self.box(features[0].new_empty(images * self.config.rpn_proposals, channels, roi.POOLED, roi.POOLED))
+        if self.mask is not None:
+            self.mask(features[0].new_empty(images * self.config.max_detections, channels, masks.POOLED, masks.POOLED))
 
     def _pool(self, features: list[Tensor], boxes: Sequence[Tensor], size: int) -> Tensor:
         return pool(features[: len(self.strides)], self.strides, boxes, size)
-
-
-def _restore_boxes(
-    outputs: list[dict[str, Tensor]], image_sizes: list[tuple[int, int]], original_sizes: list[tuple[int, int]]
-) -> list[dict[str, Tensor]]:
-    """Per image boxes (n, 4) in its original pixels, scores (n,) and labels (n,)."""
-    return [
-        {
-            "boxes": restore_boxes(image["boxes"], size, original),
-            "scores": image["scores"],
-            "labels": image["labels"],
-        }
-        for image, size, original in zip(outputs, image_sizes, original_sizes, strict=True)
-    ]

@@ -22,12 +22,12 @@ PASTE_PIXELS = 2**26
 class MaskHead(nn.Module):
     """Convolutions, an upsampling by two, and one mask per class."""
 
-    def __init__(self, *, channels: int, num_classes: int, width: int, num_convs: int) -> None:
+    def __init__(self, *, channels: int, num_classes: int, mask_channels: int, mask_convs: int) -> None:
         super().__init__()
-        widths = [channels] + [width] * num_convs
+        widths = [channels] + [mask_channels] * mask_convs
         self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths))
-        self.upsample = nn.ConvTranspose2d(widths[-1], width, 2, stride=2)
-        self.logits = nn.Conv2d(width, num_classes, 1)
+        self.upsample = nn.ConvTranspose2d(widths[-1], mask_channels, 2, stride=2)
+        self.logits = nn.Conv2d(mask_channels, num_classes, 1)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -49,7 +49,7 @@ class MaskHead(nn.Module):
 
 
 def mask_targets(masks: Tensor, boxes: Tensor, objects: Tensor, canvas: tuple[int, int]) -> Tensor:
-    """What the mask head should see in boxes (n, 4) that hold the objects (n,) of masks (g, h, w).
+    """What the mask head should predict in boxes (n, 4) that hold the objects (n,) of masks (g, h, w).
 
     canvas: (H, W) of the padded batch. Returns (n, 28, 28) float32 of zeros and ones.
     """

@@ -1,4 +1,4 @@
-"""What happens to a region of interest: pooling from the pyramid, the box head and its losses."""
+"""Regions of interest: pooling from the pyramid, the box head and its losses."""
 
 from __future__ import annotations
 
@@ -59,23 +59,22 @@ def box_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
 
 
 class Samples(NamedTuple):
-    """Boxes of one image that the losses see; the first `held` of them hold an object.
+    """Boxes of one image that the losses see; the first `num_positives` of them are positive: they hold an object.
 
     boxes (n, 4); labels (n,): class, background (the number of classes) or UNUSED; objects (n,): index of the object
-    where a row holds one.
+    of each positive.
     """
 
     boxes: Tensor
     labels: Tensor
     objects: Tensor
-    held: int
+    num_positives: int
 
 
 class BoxHead(nn.Module):
     """Two shared layers, then a class and, for every class, a box.
 
-    channels: of the pyramid. The background is the last class.
-    batch: proposals per image that the losses see.
+    channels: of the pyramid. The background is the last class. The other settings are those of `MaskRCNNConfig`.
     """
 
     def __init__(
@@ -84,13 +83,13 @@ class BoxHead(nn.Module):
         channels: int,
         num_classes: int,
         fc_channels: int,
-        batch: int,
+        roi_batch: int,
         score_threshold: float,
         nms: float,
         max_detections: int,
     ) -> None:
         super().__init__()
-        self.num_classes, self.batch = num_classes, batch
+        self.num_classes, self.roi_batch = num_classes, roi_batch
         self.score_threshold, self.nms, self.max_detections = score_threshold, nms, max_detections
         self.fc1 = nn.Linear(channels * POOLED**2, fc_channels)
         self.fc2 = nn.Linear(fc_channels, fc_channels)
@@ -121,7 +120,7 @@ class BoxHead(nn.Module):
             negative_iou=MATCH_IOU,
             min_iou=MATCH_IOU,
         )
-        # Of every image first the objects, which belong to themselves, then the proposals, then what only fills up.
+        # Per image first the objects, which belong to themselves, then the proposals, then padding.
         boxes = [torch.cat(image) for image in zip(objects, proposals, strict=True)]
         lengths = [len(image_boxes) for image_boxes in boxes]
         itself = torch.arange(max(map(len, objects)), device=assigned.device)
@@ -129,18 +128,20 @@ class BoxHead(nn.Module):
             torch.cat([itself[: len(o)], a[: len(p)]]) for o, a, p in zip(objects, assigned, proposals, strict=True)
         ]
         assigned = pad_sequence(owners, batch_first=True, padding_value=IGNORED)
-        positive, negative = sample(assigned, count=self.batch, positive_fraction=POSITIVE_FRACTION, lengths=lengths)
-        chosen = drawn_first(positive, negative, self.batch)
+        positive, negative = sample(
+            assigned, num_samples=self.roi_batch, positive_fraction=POSITIVE_FRACTION, lengths=lengths
+        )
+        chosen = drawn_first(positive, negative, self.roi_batch)
         assigned = assigned.gather(1, chosen)
         # The label padded at the end is the one of the background.
         padded = F.pad(pad_sequence(labels, batch_first=True), (0, 1), value=self.num_classes)
-        named = padded.gather(1, torch.where(assigned < 0, padded.shape[1] - 1, assigned))
-        named = torch.where((positive | negative).gather(1, chosen), named, UNUSED)
+        classes = padded.gather(1, torch.where(assigned < 0, padded.shape[1] - 1, assigned))
+        classes = torch.where((positive | negative).gather(1, chosen), classes, UNUSED)
         corners = take_rows(pad_sequence(boxes, batch_first=True), chosen)
-        held = positive.sum(dim=1).tolist()
+        num_positives = positive.sum(dim=1).tolist()
         return [
-            Samples(corners[image, :n], named[image, :n], assigned[image, :n], held[image])
-            for image, n in enumerate(min(self.batch, length) for length in lengths)
+            Samples(corners[image, :n], classes[image, :n], assigned[image, :n], num_positives[image])
+            for image, n in enumerate(min(self.roi_batch, length) for length in lengths)
         ]
 
     def loss(self, logits: Tensor, deltas: Tensor, samples: list[Samples], objects: list[Tensor]) -> dict[str, Tensor]:
@@ -155,10 +156,10 @@ class BoxHead(nn.Module):
         matched = [
             F.pad(o, (0, 0, 0, 1))[image.objects.clamp(min=0)] for image, o in zip(samples, objects, strict=True)
         ]
-        held = ((labels >= 0) & (labels < self.num_classes))[:, None]
+        positive = ((labels >= 0) & (labels < self.num_classes))[:, None]
         predicted = deltas.gather(1, labels.clamp(0, self.num_classes - 1)[:, None, None].expand(-1, 1, 4))[:, 0]
-        wanted = encode(boxes, torch.where(held, torch.cat(matched), boxes), stds=STDS)
-        distance = torch.where(held, (predicted - wanted).abs(), 0).sum()
+        targets = encode(boxes, torch.where(positive, torch.cat(matched), boxes), stds=STDS)
+        distance = torch.where(positive, (predicted - targets).abs(), 0).sum()
         return {"loss_cls": entropy / used, "loss_bbox": distance / used}
 
     @torch.no_grad()
@@ -174,7 +175,7 @@ class BoxHead(nn.Module):
         """Detections per image: boxes (n, 4) within its valid (h, w), scores (n,) descending, labels (n,).
 
         logits (B * P, classes + 1), deltas (B * P, classes, 4) of the proposals. candidates: how many pairs of a box
-        and a class, the likeliest of an image, to look at; where more pass the threshold, it looks at more of them.
+        and a class, the likeliest of an image, to consider; where more pass the threshold, it considers more of them.
         It waits for the device once, and for every four images.
         """
         batch, rows = proposals.scores.shape

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from piip.features import FeatureSpec
+from piip.heads.base import Sizes
 from piip.heads.mask_rcnn.boxes import clip, decode, encode, level_anchors, take_rows
 from piip.heads.mask_rcnn.sampling import assign, drawn_first, sample
 from piip.heads.mask_rcnn.suppression import best, suppress
@@ -40,11 +41,9 @@ class Proposals(NamedTuple):
 
 
 class RPN(nn.Module):
-    """Says of every anchor whether it lies on an object, and how to move it there.
+    """Predicts for every anchor whether it lies on an object, and how to move it there.
 
-    specs: the pyramid, one width for all levels.
-    batch: anchors per image that the losses see.
-    proposals: the most boxes to propose per image; nms: largest IoU two proposals of a level may have.
+    specs: the pyramid, one width for all levels. The other settings are those of `MaskRCNNConfig`.
     """
 
     def __init__(
@@ -53,15 +52,15 @@ class RPN(nn.Module):
         specs: Sequence[FeatureSpec],
         anchor_scale: float,
         anchor_ratios: Sequence[float],
-        batch: int,
-        proposals: int,
-        nms: float,
+        rpn_batch: int,
+        rpn_proposals: int,
+        rpn_nms: float,
     ) -> None:
         super().__init__()
         channels, num_anchors = specs[0].channels, len(anchor_ratios)
         self.strides = [spec.stride for spec in specs]
         self.anchor_scale, self.anchor_ratios = anchor_scale, tuple(anchor_ratios)
-        self.batch, self.proposals, self.nms = batch, proposals, nms
+        self.rpn_batch, self.rpn_proposals, self.rpn_nms = rpn_batch, rpn_proposals, rpn_nms
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.cls = nn.Conv2d(channels, num_anchors, 1)
         self.reg = nn.Conv2d(channels, num_anchors * 4, 1)
@@ -91,9 +90,9 @@ class RPN(nn.Module):
             negative_iou=NEGATIVE_IOU,
             min_iou=MIN_IOU,
         )
-        masks = sample(assigned, count=self.batch, positive_fraction=POSITIVE_FRACTION)
-        # As many anchors an image, whatever was drawn: a number that had to reach the host would be waited for.
-        drawn = drawn_first(*masks, self.batch)
+        masks = sample(assigned, num_samples=self.rpn_batch, positive_fraction=POSITIVE_FRACTION)
+        # As many anchors per image, whatever was drawn: a number that had to reach the host would be waited for.
+        drawn = drawn_first(*masks, self.rpn_batch)
         positive, negative = (mask.gather(1, drawn) for mask in masks)
         logits, deltas = (torch.cat(levels, dim=1) for levels in (outputs.logits, outputs.deltas))
         entropy = F.binary_cross_entropy_with_logits(logits.gather(1, drawn), positive.float(), reduction="none")
@@ -107,17 +106,15 @@ class RPN(nn.Module):
             "loss_rpn_bbox": torch.where(positive[..., None], distance, 0).sum() / total,
         }
 
-    def propose(
-        self, outputs: RPNOutputs, image_sizes: list[tuple[int, int]], *, pre_nms: int
-    ) -> list[tuple[Tensor, Tensor]]:
+    def propose(self, outputs: RPNOutputs, image_sizes: Sizes, *, pre_nms: int) -> list[tuple[Tensor, Tensor]]:
         """Per image the boxes (n, 4) of `propose_padded` and their scores (n,); waits for their numbers once more."""
         padded = self.propose_padded(outputs, image_sizes, pre_nms=pre_nms)
         counts = padded.counts.tolist()
         return [(boxes[:n], scores[:n]) for boxes, scores, n in zip(padded.boxes, padded.scores, counts, strict=True)]
 
     @torch.no_grad()
-    def propose_padded(self, outputs: RPNOutputs, image_sizes: list[tuple[int, int]], *, pre_nms: int) -> Proposals:
-        """What to look at more closely. It waits for the device once for every four images.
+    def propose_padded(self, outputs: RPNOutputs, image_sizes: Sizes, *, pre_nms: int) -> Proposals:
+        """The boxes that most likely hold an object. It waits for the device once for every four images.
 
         image_sizes: valid (h, w) of each image; boxes are clipped to it.
         pre_nms: how many of a level's anchors take part, by score.
@@ -136,8 +133,8 @@ class RPN(nn.Module):
             torch.cat(levels),
             (candidates[..., 2:] > candidates[..., :2]).all(dim=-1),
             num_groups=len(levels),
-            threshold=self.nms,
-            limit=self.proposals,
+            threshold=self.rpn_nms,
+            limit=self.rpn_proposals,
         )
         real = torch.arange(index.shape[1], device=index.device) < counts[:, None]
         return Proposals(

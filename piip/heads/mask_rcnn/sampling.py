@@ -9,11 +9,11 @@ from torch import Tensor
 
 from piip.heads.overlap import pairwise_iou
 
-# What `assign` says of a box that belongs to no object.
+# What `assign` returns for a box that belongs to no object.
 BACKGROUND = -1
 IGNORED = -2
 
-# Pairs of a box and an object that are looked at together: 256 MiB of float32.
+# Pairs of a box and an object that are compared together: 256 MiB of float32.
 MAX_PAIRS = 2**26
 
 
@@ -31,8 +31,8 @@ def assign(boxes: Tensor, objects: Tensor, *, positive_iou: float, negative_iou:
         return torch.full(boxes.shape[:2], BACKGROUND, dtype=torch.int64, device=boxes.device)
     images = max(1, MAX_PAIRS // pairs)
     parts = []
-    for some, wanted in zip(boxes.split(images), objects.split(images), strict=True):
-        iou = pairwise_iou(wanted, some)
+    for some, targets in zip(boxes.split(images), objects.split(images), strict=True):
+        iou = pairwise_iou(targets, some)
         best_iou, best = iou.max(dim=1)
         assigned = torch.where(best_iou < negative_iou, BACKGROUND, IGNORED)
         assigned = torch.where(best_iou >= positive_iou, best, assigned)
@@ -46,44 +46,44 @@ def assign(boxes: Tensor, objects: Tensor, *, positive_iou: float, negative_iou:
 
 
 def sample(
-    assigned: Tensor, *, count: int, positive_fraction: float, lengths: Sequence[int] | None = None
+    assigned: Tensor, *, num_samples: int, positive_fraction: float, lengths: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draws boxes to learn from, in every image: positives up to their fraction of count, negatives for the rest.
+    """Draws boxes to learn from, in every image: positives up to their fraction of num_samples, negatives for the rest.
 
     assigned: (B, N) as from `assign`; lengths: how many of the N boxes each image has, if not all, others are IGNORED.
     Returns two disjoint masks (B, N): positives and negatives drawn.
     """
-    places = assigned.shape[1]
+    boxes = assigned.shape[1]
     # One permutation after the other: random numbers are drawn as for one image at a time.
-    order = torch.stack([_shuffled(n, places, assigned.device) for n in lengths or [places] * len(assigned)])
+    order = torch.stack([_shuffled(n, boxes, assigned.device) for n in lengths or [boxes] * len(assigned)])
     shuffled = assigned.gather(1, order)
     positive = shuffled >= 0
-    positive &= positive.cumsum(dim=1) <= int(count * positive_fraction)
+    positive &= positive.cumsum(dim=1) <= int(num_samples * positive_fraction)
     negative = shuffled == BACKGROUND
-    negative &= negative.cumsum(dim=1) <= count - positive.sum(dim=1, keepdim=True)
+    negative &= negative.cumsum(dim=1) <= num_samples - positive.sum(dim=1, keepdim=True)
     nothing = torch.zeros_like(positive)
     return nothing.scatter(1, order, positive), nothing.scatter(1, order, negative)
 
 
-def _shuffled(count: int, places: int, device: torch.device) -> Tensor:
-    """Indices (places,): the first `count` shuffled, the others behind them."""
+def _shuffled(count: int, length: int, device: torch.device) -> Tensor:
+    """Indices (length,): the first `count` shuffled, the others behind them."""
     order = torch.randperm(count, device=device)
-    return order if count == places else torch.cat([order, torch.arange(count, places, device=device)])
+    return order if count == length else torch.cat([order, torch.arange(count, length, device=device)])
 
 
-def drawn_first(positive: Tensor, negative: Tensor, count: int) -> Tensor:
-    """Indices (B, min(count, N)) of the positives of masks (B, N), then of the negatives, then of the rest.
+def drawn_first(positive: Tensor, negative: Tensor, num_samples: int) -> Tensor:
+    """Indices (B, min(num_samples, N)) of the positives of masks (B, N), then of the negatives, then of the rest.
 
     Each of the three in its order; it is what a stable sort of the masks gives, without sorting.
     """
-    places = torch.arange(positive.shape[1], device=positive.device)
-    count = min(count, len(places))
+    index = torch.arange(positive.shape[1], device=positive.device)
+    num_samples = min(num_samples, len(index))
     positives, negatives = positive.cumsum(dim=1), negative.cumsum(dim=1)
     # An index's rank: how many of its own kind lie before it, behind all of the kinds that come first.
     first_negative = positives[:, -1:]
     first_other = first_negative + negatives[:, -1:]
-    rank = torch.where(negative, first_negative + negatives - 1, first_other + places - positives - negatives)
+    rank = torch.where(negative, first_negative + negatives - 1, first_other + index - positives - negatives)
     rank = torch.where(positive, positives - 1, rank)
-    # What does not fit is written to a place that is one too many.
-    first = torch.zeros(len(positive), count + 1, dtype=torch.int64, device=positive.device)
-    return first.scatter(1, rank.clamp(max=count), places.expand_as(rank))[:, :count]
+    # Ranks beyond the number of samples are written to one element more, which is cut off.
+    first = torch.zeros(len(positive), num_samples + 1, dtype=torch.int64, device=positive.device)
+    return first.scatter(1, rank.clamp(max=num_samples), index.expand_as(rank))[:, :num_samples]

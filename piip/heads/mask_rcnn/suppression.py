@@ -73,8 +73,8 @@ def _by_image(kept: Tensor, usable: Tensor, most: int) -> tuple[Tensor, Tensor]:
     image = torch.arange(batch, device=kept.device)[:, None]
     own = (kept // candidates == image) & usable.flatten()[kept]  # (B, n)
     rank = own.cumsum(dim=1) - 1
-    # What is not wanted is written to a place that is one too many.
-    place = torch.where(own & (rank < most), rank, most)
+    # All others are written to one element more, which is cut off.
+    rank = torch.where(own & (rank < most), rank, most)
     index = torch.zeros(batch, most + 1, dtype=torch.int64, device=kept.device)
-    index = index.scatter(1, place, (kept % candidates).expand(batch, -1))[:, :most]
+    index = index.scatter(1, rank, (kept % candidates).expand(batch, -1))[:, :most]
     return index, own.sum(dim=1).clamp(max=most)

@@ -3,48 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from piip.errors import ConfigError
-from piip.official.configs.detection import backbone_settings
+from piip.official.configs.backbone import backbone_settings
 
 _PYRAMIDS = {2: "PIIPTwoBranch", 3: "PIIPThreeBranch", 4: "PIIPFourBranch"}
 # How that code's InternViT6B differs from the one of the detectors where a config says nothing.
 _DEFAULTS = {"norm_layer_type": "ln", "qk_normalization": False, "use_cls_token": True, "drop_rate": 0.0}
 
 
-def is_classification(official: Mapping[str, Any]) -> bool:
-    """Whether these are the settings of a classification config, which name no class to build."""
-    model = official.get("model")
-    return isinstance(model, Mapping) and "type" not in model and "backbone" in model
-
-
-def classification_settings(official: Mapping[str, Any], path: Path, unmapped: list[str]) -> dict[str, Any]:
+def classification_settings(official: Mapping[str, Any], unmapped: list[str]) -> dict[str, Any]:
     """The settings of an official classification config by our keys; what has no counterpart is added to unmapped.
 
-    path: the file they were read from. Raises ConfigError where they are those of no PIIP network with a classifier in
-    every branch.
+    Raises ValueError and the like where they are those of no PIIP network with a classifier in every branch.
     """
-    try:
-        backbone = dict(official["model"]["backbone"])
-        names = [name for name in ("branch4", "branch3", "branch2", "branch1") if name in backbone]
-        if not backbone.pop("separate_head", False):
-            raise ValueError("separate_head is not set")
-        class_tokens = []
-        for name in names:
-            branch = _DEFAULTS | backbone[name]
-            kind = branch.pop("model_type", "deit")
-            class_tokens.append(branch.pop("use_cls_token"))
-            if branch.pop("drop_rate"):
-                unmapped.append(f"model.backbone.{name}.drop_rate")
-            if (kind == "deit") != ("deit" in branch["pretrained"]):
-                unmapped.append(f"model.backbone.{name}.model_type {kind} for weights of another class")
-            # Their position embeddings have the grid of the branch's own image.
-            backbone[name] = branch | {"real_size": branch["img_size"], "pretrain_img_size": branch["img_size"]}
-        settings = backbone_settings({"type": _PYRAMIDS[len(names)], **backbone}, unmapped)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise ConfigError(f"{path} is not the config of an official PIIP classifier: {error!r}") from None
+    backbone = dict(official["model"]["backbone"])
+    names = [name for name in ("branch4", "branch3", "branch2", "branch1") if name in backbone]
+    if not backbone.pop("separate_head", False):
+        raise ValueError("separate_head is not set")
+    class_tokens = []
+    for name in names:
+        branch = _DEFAULTS | backbone[name]
+        kind = branch.pop("model_type", "deit")
+        class_tokens.append(branch.pop("use_cls_token"))
+        if branch.pop("drop_rate"):
+            unmapped.append(f"model.backbone.{name}.drop_rate")
+        if (kind == "deit") != ("deit" in branch["pretrained"]):
+            unmapped.append(f"model.backbone.{name}.model_type {kind} for weights of another class")
+        # Their position embeddings have the grid of the branch's own image.
+        backbone[name] = branch | {"real_size": branch["img_size"], "pretrain_img_size": branch["img_size"]}
+    settings = backbone_settings({"type": _PYRAMIDS[len(names)], **backbone}, unmapped)
     for branch, class_token in zip(settings["branches"], class_tokens, strict=True):
         branch |= {"class_token": class_token, "drop_path_schedule": "constant"}
     size = {"size": settings["resolutions"][0]}

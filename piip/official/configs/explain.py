@@ -13,9 +13,9 @@ import yaml
 from piip.config.experiment import Config
 from piip.config.load import load_config, shipped_configs
 from piip.files import write_file
-from piip.official.configs.classification import classification_settings, is_classification
-from piip.official.configs.detection import even_or_listed, our_settings
+from piip.official.configs.backbone import even_or_listed
 from piip.official.configs.python import read_python_config
+from piip.official.configs.settings import our_settings
 
 
 @dataclass
@@ -43,8 +43,7 @@ def explain_official_config(path: Path) -> Explanation:
 def explain_settings(official: Mapping[str, Any], path: Path) -> Explanation:
     """The same for the resolved settings of an official config; path: the file they come from."""
     unmapped: list[str] = []
-    read = classification_settings if is_classification(official) else our_settings
-    settings = read(official, path, unmapped)
+    settings = our_settings(official, path, unmapped)
     compared = {name: _differences(settings, config) for name, config in _official_configs().items()}
     # Of two networks that differ equally, the one with the shorter name is the plainer one.
     shipped = min(compared, key=lambda name: (len(compared[name]), len(name)))

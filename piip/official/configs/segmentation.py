@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_IGNORED = {"LoadImageFromFile", "LoadAnnotations", "Normalize", "DefaultFormatBundle", "ImageToTensor", "Collect"}
+from piip.official.configs.pipeline import IGNORED, steps
 
 
 def with_crop_grids(backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """The backbone with branches as a detector has them: their positions have the grid of the crop, not the pretrained
-    network's, and are added as they are."""
+    """The backbone with the sizes that its position embeddings have: the crop's, not the pretrained network's."""
     changed = dict(backbone)
     for name, branch in backbone.items():
         if isinstance(branch, Mapping) and "img_size" in branch:
@@ -58,12 +57,8 @@ def _check(where: str, settings: Mapping[str, Any], only: Mapping[str, Any], unm
 
 def segmentation_transforms(pipeline: Sequence[Mapping[str, Any]], unmapped: list[str]) -> dict[str, Any]:
     """The transforms of images and label maps, from mmsegmentation's steps."""
-    steps: list[Mapping[str, Any]] = []
-    for step in pipeline:
-        augmented = step["type"] == "MultiScaleFlipAug"
-        steps += [{**step, **inner} for inner in step["transforms"]] if augmented else [step]
     result: dict[str, Any] = {"type": "segmentation"}
-    for step in steps:
+    for step in steps(pipeline):
         kind = step["type"]
         if kind == "Resize":
             result["resize"] = sorted(step["img_scale"], reverse=True)
@@ -79,6 +74,6 @@ def segmentation_transforms(pipeline: Sequence[Mapping[str, Any]], unmapped: lis
             result["photometric"] = True
         elif kind == "Pad":
             result["pad_divisor"] = max(step["size"])
-        elif kind not in _IGNORED:
+        elif kind not in IGNORED:
             unmapped.append(f"data pipeline: {kind}")
     return result

@@ -1,10 +1,11 @@
-"""The parts of a backbone as the official scripts count them (see `piip.flops.paper`), each from its config."""
+"""The parts of a backbone as the official scripts count them (see `piip.official.flops.scripts`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeGuard
 
 from piip.backbone.config import BackboneConfig, InteractionConfig
 from piip.branches.config import BranchConfig
@@ -12,6 +13,7 @@ from piip.branches.convnext.config import ConvNeXtConfig
 from piip.branches.vit.config import ViTConfig
 from piip.errors import ConfigError
 from piip.flops.costs import Cost, conv, dense_attention, linear, norm, relu, upsample
+from piip.official.branch_class import branch_class
 
 # Widths of the stages and blocks in them (Liu et al., 2022, section 2.1 and appendix A.1).
 CONVNEXT_SIZES = {
@@ -35,13 +37,9 @@ class Map:
         return self.side**2
 
 
-def is_deit(branch: ViTConfig) -> bool:
-    """As the official code chooses between its two ViTs, by the name of the pretrained weights."""
-    return "deit" in (branch.init or "deit")
-
-
-def is_plain(branch: BranchConfig) -> bool:
-    return isinstance(branch, ViTConfig) and branch.position == "absolute" and not branch.embed_norm
+def is_plain(branch: BranchConfig) -> TypeGuard[ViTConfig]:
+    """Whether the official class of a branch is one of the two ViTs that the classification script can build."""
+    return branch_class(branch) in ("deit", "internvit")
 
 
 def after_groups(backbone: BackboneConfig, maps: Sequence[Sequence[Map]]) -> list[list[Map]]:
@@ -64,8 +62,8 @@ def vit(branch: ViTConfig, side: int, *, position_side: int, pad_before_qkv: boo
     whole windows too.
     """
     width, cells = branch.embed_dim, side**2
-    # Beside the patches, the official non-DeiT classes keep a slot for the class token in their position embedding.
-    slots = position_side**2 + (not is_deit(branch) and not branch.embed_norm)
+    # Beside the patches, the class for InternViT keeps a slot for the class token in its position embedding.
+    slots = position_side**2 + (branch_class(branch) == "internvit")
     cost = conv(cells, branch.patch_size, 3, width)
     if branch.position == "absolute":
         cost += Cost(params=slots * width)

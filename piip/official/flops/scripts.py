@@ -2,7 +2,7 @@
 
 The official repository counts with two scripts. `classification/get_flops.py` gave the columns of all tables but one;
 `mmdetection/get_flops_det.py` gave those of the ConvNeXt table. Neither is what a network costs (see
-`piip.flops.actual_count` for that); they are kept so that a number can be held against the published ones.
+`piip.flops.actual` for that); they are kept so that a number can be held against the published ones.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from piip.branches.convnext.config import ConvNeXtConfig
 from piip.branches.vit.config import ViTConfig
 from piip.errors import ConfigError
 from piip.flops.costs import Cost, Count, Part, linear, norm
+from piip.official.branch_class import branch_class, branch_classes
 from piip.official.flops.parts import (
     CONVNEXT_SIZES,
     Map,
@@ -23,7 +24,6 @@ from piip.official.flops.parts import (
     convnext,
     convnext_size,
     interactions,
-    is_deit,
     is_plain,
     pretrain_sides,
     pyramid,
@@ -37,14 +37,15 @@ _CLASSES = 1000
 def paper_script(backbone: BackboneConfig) -> Literal["classification", "detection"] | None:
     """The script a table would have counted this backbone with: the first where it can, else the second.
 
-    None for a ConvNeXt of no published size, whose layers are not known here, and for unmerged branches without class
-    tokens, which no table has.
+    None where no table could have had it: with branches that the official code has no class for, with a ConvNeXt of no
+    published size, whose layers are not known here, and without a merge but for class tokens in all branches.
     """
-    if any(isinstance(b, ConvNeXtConfig) and convnext_size(b) is None for b in backbone.branches):
+    branches = backbone.branches
+    if any(branch_class(b) is None or (isinstance(b, ConvNeXtConfig) and convnext_size(b) is None) for b in branches):
         return None
-    if not backbone.merge and not all(isinstance(b, ViTConfig) and b.class_token for b in backbone.branches):
+    if not backbone.merge and not all(isinstance(b, ViTConfig) and b.class_token for b in branches):
         return None
-    return "classification" if all(is_plain(branch) for branch in backbone.branches) else "detection"
+    return "classification" if all(map(is_plain, branches)) else "detection"
 
 
 def paper_count(backbone: BackboneConfig) -> Count:
@@ -74,11 +75,12 @@ def classification_count(backbone: BackboneConfig) -> Count:
     class_tokens = not backbone.merge
     maps, parts = [], []
     for name, branch, size in zip(backbone.branch_names, backbone.branches, backbone.resolutions, strict=True):
-        if not isinstance(branch, ViTConfig) or not is_plain(branch):
+        if not is_plain(branch):
             raise ConfigError("the classification script counts plain ViT branches only")
         side = size // branch.patch_size
         # Its ViT for DeiT pads windows behind the qkv layer, its other ViT before.
-        cost = vit(branch, side, position_side=side, pad_before_qkv=not is_deit(branch), class_token=class_tokens)
+        padded = branch_class(branch) != "deit"
+        cost = vit(branch, side, position_side=side, pad_before_qkv=padded, class_token=class_tokens)
         if class_tokens:
             cost += branch_norm(branch, side**2) + linear(1, branch.embed_dim, _CLASSES)
         maps.append([Map(branch.embed_dim, side)] * branch.depth)
@@ -108,13 +110,15 @@ def detection_count(backbone: BackboneConfig) -> Count:
     The finest image is square. Windows are padded before the qkv layer, merges are 3 x 3 convolutions; the pyramid's
     parameters count, its operations only on a single branch. Attention products are added by formula over unpadded
     tokens. What the script does not see is left out here too: RMS norms, the norms of ConvNeXt, the qkv layer of BEiT.
+    Raises ConfigError for branches that the official code has no class for.
     """
+    branch_classes(backbone)
     maps, parts = [], []
     for name, branch, size in zip(backbone.branch_names, backbone.branches, backbone.resolutions, strict=True):
         if isinstance(branch, ConvNeXtConfig):
             cost, after_blocks = convnext(branch, size)
         else:
-            assert isinstance(branch, ViTConfig)  # as `paper_script` has found
+            assert isinstance(branch, ViTConfig)  # since it has a class
             side, learned = size // branch.patch_size, branch.pretrain_size // branch.patch_size
             cost = vit(branch, side, position_side=learned, pad_before_qkv=True)
             after_blocks = [Map(branch.embed_dim, side)] * branch.depth
@@ -133,5 +137,5 @@ def detection_count(backbone: BackboneConfig) -> Count:
         # Only the released three-branch network owns the finest level where DINO does not ask for it.
         finest = backbone.finest_level or len(backbone.branches) == 3
         levels = pyramid(outputs[0], outputs[min(1, len(outputs) - 1)], finest=finest, single=not several)
-        parts.append(Part("pyramid", levels.weights if several else levels))
+        parts.append(Part("pyramid", levels.params_only if several else levels))
     return Count(tuple(parts))

@@ -1,4 +1,4 @@
-"""Generated crops: one object each, in a folder a class, the same everywhere, whole or absent."""
+"""Generated crops: one object each, in one folder per class, the same everywhere, whole or absent."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from piip.errors import ConfigError
 from piip.official.configs.explain import explain_official_config, explain_settings, write_explained_config
 from piip.official.configs.python import read_python_config
 from tests.cli.chain import run, succeed
-from tests.convert.official import official_recipes
+from tests.official.recorded import official_recipes
 
 UPERNET = "upernet_internvit_h6b_256_512_80k_ade20k_bs16_lr4e-5"
 VIT_B = "mask_rcnn_deit_vit_b_fpn_1x_coco_bs16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from piip.branches.convnext.config import ConvNeXtConfig
 from piip.config.experiment import Config
 from piip.config.load import load_config
 from piip.heads.upernet.config import UperNetConfig
-from tests.convert.official import official_recipes
+from piip.official.branch_class import branch_classes, class_of_pretrained
+from piip.official.configs.settings import our_settings
+from tests.official.recorded import official_recipes
 
 MASK_RCNN = sorted(stem for stem in official_recipes() if stem.startswith("mask_rcnn_"))
 UPERNET = sorted(stem for stem in official_recipes() if stem.startswith("upernet_"))
@@ -22,14 +25,6 @@ def official_branches(backbone: dict[str, Any]) -> list[dict[str, Any]]:
     if "branch1" not in backbone:
         return [backbone]
     return [backbone[f"branch{number}"] for number in range(4, 0, -1) if f"branch{number}" in backbone]
-
-
-def windows(branch: dict[str, Any]) -> list[int]:
-    depth = branch["depth"]
-    used, sizes = (branch.get(key, False) for key in ("window_attn", "window_size"))
-    used = used if isinstance(used, list) else [used] * depth
-    sizes = sizes if isinstance(sizes, list) else [sizes] * depth
-    return [size if use else 0 for use, size in zip(used, sizes, strict=True)]
 
 
 def check_branch(ours: BranchConfig, official: dict[str, Any], *, grid: str) -> None:
@@ -45,7 +40,6 @@ def check_branch(ours: BranchConfig, official: dict[str, Any], *, grid: str) -> 
     assert ours.drop_path == official["drop_path_rate"]
     assert ours.drop_path_schedule == ("constant" if "deit" in file else "linear")  # the class goes by the file's name
     assert ours.pretrain_size == official[grid]
-    assert [0 if i in ours.global_blocks else ours.window_size for i in range(ours.depth)] == windows(official)
     assert ours.checkpoint_activations == official.get("with_cp", False)
     assert ours.norm == ("rms" if official.get("norm_layer_type") == "RMSNorm" else "layer")
     assert ours.qk_norm == official.get("qk_normalization", False)
@@ -84,6 +78,37 @@ def test_the_network_is_the_official_one(stem: str) -> None:
         assert interaction.projection == official.get("interaction_proj", True)
         assert (interaction.norm == "none") == (official.get("norm_layer") == "none")
         assert list(backbone.outputs) == official.get("out_interaction_indexes", [])
+
+
+# Sides of the attention windows of every block, finest branch first, as the files say; 0 is global attention.
+WINDOWS = {
+    "mask_rcnn_deit_vit_b_fpn_1x_coco_bs16": [[14, 14, 0] * 4],
+    "mask_rcnn_deit_vit_l_fpn_1x_coco_bs16": [[14, 14, 0] * 8],
+    "mask_rcnn_deit_tsb_1568_1120_672_fpn_1x_coco_bs16": [[14] * 12, [14] * 12, [14] * 12],
+    "mask_rcnn_beit_sbl_1568_1120_672_fpn_1x_coco_bs16": [[28] * 12, [28] * 12, [28] * 24],
+    "mask_rcnn_internvit_h6b_1024_512_fpn_1x_coco_bs16_ms": [[0] * 32, [0] * 48],
+}
+
+
+@pytest.mark.parametrize("stem", WINDOWS)
+def test_blocks_attend_in_the_windows_of_the_official_files(stem: str) -> None:
+    settings = our_settings(official_recipes()[stem], Path(f"{stem}.py"), [])["model"]["backbone"]["branches"]
+    shipped = [branch.model_dump(mode="json") for branch in load_config(stem).model.backbone.branches]
+    for branches in (settings, shipped):
+        found = [
+            [0 if block in branch["global_blocks"] else branch["window_size"] for block in range(branch["depth"])]
+            for branch in branches
+        ]
+        assert found == WINDOWS[stem]
+
+
+@pytest.mark.parametrize("stem", sorted(official_recipes()))
+def test_a_branch_has_the_official_class_that_its_file_asks_for(stem: str) -> None:
+    """Where the official code goes by the class or the names of weights, we go by what the branch is made of."""
+    names = {"BEiT": "beit", "ConvNextHFWrapper": "convnext", "InternViT6B": "internvit", "vit_models": "deit"}
+    official = official_branches(official_recipes()[stem]["model"]["backbone"])
+    expected = [names.get(branch.get("type")) or class_of_pretrained(branch["pretrained"]) for branch in official]
+    assert branch_classes(load_config(stem).model.backbone) == expected
 
 
 def steps(pipeline: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

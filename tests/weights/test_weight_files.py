@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from piip.errors import CheckpointError
 from piip.weights.files import load_file as load_into
-from piip.weights.files import write_weights
+from piip.weights.files import load_weights, write_weights
 
 
 def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
@@ -90,3 +92,65 @@ def test_what_a_header_says_is_not_believed_beyond_reason(tmp_path: Path) -> Non
     save_file(model.state_dict(), tmp_path / "w.safetensors", metadata=metadata)
     loaded = load_into(model, tmp_path / "w.safetensors")
     assert (loaded.class_names, loaded.step, loaded.config) == (None, None, None)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+def test_weights_of_a_half_written_file_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    write_weights(file, network().state_dict())
+    data = file.read_bytes()
+    for size in (0, 5, 60, len(data) - 1):
+        file.write_bytes(data[:size])
+        with pytest.raises(CheckpointError, match=r"weights\.safetensors is not a whole safetensors file"):
+            load_weights(network(), file)
+
+
+def test_weights_of_another_network_are_refused_with_names_and_leave_the_model_alone(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    theirs = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(3, 3))
+    write_weights(file, theirs.state_dict(), config={"name": "theirs"})
+    model = network()
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(model, file)
+    text = str(caught.value)
+    assert "2 unexpected: 2.bias; 2.weight" in text
+    assert "2 of another shape: 1.weight: file (3, 4), model (2, 4); 1.bias" in text
+    assert "missing" not in text
+    assert "'theirs'" in text
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+    write_weights(file, {f"backbone.branch1.blocks.{i}.weight": torch.ones(1) for i in range(5)})
+    with pytest.raises(CheckpointError, match=r"4 missing: 0\.weight.*\n.*5 unexpected: .*; \.\.\.\n.*convert-ckpt"):
+        load_weights(model, file)
+
+
+def test_missing_weights_are_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"weights not found: .*nowhere"):
+        load_weights(network(), tmp_path / "nowhere.safetensors")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        load_weights(network(), tmp_path)
+
+
+class Payload:
+    """Runs code when it is unpickled without care."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.file),))
+
+
+def test_a_pickle_is_read_as_tensors_only(tmp_path: Path) -> None:
+    model, other = network(), network()
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, tmp_path / "good.pth")
+    load_weights(other, tmp_path / "good.pth")
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
+    torch.save({"model": model.state_dict(), "args": Payload(tmp_path / "executed")}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match=r"evil\.pth"):
+        load_weights(other, tmp_path / "evil.pth")
+    assert not (tmp_path / "executed").exists()

@@ -11,7 +11,7 @@ from piip.config.load import load_config
 from piip.load import build_model
 from piip.official.checkpoints import ConversionReport, convert_state_dict
 from piip.official.keys import UNUSED, KeyTable, key_table
-from tests.convert.official import official_keys
+from tests.official.recorded import official_keys
 
 # How many keys of each list have no counterpart in ours; all others have exactly one.
 UNUSED_KEYS = {
@@ -29,9 +29,9 @@ UNUSED_KEYS = {
 }
 # One network of every kind is checked in every run.
 FAST = (
-    *("vit_b", "tsb_1120", "beit", "uniperceiver", "convnext-tsb", "h6b_1024_512_fpn_1x_coco_bs16_ms_speedup"),
-    *("upernet_internvit_6b", "upernet_internvit_h6b_192", "tsb_368", "sbl_320"),
-)
+    "vit_b", "tsb_1120", "beit", "uniperceiver", "convnext-tsb", "h6b_1024_512_fpn_1x_coco_bs16_ms_speedup",
+    "upernet_internvit_6b", "upernet_internvit_h6b_192", "tsb_368", "sbl_320"
+)  # fmt: skip
 NETWORKS = [
     pytest.param(name, marks=[] if any(part in name for part in FAST) else [pytest.mark.slow])
     for name in sorted(official_keys())

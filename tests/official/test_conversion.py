@@ -13,11 +13,14 @@ from torch import Tensor
 
 from piip.config.experiment import Config
 from piip.config.load import load_config
+from piip.engine.checkpoint import save_checkpoint
 from piip.errors import CheckError
 from piip.load import build_model
+from piip.official.branch_class import branch_class
 from piip.official.checkpoints import convert_back, convert_checkpoint
-from piip.official.keys import family, key_table
+from piip.official.keys import key_table
 from piip.weights.files import read_weights
+from tests.cli.chain import run
 
 NANO = "detection/mask_rcnn_piip_nano_shapes"
 SMALL = [
@@ -56,7 +59,7 @@ def official_weights(config: Config) -> dict[str, Tensor]:
             tensor = tensor[0]
         elif official.endswith("temporal_pos_embed.weight"):
             tensor = torch.cat([tensor[0], torch.zeros(7, tensor.shape[2])])
-        elif official.endswith("pos_embed") and family(backbone.branches[int(key.split(".")[2])]) == "internvit":
+        elif official.endswith("pos_embed") and branch_class(backbone.branches[int(key.split(".")[2])]) == "internvit":
             tensor = torch.cat([torch.zeros(1, 1, tensor.shape[2]), tensor], dim=1)
         state[official] = tensor
     return state
@@ -132,6 +135,26 @@ def test_weights_of_another_network_cannot_be_written_back(tmp_path: Path) -> No
     with pytest.raises(CheckError, match="does not hold the weights of"):
         convert_back(tmp_path / "ours.safetensors", tmp_path / "back.pth", config=config_of(DEIT, DEIT, BEIT))
     assert not (tmp_path / "back.pth").exists()
+
+
+@pytest.mark.parametrize("option", ["--ema", "--no-strict"])
+def test_what_only_the_way_to_ours_knows_is_refused_on_the_way_back(option: str, tmp_path: Path) -> None:
+    source, output = tmp_path / "ours.safetensors", tmp_path / "back.pth"
+    source.touch()
+    done = run("convert-ckpt", source, output, "--config", NANO, "--to-official", option)
+    assert done.exit_code == 2
+    assert "ema.safetensors" in done.stderr
+    assert not output.exists()
+
+
+def test_a_checkpoint_is_written_back_as_the_average_that_was_evaluated(tmp_path: Path) -> None:
+    config = config_of(DEIT, DEIT, DEIT)
+    weights = {name: build_model(config.model).state_dict() for name in ("model", "ema")}
+    checkpoint = save_checkpoint(tmp_path, 1, weights=weights, trainer={}, config={}, class_names=["cat"])
+    convert_back(checkpoint, tmp_path / "back.pth", config=config)
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert back["meta"] == {"CLASSES": ("cat",)}
+    assert torch.equal(back["state_dict"]["neck.lateral_convs.0.conv.weight"], weights["ema"]["neck.lateral.0.weight"])
 
 
 def test_a_checkpoint_of_the_alternative_form_is_converted_for_that_form(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is said of a query: its class and its box; and the first queries, which are the encoder's best cells."""
+"""Prediction heads for class and box, and mixed query selection (Zhang et al., 2023, section 3.4)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FINEST_SIDE = 0.05
 PROPOSAL_MARGIN = 0.01
 
 
-class Answers(NamedTuple):
+class Predictions(NamedTuple):
     """Of queries: logits (..., B, Q, classes) and boxes (..., B, Q, 4) xywh, centre first, in [0, 1]; float32."""
 
     logits: Tensor
@@ -47,13 +47,13 @@ class Predictor(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, x: Tensor, boxes: Tensor) -> Answers:
-        """Queries (B, Q, C) float32 with boxes (B, Q, 4) in [0, 1] -> answers."""
-        return Answers(self.cls(x), (self.reg(x) + inverse_sigmoid(boxes)).sigmoid())
+    def forward(self, x: Tensor, boxes: Tensor) -> Predictions:
+        """Queries (B, Q, C) float32 with boxes (B, Q, 4) in [0, 1] -> predictions."""
+        return Predictions(self.cls(x), (self.reg(x) + inverse_sigmoid(boxes)).sigmoid())
 
 
-class Proposer(nn.Module):
-    """Chooses the cells of the encoder that most likely hold an object, of any class ("two-stage query selection")."""
+class QuerySelector(nn.Module):
+    """Selects the cells of the encoder that most likely hold an object, of any class; their boxes start the queries."""
 
     mixed_precision = False  # not even where the layers around it are
 
@@ -63,19 +63,19 @@ class Proposer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.predictor = Predictor(dim=dim, num_classes=num_classes)
 
-    def forward(self, memory: Tensor, maps: Maps, count: int) -> Answers:
-        """The at most `count` best cells of memory (B, S, C) float32, best first, each with a box around it."""
+    def forward(self, memory: Tensor, maps: Maps, num_queries: int) -> Predictions:
+        """The at most `num_queries` best cells of memory (B, S, C) float32, best first, each with a box around it."""
         sides = [FINEST_SIDE * 2.0**level for level in range(len(maps.shapes))]
         side = torch.cat([memory.new_full((tokens, 2), s) for s, tokens in zip(sides, maps.levels, strict=True)])
-        start = torch.cat([maps.centres, side.expand(len(memory), -1, -1)], dim=-1)
-        usable = ((start > PROPOSAL_MARGIN) & (start < 1 - PROPOSAL_MARGIN)).all(-1, keepdim=True)
-        usable &= ~maps.padding[..., None]
+        anchors = torch.cat([maps.centres, side.expand(len(memory), -1, -1)], dim=-1)
+        valid = ((anchors > PROPOSAL_MARGIN) & (anchors < 1 - PROPOSAL_MARGIN)).all(-1, keepdim=True)
+        valid &= ~maps.padding[..., None]
         # A box at infinity stays there, whatever is added: the image's size, centred on its lower right corner.
-        start = torch.where(usable, (start / (1 - start)).log(), math.inf)
-        hidden = self.norm(self.project(torch.where(usable, memory, 0)))
+        anchors = torch.where(valid, (anchors / (1 - anchors)).log(), math.inf)
+        hidden = self.norm(self.project(torch.where(valid, memory, 0)))
         logits = self.predictor.cls(hidden)
-        best = logits.amax(dim=-1).topk(min(count, logits.shape[1]), dim=1).indices[..., None]
-        # Boxes are computed for the chosen cells only.
+        best = logits.amax(dim=-1).topk(min(num_queries, logits.shape[1]), dim=1).indices[..., None]
+        # Boxes are computed for the selected cells only.
         moves = self.predictor.reg(hidden.gather(1, best.expand(-1, -1, hidden.shape[-1])))
-        boxes = (moves + start.gather(1, best.expand(-1, -1, 4))).sigmoid()
-        return Answers(logits.gather(1, best.expand(-1, -1, logits.shape[-1])), boxes)
+        boxes = (moves + anchors.gather(1, best.expand(-1, -1, 4))).sigmoid()
+        return Predictions(logits.gather(1, best.expand(-1, -1, logits.shape[-1])), boxes)

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from piip.branches.pretrained import load_pretrained
 from piip.config.experiment import Config
 from piip.config.load import load_config
 from piip.errors import CheckError
@@ -88,7 +87,7 @@ def test_pretrained_patches_and_positions_take_the_sizes_of_the_crop(
     state["pos_embed"] = torch.randn(1, 1 + 16**2, width)
     state["patch_embed.proj.weight"] = torch.randn(width, 3, 14, 14)
     torch.save({"model": state | {"cls_token": torch.zeros(1, 1, width)}}, tmp_path / "pretrained.pth")
-    load_pretrained(ours, str(tmp_path / "pretrained.pth"))
+    ours.load_pretrained(str(tmp_path / "pretrained.pth"))
     found = ours.state_dict()
     grid = state["pos_embed"][:, 1:].view(1, 16, 16, width).permute(0, 3, 1, 2)
     resized = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
