@@ -92,6 +92,10 @@ class CocoDataset(ImageDataset):
         """The id in the annotation file."""
         return self.record(index).id
 
+    def file_name(self, index: int) -> str:
+        """The name in the annotation file."""
+        return self.record(index).file_name
+
     def image(self, index: int) -> Tensor:
         """The image, uint8 RGB (3, H, W), upright. Raises DataError when it is damaged or not of the annotated size."""
         record = self.record(index)
