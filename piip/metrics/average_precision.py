@@ -142,7 +142,8 @@ class CocoMetric(Metric[tuple[_Objects, _Detections]]):
 
     def details(self) -> dict[str, Any]:
         """The score threshold of `records`, the calibration error of boxes, and the AP50 that kinds of errors cost."""
-        return self.report.details()
+        figures = {"score_threshold": self.report.threshold, "calibration_error": self.report.calibration.error}
+        return figures | {f"{kind}_ap50_lost": found.costs for kind, found in self.report.costs.items()}
 
     def draw(self, folder: Path) -> list[Path]:
         """precision_recall.png, errors.png, confusion.png with the background, and calibration.png."""

@@ -31,7 +31,7 @@ def draw_precision_recall(
         recalls = np.linspace(0, 1, len(precision))
         mean = precision[:, present].mean(axis=1) if present else np.zeros(len(precision))
         axes.plot(recalls, mean, color=INK, linewidth=2.6, label=f"{mean.mean():.3f}  all {len(present)} classes")
-        for place, label in enumerate(ranked):
+        for place, label in enumerate(sorted(ranked)):
             style = "--" if place >= len(_COLOURS) else "-"
             name = f"{precision[:, label].mean():.3f}  {shown(class_names[label])}"
             colour = _COLOURS[place % len(_COLOURS)]
