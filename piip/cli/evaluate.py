@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from piip.cli.options import ConfigName, Device, Json, Overrides, Weights, require
+from piip.cli.options import ConfigName, Data, Device, Json, Overrides, Weights, weights_or_own, with_data
 
 
 def evaluate(
     config: ConfigName,
-    weights: Weights,
     overrides: Overrides = None,
+    weights: Weights = None,
+    data: Data = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -35,15 +36,15 @@ def evaluate(
     from piip.cli.tables import MOST_ROWS, WORST_ROWS, class_table, metric_table
     from piip.config.load import load_config
 
-    settings = load_config(config, overrides or ())
+    settings = load_config(config, with_data(overrides, data))
     if backend is not None:
         metrics = (
             metric.model_copy(update={"backend": backend}) if "backend" in type(metric).model_fields else metric
             for metric in settings.chosen_metrics
         )
         settings = settings.model_copy(update={"metrics": tuple(metrics)})
-    # Before torch is imported, which takes seconds.
-    require(weights)
+    # These checks come before torch is imported, which takes seconds.
+    weights = weights_or_own(weights, config)
     settings.data.val.check_files("data.val")
     from piip.engine.evaluate import run_evaluation
 

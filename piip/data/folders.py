@@ -1,16 +1,15 @@
-"""The files that lie in a folder, and whether those that an annotation file names are there."""
+"""Which files lie in a folder."""
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from piip.data.report import Report
-from piip.errors import DataError, first_few
+from piip.errors import DataError
 
 # Kinds of entries in the report of a data set.
 IRREGULAR = "no regular file, or link to nothing, passed over"
@@ -91,53 +90,3 @@ def _below(root: Path, folder: str, suffixes: Collection[str], report: Report, a
         yield prefix + name
     for name in found.folders:
         yield from _below(root, prefix + name, suffixes, report, (*above, real))
-
-
-def check_image_files(folder: Path, names: Sequence[str], source: Path) -> None:
-    """Checks that every name is a file inside `folder`, with one directory listing per (sub)folder.
-
-    source: the annotation file, for messages.
-    Raises DataError for a missing folder, for names that are absolute, hold '..' or follow links out of the folder, and
-    for missing files (how many, and the first ones).
-    """
-    try:
-        root = Path(os.path.realpath(folder, strict=True))
-    except OSError:
-        raise DataError(f"image folder not found: {folder} (images of {source})") from None
-    by_parent: dict[PurePosixPath, list[str]] = defaultdict(list)
-    for name in names:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\0" in name or not path.name:
-            raise DataError(f"{source}: file name {name!r} is refused; names must lie inside the image folder {folder}")
-        by_parent[path.parent].append(name)
-
-    missing: set[str] = set()
-    for parent, children in by_parent.items():
-        try:
-            directory = Path(os.path.realpath(root / parent, strict=True))
-            _check_inside(directory, root, children[0], source)
-            entries = {entry.name: entry for entry in os.scandir(directory)}
-        except OSError:
-            missing.update(children)
-            continue
-        for name in children:
-            entry = entries.get(PurePosixPath(name).name)
-            if entry is not None and entry.is_symlink():
-                target = Path(os.path.realpath(entry.path))
-                _check_inside(target, root, name, source)
-                found = target.is_file()
-            else:
-                found = entry is not None and entry.is_file()
-            if not found:
-                missing.add(name)
-    if missing:
-        ordered = [name for name in names if name in missing]
-        raise DataError(
-            f"{len(missing)} of {len(names)} images of {source} are missing from {folder}: {first_few(ordered)}; "
-            "add them or correct the 'images' folder of the data config"
-        )
-
-
-def _check_inside(path: Path, root: Path, name: str, source: Path) -> None:
-    if not path.is_relative_to(root):
-        raise DataError(f"{source}: file name {name!r} is refused; it is or follows a link out of the image folder")

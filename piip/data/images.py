@@ -9,16 +9,17 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
-from torch import Tensor
 
 from piip.conventions import MAX_IMAGE_PIXELS
 from piip.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The formats that are read, and the endings, in lower case, of their files. Raster formats only: for some others Pillow
 # would start external programs.
@@ -66,6 +67,10 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3
 
 _ORIENTATION_TAG = 0x0112
+
+# What the last bytes of a whole file hold, by format, and how many bytes are looked at.
+_LAST = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+_END = 256
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -91,12 +96,37 @@ def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS)
     max_pixels: an image whose header announces more is refused before anything is decoded.
     Raises DataError naming the file when it is missing, too large, damaged, cut short, or of an unsupported kind.
     """
+    # Torch takes seconds to import, and files are also looked at without it.
+    import torch
+
+    return torch.from_numpy(read_pixels(path, max_pixels)).permute(2, 0, 1)
+
+
+def read_pixels(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[np.uint8]:
+    """The image (H, W, 3) as `read_image` has it."""
     with _decoded(path, max_pixels, _FORMATS) as image:
         orientation = _orientation(image)
         rgb = _to_rgb(image, os.fspath(path))
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    return np.array(rgb)
+
+
+def read_size(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int]:
+    """Height and width of an image, upright, from its header; the pixels are read only where the header does not tell.
+
+    Raises DataError as `read_image` does, but of damage it sees no more than that the end of a JPEG or PNG is missing.
+    """
+    with _decoded(path, max_pixels, _FORMATS, load=False) as image:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - _END))
+            end = file.read()
+        if _LAST.get(image.format or "", b"") not in end:
+            image.load()  # the end may lie before other things, or be missing
+        width, height = image.size
+        # Pillow would decode a PNG to look for EXIF behind its pixels, where hardly any program puts it.
+        turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5
+        return (width, height) if turned else (height, width)
 
 
 def read_sized_image(path: Path, *, size: tuple[int, int], source: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
@@ -107,10 +137,15 @@ def read_sized_image(path: Path, *, size: tuple[int, int], source: Path, max_pix
     image = read_image(path, max_pixels)
     height, width = image.shape[1:]
     if (height, width) != size:
-        hint = "; was that made without the image's EXIF rotation?" if (width, height) == size else ""
-        wanted = f"by {source} it should have {size[1]} x {size[0]}"
-        raise DataError(f"image {path} has {width} x {height} pixels, but {wanted}{hint}")
+        raise DataError(size_fault(path, (height, width), size, source))
     return image
+
+
+def size_fault(path: Path, found: tuple[int, int], wanted: tuple[int, int], source: Path) -> str:
+    """What is said of an image whose (h, w) is not what a source says."""
+    hint = "; was that made without the image's EXIF rotation?" if found == wanted[::-1] else ""
+    annotated = f"by {source} it should have {wanted[1]} x {wanted[0]}"
+    return f"image {path} has {found[1]} x {found[0]} pixels, but {annotated}{hint}"
 
 
 def read_indices(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[np.int32]:
@@ -145,7 +180,9 @@ def read_index_header(path: str | os.PathLike[str]) -> IndexHeader:
 
 
 @contextmanager
-def _decoded(path: str | os.PathLike[str], max_pixels: int, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+def _decoded(
+    path: str | os.PathLike[str], max_pixels: int, formats: tuple[str, ...], *, load: bool = True
+) -> Iterator[Image.Image]:
     """Opens and decodes a file; what goes wrong then, and in the block, is a DataError that names it."""
     name = os.fspath(path)
     try:
@@ -158,7 +195,8 @@ def _decoded(path: str | os.PathLike[str], max_pixels: int, formats: tuple[str, 
                     f"image {name} has {width} x {height} pixels, more than the limit of {max_pixels:,}; "
                     "shrink it or raise max_image_pixels"
                 )
-            image.load()
+            if load:
+                image.load()
             yield image
     except Image.DecompressionBombError:
         raise DataError(f"image {name} has more pixels than Pillow decodes safely; shrink it") from None

@@ -22,7 +22,7 @@ from piip.data.sets.config import DatasetConfig
 from piip.engine import distributed
 from piip.engine.device import tf32
 from piip.engine.log import Bar, logging_to
-from piip.engine.report import WORST, write_images
+from piip.engine.report import WORST, write_report
 from piip.errors import ConfigError, DataError, PiipError, first_few
 from piip.files import check_outputs, to_json, write_file
 from piip.load import load_model
@@ -46,8 +46,8 @@ class Evaluation:
     """What an evaluation found.
 
     metrics: the figures of all metrics by name, the main one first, None where there is nothing to measure. tables: one
-    per metric, with a row per class. unread: a message for each image that could not be read. details: see
-    `Metric.details`. files: what was written beside.
+    per metric, with a row per class. unread: a message for each image that could not be read. seconds: duration of the
+    evaluation. details: see `Metric.details`. files: those that a report was written to.
     """
 
     metrics: Mapping[str, float | None]
@@ -77,9 +77,9 @@ def evaluate(
 ) -> Evaluation:
     """Runs the model over the loader's share of the images and scores the results of all ranks.
 
-    model: ready for inference, see `piip.precision`. Every rank must call it, also one that has no images, and gets the
-    same figures. check: called between batches; what it raises ends the evaluation. report: a folder in which the
-    metrics draw what they have to show, beside a record of every image and pictures of the worst, if it is given.
+    model: ready for inference, see `piip.precision`. Every rank must call this function, even without images, and gets
+    the same figures. check: called between batches; what it raises ends the evaluation. report: a folder in which the
+    metrics draw their pictures and every image has its record (see `write_report`), if one is given.
     An image that cannot be read counts as one without results, with a warning.
     Raises DataError if no image can be read, and ConfigError for two metrics with figures of the same name.
     """
@@ -105,9 +105,10 @@ def evaluate(
     for score in scores:
         score.synchronize()
     figures, tables = distributed.on_main(lambda: _conclude(scores))
-    details, files = {}, []
+    details: dict[str, Any] = {}
+    files: list[Path] = []
     if report is not None:
-        details, files = distributed.on_main(lambda: _report(report, model, loader.dataset, scores, unread))
+        details, files = distributed.on_main(lambda: write_report(report, model, loader.dataset, scores, unread))
     return Evaluation(figures, tables, reasons, time.perf_counter() - start, details, files)
 
 
@@ -120,9 +121,9 @@ def run_evaluation(
 ) -> Evaluation:
     """Evaluates weights on the validation data of a config, under torchrun in all its processes.
 
-    weights: a run, a checkpoint or a weight file. output: where metrics.json, images.jsonl, worst/ and the pictures
-    that the metrics draw are written, if given. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. Raises PiipError
-    and its kinds.
+    weights: a run, a checkpoint or a weight file. output: the folder for metrics.json, the pictures of the metrics,
+    images.jsonl and worst/; nothing is written without it. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. Raises
+    PiipError and its kinds.
     """
     metrics = config.chosen_metrics
     with distributed.session(device) as target, logging_to() as console:
@@ -183,28 +184,13 @@ def _conclude(metrics: Iterable[Metric]) -> tuple[dict[str, float | None], list[
     return figures, tables
 
 
-def _report(
-    folder: Path, model: Model, dataset: ImageDataset, metrics: Sequence[Metric], unread: Mapping[ImageId, str]
-) -> tuple[dict[str, Any], list[Path]]:
-    """The details of all metrics, and the files written into a folder: pictures of the metrics, and of images."""
-    details: dict[str, Any] = {}
-    files: list[Path] = []
-    try:
-        for metric in metrics:
-            details |= metric.details()
-            files += metric.draw(folder)
-        return details, files + write_images(folder, model, dataset, metrics, unread)
-    except OSError as error:
-        raise PiipError(f"cannot write to {folder}: {error.strerror}") from None
-
-
 def _paths(data: DatasetConfig) -> list[Path]:
-    """The files and folders that a data set is read from."""
+    """The files and folders from which a data set is read."""
     return [value for _, value in data if isinstance(value, Path)]
 
 
 def _make_folder(output: Path, inputs: list[Path]) -> None:
-    """Makes the folder of the results, which must not take the place of anything that is read."""
+    """Makes the folder of the results, which must not overwrite anything that is read."""
     check_outputs([output / _REPORT], inputs)
     for folder in filter(Path.is_dir, inputs):
         taken = [part for part in (output, output / WORST) if part.is_dir() and part.samefile(folder)]

@@ -1,4 +1,4 @@
-"""images.jsonl and worst/: what an evaluation found image by image, and pictures of the worst ones."""
+"""What an evaluation found beside its figures: charts, a record of every image, and pictures of the worst ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from piip.conventions import ImageId
 from piip.data.sets.base import ImageDataset
-from piip.errors import visible
+from piip.errors import PiipError, visible
 from piip.files import to_json, write_file
 from piip.metrics.base import Metric
 
@@ -24,15 +24,29 @@ _MOST = 12
 _PICTURE, _MARGIN, _LETTER = (800, 1000), 16, 20
 
 
-def write_images(
+def write_report(
+    folder: Path, model: Model, dataset: ImageDataset, metrics: Sequence[Metric], unread: Mapping[ImageId, str]
+) -> tuple[dict[str, Any], list[Path]]:
+    """Writes the charts of the metrics, images.jsonl, and worst/, pictures of up to 12 images with a page of them.
+
+    model: ready for inference. metrics: with the results of all images. unread: why images could not be read. A line of
+    images.jsonl has id, file, the records of the metrics, of which the first one goes first, and perhaps `unread`; it
+    is only written where a metric keeps records. Returns the details of the metrics, and the files. Raises PiipError.
+    """
+    details: dict[str, Any] = {}
+    files: list[Path] = []
+    try:
+        for metric in metrics:
+            details |= metric.details()
+            files += metric.draw(folder)
+        return details, files + _write_images(folder, model, dataset, metrics, unread)
+    except OSError as error:
+        raise PiipError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def _write_images(
     folder: Path, model: Model, dataset: ImageDataset, metrics: Sequence[Metric], unread: Mapping[ImageId, str]
 ) -> list[Path]:
-    """Writes a line of JSON per image, and up to 12 pictures of the worst with a page of them; returns both documents.
-
-    model: ready for inference. metrics: with the results of all images. A line has id, file, the records of the
-    metrics, of which the first one goes first, and `unread`, why an image could not be read, if it could not.
-    Nothing is written where no metric keeps records. Raises OSError.
-    """
     kept = [(metric, records) for metric in metrics if (records := metric.records())]
     if not kept:
         return []

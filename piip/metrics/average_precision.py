@@ -31,19 +31,22 @@ _FIGURES = (("", None, 0), ("50", 0, 0), ("75", 5, 0), ("_small", None, 1), ("_m
 
 
 class _Objects(NamedTuple):
-    """What is in an image: boxes (n, 4) xywh, labels, areas and crowd (n,), and n run-length masks or None."""
+    """What is in an image: boxes (n, 4) xywh, labels, areas and crowd (n,), and n run-length masks, if there are any.
+
+    The mask of an object that has none is None.
+    """
 
     boxes: NDArray[np.float64]
     labels: NDArray[np.int64]
     areas: NDArray[np.float64]
     crowd: NDArray[np.bool_]
-    masks: list[Rle] | None
+    masks: list[Rle | None] | None
 
     @classmethod
     def read(cls, truth: Mapping[str, Any]) -> _Objects:
-        masks: list[Rle] | None = truth.get("rles")
+        masks: list[Rle | None] | None = truth.get("rles")
         if masks is None and "masks" in truth:
-            masks = encode(torch.from_numpy(truth["masks"]).bool())
+            masks = [*encode(torch.from_numpy(truth["masks"]).bool())]
         boxes = truth["xywh"] if "xywh" in truth else _to_xywh(np.asarray(truth["boxes"], dtype=np.float64))
         areas = truth.get("areas")
         if areas is None:
@@ -65,9 +68,9 @@ class CocoMetric(Metric[tuple[_Objects, _Detections]]):
 
     A truth holds the n objects of an image as targets do: `boxes` (n, 4) xyxy, `labels` (n,) and perhaps `masks`
     (n, H, W). Instead of boxes and masks it may have `xywh` (n, 4) float64 and `rles`, n compressed run lengths, with
-    the very numbers of an annotation file; besides, `areas` (n,), which otherwise are those of the masks or boxes, and
-    `crowd` (n,) bool for regions of many objects. All masks are kept as run lengths, so that memory stays small. An
-    image that could not be read counts as one without detections.
+    the very numbers of an annotation file, or None for objects that mask AP does not count; besides, `areas` (n,),
+    which otherwise are those of the masks or boxes, and `crowd` (n,) bool for regions of many objects. All masks are
+    kept as run lengths, so that memory stays small. An image that could not be read counts as one without detections.
     compute() returns box_ap, box_ap50, box_ap75, box_ap_small, box_ap_medium, box_ap_large, and the same for mask where
     data and results have masks. A figure without ground truth (no small object, say) is None, for which COCO has -1.
     Equal scores are ranked by the ids of their images, in whatever order these came. Images and classes are numbered
@@ -207,6 +210,8 @@ class CocoMetric(Metric[tuple[_Objects, _Detections]]):
                 truth.crowd.tolist(),
                 strict=True,
             ):
+                if kind == "mask" and entry["segmentation"] is None:
+                    continue
                 # Numbered from 1: COCO's matching takes the id 0 for "no match".
                 truths.append(entry | {"id": len(truths) + 1, "area": area, "iscrowd": int(crowd)})
             for entry, score in zip(_entries(number, found, kind), found.scores.tolist(), strict=True):

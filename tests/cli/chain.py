@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import typer
 from typer.testing import CliRunner, Result
 
 from piip.cli.main import app
@@ -12,6 +15,12 @@ from piip.cli.main import app
 def run(*arguments: object) -> Result:
     """Runs `piip` with these words in this process, to whatever end."""
     return CliRunner().invoke(app, list(map(str, arguments)), prog_name="piip")
+
+
+def parse(command: str, words: Sequence[str]) -> dict[str, Any]:
+    """What the real command line makes of these words, without running the command. Raises click's UsageError."""
+    found = typer.main.get_command(app).commands[command]
+    return found.make_context(command, list(words)).params
 
 
 def succeed(*arguments: object) -> Result:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 
 from piip.cli import errors
 from piip.errors import CheckError, ConfigError, PiipError, Stopped
-from tests.cli.chain import run
+from tests.cli.chain import parse, run
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["train", "eval", "predict", "flops", "convert-ckpt", "convert-config", "models", "doctor"]
@@ -53,6 +55,18 @@ def test_help_names_every_option_in_kebab_case(name):
     assert "_" not in "".join(word for word in done.stdout.split() if word.startswith("--"))
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_two_examples_in_lines_of_their_own_that_a_narrow_terminal_shows(name):
+    done = piip(name, "--help", env={**os.environ, "COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    lines = [line.strip() for line in done.stdout.split("Examples:")[1].splitlines() if line.strip()]
+    assert len(lines) == 2
+    for line in lines:
+        program, command, *words = shlex.split(line)
+        assert (program, command) == ("piip", name)
+        parse(command, words)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
 def test_the_help_lists_every_command():
     assert all(name in run("--help").stdout for name in COMMANDS)
 
@@ -78,6 +92,9 @@ def test_version_is_the_package_version():
             ["predict", TSB, "a.jpg", "--weights", "README.md", "--output", "o", "--score-threshold", "2"],
             "--score-threshold",
         ),
+        (["eval", TSB], "--weights is needed"),
+        (["predict", TSB, "a.jpg", "--output", "o"], "--weights is needed"),
+        (["train", TSB, "--weights-partial"], "--weights-partial goes with --weights"),
         (["train", TSB, "--no-such-option"], "--no-such-option"),
         (["train", TSB, "--", "--lr=0.1"], "--lr"),
         (["train", TSB, "--lr", "0.1"], "no option --lr; settings are given without dashes"),

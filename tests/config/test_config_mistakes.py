@@ -175,7 +175,7 @@ def test_a_wrong_value_is_named_by_its_key_as_written_and_nothing_else_is(name: 
         ("model.head", "upernet", "classifier, dino, mask_rcnn, upernet"),
         ("model.neck", "channel_mapper", "channel_mapper, fpn, none"),
         ("model.backbone.branches.1", "convnext", "convnext, vit"),
-        ("data.val", "label_maps", "coco, image_folder, label_maps, shapes"),
+        ("data.val", "label_maps", "coco, image_folder, label_maps, labelme, shapes, voc, yolo"),
         ("data.train_transforms", "segmentation", "classification, detection, segmentation"),
     ],
 )
@@ -191,7 +191,7 @@ def test_an_unknown_type_is_named_with_the_valid_ones_and_the_nearest(
 
 def test_data_without_a_type_is_told_the_valid_ones() -> None:
     text = message(load_config, TSB, ["data.val={images: a}"])
-    assert text == "command line: data.val.type: name one of coco, image_folder, label_maps, shapes"
+    assert text == "command line: data.val.type: name one of coco, image_folder, label_maps, labelme, shapes, voc, yolo"
 
 
 @pytest.mark.parametrize("key", ["model.head", "model.backbone.branches.0", "data.train", "data.train_transforms"])

@@ -16,7 +16,7 @@ from piip.config.experiment import Config
 from piip.data.batch import Batch, pack_masks, unpack_masks
 from piip.data.build import build_loader
 from piip.data.sampler import EvalSampler, TrainSampler
-from piip.data.sets.coco.dataset import CocoDataset
+from piip.data.sets.instances.dataset import InstanceDataset
 from piip.data.transforms.batch import prepare
 from piip.errors import ConfigError, DataError
 from tests.data.loader_cases import epoch, make_config
@@ -337,7 +337,7 @@ def test_coco_config_reaches_the_dataset(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(generated.folder / "000001.jpg")
     coco = {"type": "coco", "images": str(generated.folder), "annotations": str(generated.source)}
 
-    def build(**changes: object) -> CocoDataset:
+    def build(**changes: object) -> InstanceDataset:
         return make_config(tmp_path, train=coco | changes).data.train.build(training=True)
 
     assert len(build()) == 12

@@ -249,3 +249,28 @@ def test_masks_are_needed_by_the_mask_branch_alone() -> None:
 def test_levels_of_different_width_are_refused() -> None:
     with pytest.raises(ConfigError, match="got 16, 24 channels"):
         MaskRCNN(MaskRCNNConfig(), [FeatureSpec(16, 4), FeatureSpec(24, 8)])
+
+
+def test_objects_without_a_mask_teach_boxes_alone(features: list[Tensor]) -> None:
+    head, wanted = build(), targets(3, 2)
+
+    def losses(**changes: Tensor) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        return head.loss(features, SIZES, [wanted[0] | changes, wanted[1]])
+
+    whole, all_marked = losses(), losses(has_mask=torch.ones(3, dtype=torch.bool))
+    assert {name: value.item() for name, value in all_marked.items()} == {n: v.item() for n, v in whole.items()}
+    held = torch.tensor([True, False, True])
+    some = losses(has_mask=held)
+    other_masks = wanted[0]["masks"].clone()
+    other_masks[1] = 1 - other_masks[1]
+    assert torch.equal(losses(has_mask=held, masks=other_masks)["loss_mask"], some["loss_mask"])
+    assert not torch.equal(losses(masks=other_masks)["loss_mask"], whole["loss_mask"])
+    assert all(torch.equal(some[name], whole[name]) for name in whole if name != "loss_mask")
+    none = head.loss(
+        features,
+        SIZES,
+        [target | {"has_mask": torch.zeros(len(target["boxes"]), dtype=torch.bool)} for target in wanted],
+    )
+    assert none["loss_mask"] == 0
+    assert_all_learn(head, features, none)

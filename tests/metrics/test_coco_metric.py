@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
+from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from piip.data.sets.coco.dataset import CocoDataset
+from piip.data.sets.coco.config import CocoData
+from piip.data.sets.instances.dataset import InstanceDataset
 from piip.errors import DataError, PiipError
 from piip.metrics.average_precision import CocoMetric
 from piip.metrics.config import CocoMetricConfig
@@ -28,25 +30,26 @@ CATEGORY_IDS = (3, 17, 90)  # of labels 0, 1, 2
 SIZE = 200
 
 
-def write_set(folder: Path, annotations: list[dict[str, Any]], images: int = 4) -> CocoDataset:
-    """A set of images 10, 11, ... that are named but never opened."""
+def write_set(folder: Path, annotations: list[dict[str, Any]], images: int = 4, **settings: Any) -> InstanceDataset:
+    """A set of black images 10, 11, ..."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for number in range(images):
-        (folder / "images" / f"{number}.jpg").touch()
+        Image.new("L", (SIZE, SIZE)).save(folder / "images" / f"{number}.jpg")
     data = {
         "images": [{"id": 10 + n, "file_name": f"{n}.jpg", "height": SIZE, "width": SIZE} for n in range(images)],
         "categories": [{"id": id_, "name": f"class {id_}"} for id_ in CATEGORY_IDS],
         "annotations": annotations,
     }
     (folder / "instances.json").write_text(json.dumps(data))
-    return CocoDataset(images=folder / "images", annotations=folder / "instances.json", training=False)
+    config = CocoData(images=folder / "images", annotations=folder / "instances.json", **settings)
+    return config.build(training=False)
 
 
-def metric_of(dataset: CocoDataset, backend: str = "faster") -> CocoMetric:
+def metric_of(dataset: InstanceDataset, backend: str = "faster") -> CocoMetric:
     return CocoMetric(CocoMetricConfig(backend=backend), dataset.class_names)
 
 
-def update(metric: CocoMetric, dataset: CocoDataset, results: dict[int, dict[str, Any]]) -> None:
+def update(metric: CocoMetric, dataset: InstanceDataset, results: dict[int, dict[str, Any]]) -> None:
     """Gives the metric results by image id, with what the data set says of these images."""
     truths = {dataset.image_id(index): dataset.truth(index) for index in range(len(dataset))}
     metric.update(list(results.values()), [truths[image_id] for image_id in results], list(results))
@@ -258,7 +261,7 @@ def test_a_set_without_an_object_is_refused_before_it_is_evaluated(
     tmp_path: Path, annotations: list[dict[str, Any]]
 ) -> None:
     with pytest.raises(DataError, match=r"instances\.json: its 4 images have no object to evaluate on"):
-        write_set(tmp_path, annotations)
+        write_set(tmp_path, annotations, crowds="regions")
 
 
 # COCO's code keeps ids as floats or in 64 bits, and takes 0 and less for something else.
@@ -284,7 +287,7 @@ def test_ids_of_any_size_give_the_figures_of_plain_ones(tmp_path: Path, ids: tup
     for entry in data["annotations"]:
         entry |= {"image_id": named[entry["image_id"]], "category_id": categories[entry["category_id"]]}
     (tmp_path / "instances.json").write_text(json.dumps(data))
-    dataset = CocoDataset(images=tmp_path / "images", annotations=tmp_path / "instances.json", training=False)
+    dataset = CocoData(images=tmp_path / "images", annotations=tmp_path / "instances.json").build(training=False)
     metric = metric_of(dataset, backend)
     update(metric, dataset, {named[image_id]: result for image_id, result in results.items()})
     assert {dataset.image_id(index) for index in range(4)} == set(ids)
@@ -356,7 +359,7 @@ SHARES = (((10, 13, 12, 11), ()), ((12,), (13, 10, 11)))
 def _evaluate_shares(rank: int, folder: Path, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    dataset = CocoDataset(images=folder / "images", annotations=folder / "instances.json", training=False)
+    dataset = CocoData(images=folder / "images", annotations=folder / "instances.json").build(training=False)
     results = guesses(crowded_scene())
     values = []
     for shares in SHARES:

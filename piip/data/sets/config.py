@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -14,18 +14,38 @@ from piip.conventions import MAX_IMAGE_PIXELS
 from piip.errors import DataError
 
 if TYPE_CHECKING:
+    from piip.data.check import Split
+    from piip.data.find import FoundData, Tree
     from piip.data.sets.base import ImageDataset
     from piip.metrics.config import MetricConfig
 
 
 class DatasetConfig(Component):
-    """Images with their labels, boxes or masks, and the format in which these are written down."""
+    """Images with their labels, boxes or masks, and the format in which these are written down.
 
+    find_rank: data sets with a lower one are asked first what a folder holds.
+    """
+
+    find_rank: ClassVar[int] = 0
     max_image_pixels: int = Field(MAX_IMAGE_PIXELS, gt=0, description="larger images are refused from their header")
 
     @abstractmethod
     def build(self, *, training: bool) -> ImageDataset:
         """The data set; a generated one is written first. Raises DataError naming file and entry at fault."""
+
+    @classmethod
+    def find(cls, tree: Tree) -> FoundData | None:
+        """What a folder holds, where it is data of this kind (see `piip.data.find`). Raises DataError for faults."""
+        return None
+
+    @classmethod
+    def of_file(cls, file: Path, images: Path | None) -> DatasetConfig | None:
+        """The data that one file describes, where it is of this kind. images: their folder, if it is known."""
+        return None
+
+    def inspect(self, name: str) -> Split:
+        """What is said of the data, and what is wrong with it, for `piip data check`. name: of the split."""
+        raise DataError(f"data of type {self.type} cannot be checked; `DatasetConfig.inspect` says how")
 
     def default_metrics(self) -> tuple[MetricConfig, ...]:
         """What results on this data are measured by where the experiment names no metrics."""

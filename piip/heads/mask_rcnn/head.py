@@ -16,7 +16,7 @@ from piip.heads.mask_rcnn import masks, roi
 from piip.heads.mask_rcnn.config import MaskRCNNConfig
 from piip.heads.mask_rcnn.mask_runs import encode_pasted
 from piip.heads.mask_rcnn.masks import MaskHead, mask_targets, paste_masks
-from piip.heads.mask_rcnn.roi import BoxHead, pool
+from piip.heads.mask_rcnn.roi import BoxHead, Samples, pool
 from piip.heads.mask_rcnn.rpn import RPN, Proposals, RPNOutputs
 
 # Levels of the pyramid, from the finest, that boxes are pooled from; coarser ones only serve the proposal network.
@@ -91,7 +91,8 @@ class MaskRCNN(DetectionHead):
         """Training losses, float32 scalars; their sum is to be minimised.
 
         features: pyramid maps (B, C, H, W), finest first; image_sizes: valid (h, w) of each image in the batch;
-        targets: per image boxes (n, 4), labels (n,) and, with a mask branch, masks (n, h, w). Crowd regions play no
+        targets: per image boxes (n, 4), labels (n,) and, with a mask branch, masks (n, h, w), of which it learns only
+        those that `has_mask` (n,) marks, where an image has that. Crowd regions play no
         part, as in the released recipes. Every parameter gets a gradient, if of zeros, whatever the images hold. It
         waits for the device twice, and once for every four images.
         """
@@ -105,13 +106,14 @@ class MaskRCNN(DetectionHead):
         if self.mask is None:
             return losses
 
-        boxes = [image.boxes[: image.num_positives] for image in samples]
+        rows = [_rows_with_masks(image, target) for image, target in zip(samples, targets, strict=True)]
+        boxes = [image.boxes[chosen] for image, chosen in zip(samples, rows, strict=True)]
         height, width = (cells * self.strides[0] for cells in features[0].shape[2:])
         true_masks = [
-            mask_targets(target["masks"], positives, image.objects[: image.num_positives], canvas=(height, width))
-            for target, positives, image in zip(targets, boxes, samples, strict=True)
+            mask_targets(target["masks"], positives, image.objects[chosen], canvas=(height, width))
+            for target, positives, image, chosen in zip(targets, boxes, samples, rows, strict=True)
         ]
-        labels = torch.cat([image.labels[: image.num_positives] for image in samples])
+        labels = torch.cat([image.labels[chosen] for image, chosen in zip(samples, rows, strict=True)])
         logits = self.mask(self._pool(features, boxes, masks.POOLED))
         return losses | self.mask.loss(logits, labels, torch.cat(true_masks))
 
@@ -170,3 +172,11 @@ class MaskRCNN(DetectionHead):
 
     def _pool(self, features: list[Tensor], boxes: Sequence[Tensor], size: int) -> Tensor:
         return pool(features[: len(self.strides)], self.strides, boxes, size)
+
+
+def _rows_with_masks(samples: Samples, target: dict[str, Tensor]) -> slice | Tensor:
+    """The samples of an image that the mask branch learns from: those that hold an object, if it has a mask."""
+    positives = slice(samples.num_positives)
+    if "has_mask" not in target:
+        return positives
+    return target["has_mask"][samples.objects[positives]].nonzero()[:, 0]

@@ -1,118 +1,87 @@
-"""COCO annotation files: read, checked, and cleaned by a documented rule that reports what it does.
+"""COCO annotation files, as tools write them: read, repaired where only one thing can be meant, and told about.
 
-Rules, in the order they are tried (kind of report -> what happens):
-- box without area (width or height not positive, or not finite) -> dropped from training and evaluation
-- box outside its image -> dropped from training and evaluation
-- no usable segmentation, in a file where other annotations have one -> dropped from training and evaluation
-- box below one pixel within its image (width or height), or an area of zero or less -> dropped from training
-- box more than a pixel over its image's edge -> clipped in training; evaluation keeps it as the file has it
-Polygons are drawn as far as they lie in the image. Numbers of 2^31 or more, and corners of polygons or areas that are
-not finite, are errors: no image has such a place. So is an outline that crosses columns ten million times.
-A file whose annotations have no segmentation at all is a detection set: its targets have boxes only.
+Numbers written as text or as 64.0 are numbers; ids may be of any size or text; annotations are numbered where their ids
+are missing or repeat; sizes that are missing are those of the image files; categories may be named instead of numbered.
+What a file means nevertheless is in `clean` of `piip.data.sets.instances.records`. Everything else is an error, and all
+errors are collected. This module does not need torch: 118,000 images with 860,000 objects are read in half a minute.
 """
 
 from __future__ import annotations
 
+import gc
 import json
-import logging
-import math
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from piip.data.class_names import check_text
-from piip.data.report import Report
-from piip.data.sets.coco.polygons import crossings
-from piip.data.sets.coco.rle import covers
+from piip.data.findings import Findings
+from piip.data.images import read_size
+from piip.data.sets.coco.crowds import Crowds, settle_crowds
+from piip.data.sets.instances.image_names import find_image_files
+from piip.data.sets.instances.masks import short
+from piip.data.sets.instances.numbers import LIMIT, identity, number, truth_value, whole
+from piip.data.sets.instances.records import Annotation, ImageRecord, Instances, clean
 from piip.errors import DataError
 
-logger = logging.getLogger(__name__)
+Id = int | str
 
-# No coordinate, side or area in pixels is as large; run lengths have 32 bits.
-_LIMIT = 2**31
-# Columns of pixels that an outline may cross, over all its edges: it takes a second to draw.
-_CROSSINGS = 10_000_000
-
-
-class Annotation(NamedTuple):
-    """One object or crowd region. box: (x, y, width, height) in pixels as the file has it."""
-
-    id: int
-    label: int
-    box: tuple[float, float, float, float]
-    area: float | None
-    crowd: bool
-    ignored: bool  # kept from the training targets, like a crowd
-    trainable: bool
-    segmentation: Any  # list of polygons, RLE mapping, or None
+FRACTIONS = "boxes in fractions of the image"
+_ID_TYPES = (int, str)
+_CONVERTED = "number or id written as text, or a whole number as 64.0, read"
+# Of the boxes, that lie within 0 and 1 where a file has fractions of the image for pixels.
+_ALMOST_ALL = 0.99
 
 
-class ImageRecord(NamedTuple):
-    id: int
-    file_name: str
-    height: int
-    width: int
-    annotations: tuple[Annotation, ...]
+def read_annotations(
+    path: Path, images: Path, *, masks: bool = True, crowds: Crowds = "auto", fractions: bool = False
+) -> Instances:
+    """Reads a COCO instance file.
 
-
-class AnnotationFile(NamedTuple):
-    """images: sorted by id; category_ids: label -> id in the file, ascending; class_names: label -> name."""
-
-    images: list[ImageRecord]
-    category_ids: list[int]
-    class_names: list[str]
-    has_masks: bool
-    report: Report
-
-
-def read_annotations(path: Path) -> AnnotationFile:
-    """Reads and checks a COCO instance file.
-
-    Category ids, gapped or not, become labels 0, 1, ... in ascending order of id.
-    Raises DataError naming the file and the entry at fault.
+    images: the folder of the image files. masks: false reads boxes only, and looks at no segmentation.
+    crowds: whether annotations with iscrowd 1 are objects, or regions as COCO has them; auto takes them for objects
+    where no other annotation has a segmentation, as exports of brush and SAM masks do.
+    fractions: boxes are in fractions of the image.
+    Category ids, gapped or not, become labels 0, 1, ... in ascending order; where one is text, in the file's order.
+    Raises DataError for what is no COCO file at all; all other errors are in the findings.
     """
+    with _without_collection():
+        return _read(path, images, masks=masks, crowds=crowds, fractions=fractions)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keeps Python from looking through millions of small lists again and again for what nobody refers to."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read(path: Path, images: Path, *, masks: bool, crowds: Crowds, fractions: bool) -> Instances:
     data = _load_json(path)
-    images = _by_id(data, "images", {"file_name": str, "height": int, "width": int}, path)
-    categories = _by_id(data, "categories", {"name": str}, path)
-    entries = _by_id(data, "annotations", {"image_id": int, "category_id": int, "bbox": list}, path)
-    if not images or not categories:
-        raise DataError(f"{path} has no {'categories' if images else 'images'}")
-    for id_, category in categories.items():
-        check_text(category["name"], f"{path}: category {id_}")
-    category_ids = sorted(categories)
-    labels = {category: label for label, category in enumerate(category_ids)}
-    for id_, image in images.items():
-        height, width = image["height"], image["width"]
-        if not (0 < height < _LIMIT and 0 < width < _LIMIT and height * width < _LIMIT):
-            raise DataError(f"{path}: image {id_} has a size of {_short(width)} x {_short(height)} pixels")
-
-    report = Report(path.name)
-    has_masks = any(entry.get("segmentation") for entry in entries.values())
-    per_image: dict[int, list[Annotation]] = defaultdict(list)
-    for id_, entry in entries.items():
-        if entry["image_id"] not in images:
-            raise DataError(
-                f"{path}: annotation {id_} is for image {_short(entry['image_id'])}, not listed in the file"
-            )
-        if entry["category_id"] not in labels:
-            raise DataError(
-                f"{path}: annotation {id_} has category {_short(entry['category_id'])}, not listed in the file"
-            )
-        image = images[entry["image_id"]]
-        annotation = _clean(entry, labels[entry["category_id"]], image, has_masks, report, f"{path}: annotation {id_}")
-        if annotation is not None:
-            per_image[image["id"]].append(annotation)
-    records = [
-        ImageRecord(id_, image["file_name"], image["height"], image["width"], tuple(per_image[id_]))
-        for id_, image in sorted(images.items())
-    ]
-    return AnnotationFile(records, category_ids, [categories[id_]["name"] for id_ in category_ids], has_masks, report)
-
-
-def clip_box(box: tuple[float, float, float, float], height: int, width: int) -> tuple[float, float, float, float]:
-    """(x, y, width, height) to (x1, y1, x2, y2) within the image."""
-    x, y, w, h = box
-    return min(max(x, 0), width), min(max(y, 0), height), min(max(x + w, 0), width), min(max(y + h, 0), height)
+    findings = Findings(path.name)
+    labels, names = _read_categories(data["categories"], findings)
+    places, records = _read_images(data["images"], images, path, findings)
+    if not records or not names:
+        findings.raise_errors(path)
+        raise DataError(f"{path} has no {'categories' if records else 'images'}")
+    reader = _Reader(places, records, labels, names, findings, masks, fractions)
+    if "annotations" not in data:
+        findings.add("file without a list of annotations read as one without objects", path.name, "repaired")
+    entries = data.get("annotations", [])
+    objects = reader.read(entries)
+    objects = settle_crowds(objects, reader.drawn, names, crowds, findings)
+    found = [record._replace(annotations=tuple(own)) for record, own in zip(records, objects) if record.height > 0]
+    if any(isinstance(record.id, str) for record in found):
+        found = [record._replace(id=str(record.id)) for record in found]
+    found.sort(key=lambda record: record.id)
+    return Instances(path, images, names, found, findings, list(labels))
 
 
 def _load_json(path: Path) -> dict[str, Any]:
@@ -129,113 +98,284 @@ def _load_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}") from None
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(data, dict) or key not in data]
-    if missing:
+    if missing not in ([], ["annotations"]):
         raise DataError(f"{path} is not a COCO annotation file: it has no list {', '.join(map(repr, missing))}")
+    for key in data.keys() & {"images", "annotations", "categories"}:
+        if not isinstance(data[key], list):
+            raise DataError(f"{path}: '{key}' must be a list, got {type(data[key]).__name__}")
     return data
 
 
-def _by_id(data: dict[str, Any], section: str, keys: dict[str, type], path: Path) -> dict[int, dict[str, Any]]:
-    """The entries of a section by their id, each with the keys it must have, of the right type."""
-    if not isinstance(data[section], list):
-        raise DataError(f"{path}: '{section}' must be a list, got {type(data[section]).__name__}")
-    entries: dict[int, dict[str, Any]] = {}
-    name = {"images": "image", "categories": "category", "annotations": "annotation"}[section]
-    for position, entry in enumerate(data[section]):
-        if not isinstance(entry, dict) or type(entry.get("id")) is not int:
-            given = f" (got {_short(entry['id'])})" if isinstance(entry, dict) and "id" in entry else ""
-            raise DataError(f"{path}: {name} number {position + 1} of the list has no integer 'id'{given}")
-        for key, kind in keys.items():
-            if key not in entry:
-                raise DataError(f"{path}: {name} {entry['id']} has no '{key}'")
-            if type(entry[key]) is not kind:
-                raise DataError(
-                    f"{path}: {name} {entry['id']}: '{key}' must be {kind.__name__}, got {_short(entry[key])}"
-                )
-        if entry["id"] in entries:
-            raise DataError(f"{path}: {name} id {entry['id']} occurs more than once")
-        entries[entry["id"]] = entry
-    return entries
-
-
-def _clean(
-    entry: dict[str, Any], label: int, image: dict[str, Any], has_masks: bool, report: Report, where: str
-) -> Annotation | None:
-    """The annotation under the rules at the top of this file, or None when it is dropped altogether."""
-    height, width = image["height"], image["width"]
-    box = entry["bbox"]
-    if len(box) != 4 or not all(isinstance(value, int | float) for value in box):
-        raise DataError(f"{where}: 'bbox' must be four numbers, got {_short(box)}")
-    _check_reason(box, "bbox", where)
-    x, y, w, h = (float(value) for value in box)
-    area = entry.get("area")
-    if area is not None:
-        if isinstance(area, bool) or not isinstance(area, int | float):
-            raise DataError(f"{where}: 'area' must be a number, got {_short(area)}")
-        _check_reason([area], "area", where, finite=True)
-    crowd = bool(entry.get("iscrowd"))
-    what = f"annotation {entry['id']} of {image['file_name']}"
-
-    if not (w > 0 and h > 0 and all(math.isfinite(value) for value in (x, y, w, h))):
-        report.add("box without area dropped", what)
-        return None
-    left, top, right, bottom = clip_box((x, y, w, h), height, width)
-    if right <= left or bottom <= top:
-        report.add("box outside its image dropped", what)
-        return None
-    segmentation = _check_segmentation(entry.get("segmentation"), height, width, where)
-    if has_masks and segmentation is None:
-        report.add("annotation without segmentation dropped", what)
-        return None
-    trainable = True
-    if not crowd:
-        if right - left < 1 or bottom - top < 1 or (area is not None and area <= 0):
-            report.add("object below one pixel kept from training", what)
-            trainable = False
-        elif max(-x, -y, x + w - width, y + h - height) > 1:
-            report.add("box reaching out of its image clipped", what)
-    ignored = bool(entry.get("ignore"))
-    return Annotation(entry["id"], label, (x, y, w, h), area, crowd, ignored, trainable, segmentation)
-
-
-def _check_segmentation(segmentation: Any, height: int, width: int, where: str) -> Any:
-    """The usable part of a segmentation: polygons of three corners or more, or run lengths of the image's size."""
-    if not segmentation:
-        return None
-    if isinstance(segmentation, list):
+def _read_categories(entries: list[Any], findings: Findings) -> tuple[dict[Id, int], list[str]]:
+    """Label by category id, in the order of labels, and the names."""
+    names: dict[Id, str] = {}
+    supers = Counter(entry.get("supercategory") for entry in entries if isinstance(entry, dict))
+    for position, entry in enumerate(entries, 1):
+        where = f"category number {position} of the list"
+        id_ = identity(entry.get("id")) if isinstance(entry, dict) else None
+        if id_ is None:
+            findings.add("category without id", f"{where} has no 'id'{_given(entry, 'id')}", "error")
+            continue
+        if type(entry["id"]) is not int:
+            findings.add(_CONVERTED, f"category {id_}", "repaired")
+        name = entry.get("name")
+        if isinstance(name, int | float) and not isinstance(name, bool):
+            findings.add("category name that is a number read as text", f"category {id_}", "repaired")
+            name = str(name)
+        if not isinstance(name, str) or not name.strip():
+            findings.add("category without name", f"category {id_} has no 'name'", "error")
+            continue
         try:
-            for polygon in segmentation:
-                _check_reason(polygon, "segmentation", where, finite=True)
-                if len(polygon) * width > _CROSSINGS and crossings(polygon, width) > _CROSSINGS:
-                    raise DataError(f"{where}: 'segmentation' goes to and fro too often for an outline to be drawn")
-        except TypeError:
-            raise DataError(f"{where}: 'segmentation' must be a list of polygons, each a list of numbers") from None
-        return [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0] or None
-    if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), list | str):
-        raise DataError(f"{where}: 'segmentation' is neither a list of polygons nor a run-length mapping with 'counts'")
-    size, counts = segmentation.get("size"), segmentation["counts"]
-    if size != [height, width]:
-        raise DataError(f"{where}: the run lengths are for a size of {_short(size)}, the image has [{height}, {width}]")
-    if not covers(counts, height * width):
-        raise DataError(f"{where}: the run lengths do not sum up to the {height * width} pixels of the image")
-    return {"size": [height, width], "counts": counts}
+            check_text(name, f"category {id_}")
+        except DataError as error:
+            findings.add("category name that is no text", str(error), "error")
+        if names.get(id_, name) != name:
+            findings.add("category id that two classes have", f"category id {id_} occurs more than once", "error")
+        names[id_] = name
+        if supers[name] and supers[name] >= len(entries) - 1 > 0:
+            what = f"'{name}' (category {id_}), of which all other classes are a kind"
+            findings.add("category that is the supercategory of all others, a class without objects", what, "suspect")
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            findings.add("class name that several categories have", name, "suspect")
+    order: Iterable[Id] = names
+    if all(isinstance(id_, int) for id_ in names):
+        order = sorted(names, key=lambda id_: (isinstance(id_, str), id_))
+    return {id_: label for label, id_ in enumerate(order)}, [names[id_] for id_ in order]
 
 
-def _check_reason(numbers: list[float], key: str, where: str, *, finite: bool = False) -> None:
-    """Raises DataError for a number that no image can mean, among them NaN and infinities if it has to be finite."""
-    # NaN compares as false, and hides from the least and the greatest unless it comes first.
-    if not len(numbers) or (
-        -_LIMIT < min(numbers) <= max(numbers) < _LIMIT and not (finite and math.isnan(sum(numbers)))
-    ):
-        return
-    for number in numbers:
-        beyond = not -_LIMIT < number < _LIMIT
-        if beyond and (finite or isinstance(number, int) or math.isfinite(number)):
-            raise DataError(f"{where}: '{key}' holds a number beyond reason, {_short(number)}")
+def _read_images(
+    entries: list[Any], folder: Path, path: Path, findings: Findings
+) -> tuple[dict[Id, int], list[ImageRecord]]:
+    """The place of every image by its id, and the images, without objects; those that cannot be used have no height."""
+    places: dict[Id, int] = {}
+    records: list[ImageRecord] = []
+    for position, entry in enumerate(entries, 1):
+        id_ = identity(entry.get("id")) if isinstance(entry, dict) else None
+        if id_ is None:
+            what = f"image number {position} of the list has no 'id'{_given(entry, 'id')}"
+            findings.add("image without id", what, "error")
+            continue
+        if type(entry["id"]) is float or (isinstance(entry["id"], str) and isinstance(id_, int)):
+            findings.add(_CONVERTED, f"image {short(id_)}", "repaired")
+        name = entry.get("file_name") or entry.get("coco_url")
+        if not isinstance(name, str):
+            findings.add("image without file name", f"image {short(id_)} has no 'file_name'", "error")
+            continue
+        if "file_name" not in entry:
+            findings.add(
+                "image named by its coco_url, as in LVIS (whose own AP is not computed here)", name, "repaired"
+            )
+        if id_ in places:
+            if records[places[id_]].file_name == name:
+                findings.add("image listed twice read once", name, "repaired")
+            else:
+                findings.add("image id that two images have", f"image id {id_} occurs more than once", "error")
+            continue
+        places[id_] = len(records)
+        height, width = (_side(entry, key, id_, findings) for key in ("height", "width"))
+        records.append(ImageRecord(id_, name, height, width, ()))
+    files = find_image_files(folder, [record.file_name for record in records], path, findings)
+    for place, (record, file) in enumerate(zip(records, files)):
+        height, width = record.height, record.width
+        if file is None:
+            height = width = 0
+        elif height <= 0 or width <= 0:
+            try:
+                height, width = read_size(folder / file)
+                findings.add("image size that is missing read from the image", file, "repaired")
+            except DataError as error:
+                findings.add("image of unknown size that cannot be read", str(error), "error")
+        elif not (height < LIMIT and width < LIMIT and height * width < LIMIT):
+            what = f"image {record.id} has a size of {short(width)} x {short(height)} pixels"
+            findings.add("image size beyond reason", what, "error")
+            height = width = 0
+        if file != record.file_name or (height, width) != (record.height, record.width):
+            records[place] = record._replace(file_name=file or record.file_name, height=height, width=width)
+    return places, records
 
 
-def _short(value: object) -> str:
-    """The value for a message, cut where it is long."""
-    if isinstance(value, int) and abs(value) >= 10**18:
-        return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _side(entry: dict[str, Any], key: str, id_: Id, findings: Findings) -> int:
+    """Height or width; 0 where the file does not know it."""
+    value = entry.get(key)
+    if type(value) is int:
+        return value
+    side = whole(value)
+    if side is not None:
+        findings.add(_CONVERTED, f"{key} of image {short(id_)}", "repaired")
+    return side or 0
+
+
+def _given(entry: Any, key: str) -> str:
+    return f" (got {short(entry[key])})" if isinstance(entry, dict) and entry.get(key) is not None else ""
+
+
+class _Reader:
+    """Annotations, one after the other. drawn: which of (crowd, has a segmentation) there were."""
+
+    def __init__(
+        self,
+        places: dict[Id, int],
+        images: list[ImageRecord],
+        labels: dict[Id, int],
+        names: list[str],
+        findings: Findings,
+        masks: bool,
+        fractions: bool,
+    ) -> None:
+        self._places: dict[Any, int] = {**places}
+        self._labels: dict[Any, int] = {**labels}
+        self._images, self._findings, self._masks, self._fractions = images, findings, masks, fractions
+        counts = Counter(names)
+        self._by_name = {name: label for label, name in enumerate(names) if counts[name] == 1}
+        self.drawn: set[tuple[bool, bool]] = set()
+
+    def read(self, entries: list[Any]) -> list[list[Annotation]]:
+        """The objects of every image."""
+        found: list[list[Annotation]] = [[] for _ in self._images]
+        seen: set[Id] = set()
+        boxes = fractions = 0
+        for position, entry in enumerate(entries, 1):
+            if not isinstance(entry, dict):
+                self._fail("annotation that is no mapping", f"annotation number {position}", f"is {short(entry)}")
+                continue
+            id_ = entry.get("id")
+            if type(id_) is not int or id_ in seen:
+                id_ = self._number(id_, position, seen)
+            seen.add(id_)
+            given = entry.get("image_id")
+            place = self._places.get(given) if type(given) in _ID_TYPES else None
+            if place is None:
+                place = self._find_image(entry, id_)
+            given = entry.get("category_id")
+            label = self._labels.get(given) if type(given) in _ID_TYPES else None
+            if label is None:
+                label = self._find_label(entry, id_)
+            fields = self._read_fields(entry, id_)
+            if place is None or label is None or fields is None:
+                continue
+            box, area, crowd = fields
+            segmentation = entry.get("segmentation")
+            self.drawn.add((crowd, bool(segmentation)))
+            image = self._images[place]
+            if box is not None:
+                boxes += 1
+                x, y, w, h = box
+                if self._fractions:
+                    box = (x * image.width, y * image.height, w * image.width, h * image.height)
+                fractions += 0 <= x <= 1 and 0 <= y <= 1 and 0 < w <= 1 and 0 < h <= 1 and image.height > 1
+            if image.height <= 0:
+                continue
+            if not (self._masks or box is None or box[2] == 0 or box[3] == 0):
+                segmentation = None
+            cleaned = clean(
+                self._findings, image, id_, label, box, segmentation, area, crowd, bool(entry.get("ignore"))
+            )
+            if cleaned is not None:
+                found[place].append(cleaned if self._masks else cleaned._replace(segmentation=None))
+        if boxes and fractions >= _ALMOST_ALL * boxes and not self._fractions:
+            self._findings.add(
+                FRACTIONS,
+                f"{fractions} of {boxes} boxes lie within 0 and 1: they look like fractions of the image; multiply x "
+                "and width by its width, y and height by its height (`piip data check FILE --repair OUT` does)",
+                "error",
+                count=fractions,
+            )
+        return found
+
+    def _fail(self, kind: str, where: str, fault: str) -> None:
+        self._findings.add(kind, f"{where} {fault}" if not fault.startswith(":") else where + fault, "error")
+
+    def _number(self, given: Any, position: int, seen: set[Id]) -> Id:
+        id_ = identity(given)
+        if id_ is None or id_ in seen:
+            kind = "annotation without id numbered" if id_ is None else "annotation id that repeats numbered anew"
+            self._findings.add(kind, f"annotation number {position}", "repaired")
+            return f"number {position}"
+        if isinstance(given, float):
+            self._findings.add(_CONVERTED, f"id of annotation {id_}", "repaired")
+        return id_
+
+    def _find_image(self, entry: dict[str, Any], id_: Id) -> int | None:
+        given = entry.get("image_id")
+        if given is None:
+            self._fail("annotation without image", f"annotation {id_}", "has no 'image_id'")
+            return None
+        place = self._places.get(identity(given))
+        if place is None:
+            what = f"annotation {id_} is for image {short(given)}, not listed in the file"
+            self._findings.add("annotation for an image that is not listed left out", what, "left out")
+        else:
+            self._findings.add(_CONVERTED, f"image_id of annotation {id_}", "repaired")
+        return place
+
+    def _find_label(self, entry: dict[str, Any], id_: Id) -> int | None:
+        given = entry.get("category_id")
+        if given is None:
+            self._fail("annotation without category", f"annotation {id_}", "has no 'category_id'")
+            return None
+        label = self._labels.get(identity(given))
+        if label is not None:
+            self._findings.add(_CONVERTED, f"category_id of annotation {id_}", "repaired")
+        elif isinstance(given, str) and given in self._by_name:
+            label = self._by_name[given]
+            self._findings.add("category given by its name", f"annotation {id_}", "repaired")
+        else:
+            what = f"has category {short(given)}, not listed in the file"
+            self._fail("annotation whose category is not listed", f"annotation {id_}", what)
+        return label
+
+    def _read_fields(self, entry: dict[str, Any], id_: Id) -> tuple[Any, float | None, bool] | None:
+        """Box, area and crowd flag; the box is None where it is that of the mask."""
+        box: Any = entry.get("bbox")
+        area, crowd = entry.get("area"), entry.get("iscrowd")
+        try:
+            x, y, w, h = box
+            good = -LIMIT < x < LIMIT and -LIMIT < y < LIMIT and -LIMIT < w < LIMIT and -LIMIT < h < LIMIT
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            box = self._read_box(box, bool(entry.get("segmentation")), id_)
+            if box is False:
+                return None
+        if not (area is None or (type(area) in (int, float) and -LIMIT < area < LIMIT)):
+            given, area = area, number(area)
+            if area is None or not -LIMIT < area < LIMIT:
+                beyond = isinstance(given, int | float) and not isinstance(given, bool)
+                fault = "holds a number beyond reason," if beyond else "must be a number, got"
+                self._fail("area that is no number", f"annotation {id_}", f": 'area' {fault} {short(given)}")
+                return None
+            self._findings.add(_CONVERTED, f"area of annotation {id_}", "repaired")
+        if crowd is not None and type(crowd) not in (int, bool):
+            given, flag = crowd, truth_value(crowd)
+            if flag is None:
+                what = f": 'iscrowd' must be 0 or 1, got {short(given)}"
+                self._fail("iscrowd that is neither 0 nor 1", f"annotation {id_}", what)
+                return None
+            self._findings.add(_CONVERTED, f"iscrowd of annotation {id_}", "repaired")
+            crowd = flag
+        return box, area, bool(crowd)
+
+    def _read_box(self, box: Any, has_mask: bool, id_: Id) -> Any:
+        """The box as four numbers, None for that of the mask, False where it is an error."""
+        if not box and has_mask:
+            return None
+        if box is None:
+            self._fail("annotation without box", f"annotation {id_}", "has no 'bbox'")
+            return False
+        values = [number(value) for value in box] if isinstance(box, list) else []
+        if len(values) != 4 or any(
+            value is None and not isinstance(given, float) for value, given in zip(values, box)
+        ):  # fmt: skip
+            what = f": 'bbox' must be four numbers, got {short(box)}"
+            self._fail("box that is not four numbers", f"annotation {id_}", what)
+            return False
+        if None in values:  # NaN or infinite
+            return None if has_mask else (0, 0, 0, 0)
+        beyond = [value for value in values if value is not None and not -LIMIT < value < LIMIT]
+        if beyond:
+            what = f": 'bbox' holds a number beyond reason, {short(beyond[0])}"
+            self._fail("box beyond reason", f"annotation {id_}", what)
+            return False
+        self._findings.add(_CONVERTED, f"box of annotation {id_}", "repaired")
+        return tuple(values)

@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from piip.data.sets.config import DatasetConfig
-from piip.metrics.config import CocoMetricConfig, MetricConfig
+from piip.data.sets.instances.config import InstanceData
 
 if TYPE_CHECKING:
-    from piip.data.sets.coco.dataset import CocoDataset
+    from piip.data.find import FoundData, Tree
+    from piip.data.sets.instances.records import Instances
 
 
-class CocoData(DatasetConfig):
-    """Images and instance annotations in COCO format."""
+class CocoData(InstanceData):
+    """Images and instance annotations in COCO format, or what tools export as such."""
 
+    find_rank: ClassVar = 1
     type: Literal["coco"] = "coco"
     images: Path
     annotations: Path
-    keep_empty: bool = Field(
-        False, description="train on images without annotations too, as the released recipe does not"
+    crowds: Literal["auto", "objects", "regions"] = Field(
+        "auto",
+        description="annotations with iscrowd 1: objects like others, or regions as COCO has them; auto takes them for "
+        "objects where no other has a segmentation, as in exports of brush and SAM masks",
     )
-    min_side: int = Field(32, gt=0, description="training leaves out images with a side shorter than this, in pixels")
-    masks: bool = Field(True, description="false reads boxes only, which is all that DINO learns")
 
-    def default_metrics(self) -> tuple[MetricConfig, ...]:
-        return (CocoMetricConfig(),)
+    @classmethod
+    def find(cls, tree: Tree) -> FoundData | None:
+        from piip.data.sets.coco.find import find_coco
 
-    def build(self, *, training: bool) -> CocoDataset:
-        from piip.data.sets.coco.dataset import CocoDataset
+        return find_coco(tree)
 
-        return CocoDataset(
-            images=self.images,
-            annotations=self.annotations,
-            training=training,
-            keep_empty=self.keep_empty,
-            min_side=self.min_side,
-            max_image_pixels=self.max_image_pixels,
-            masks=self.masks,
-        )
+    @classmethod
+    def of_file(cls, file: Path, images: Path | None) -> CocoData | None:
+        from piip.data.sets.coco.find import coco_of_file
+
+        if file.suffix.lower() != ".json":
+            return None
+        return coco_of_file(file) if images is None else cls(images=images, annotations=file)
+
+    def corrected(self, found: Instances) -> Instances:
+        """What the file holds if its boxes are in fractions of the image, where it looks like that."""
+        from piip.data.sets.coco.annotations import FRACTIONS, read_annotations
+
+        if FRACTIONS not in found.findings.counts:
+            return found
+        return read_annotations(self.annotations, self.images, crowds=self.crowds, fractions=True)
+
+    def read(self) -> Instances:
+        from piip.data.sets.coco.annotations import read_annotations
+
+        return read_annotations(self.annotations, self.images, masks=self.masks, crowds=self.crowds)

@@ -16,6 +16,7 @@ from piip.data.report import Report
 from piip.data.sets.base import ImageDataset
 from piip.data.sets.image_folder.class_names import distinct_names, read_folder_names
 from piip.data.sets.image_folder.config import ImageFolderData
+from piip.data.split import names_in_part
 from piip.errors import DataError, first_few
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,9 @@ class ImageFolderDataset(ImageDataset):
                 self.report.add(f"folder left out, not listed in {listed}", folder)
         self.folders, self.class_names = list(names), distinct_names(names)
         self._labels_by_folder = {folder: label for label, folder in enumerate(self.folders)}
-        self._files = Records(self._list())
+        files = [*self._list()]
+        kept = names_in_part(files, config.part)
+        self._files = Records(file for file in files if file in kept)
         if not len(self._files):
             raise DataError(f"no images in the {len(names)} class folders of {root}{hint}")
         # Every image comes out square, so none has another shape than the next.

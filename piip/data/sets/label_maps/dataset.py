@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from piip.conventions import NO_LABEL
-from piip.data.folders import list_files, list_images
-from piip.data.images import read_index_header, read_indices, read_sized_image
+from piip.data.findings import Findings
+from piip.data.images import read_indices, read_sized_image
 from piip.data.records import Records
 from piip.data.report import Report
 from piip.data.sets.base import ImageDataset
 from piip.data.sets.label_maps.class_names import read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
-from piip.errors import DataError, first_few
+from piip.data.sets.label_maps.pairs import check_pairs, find_pairs
+from piip.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-
-class _Pair(NamedTuple):
-    """Files relative to their folders, and the size of both."""
-
-    image: str
-    labels: str
-    height: int
-    width: int
 
 
 class LabelMapDataset(ImageDataset):
@@ -53,30 +42,14 @@ class LabelMapDataset(ImageDataset):
         if not 0 < len(self.class_names) <= NO_LABEL:
             raise DataError(f"{len(self.class_names)} classes for {self.labels}; label maps may have 1 to {NO_LABEL}")
         self._first = int(config.reduce_zero_label)
-        self._pairs = Records(self._list())
-        pairs = (self._pairs[index] for index in range(len(self)))
+        pairs = [*find_pairs(config, self.report)]
+        findings = Findings(str(config.labels))
+        check_pairs(config, pairs, len(self.class_names), findings)
+        findings.raise_errors(config.labels)
+        self._pairs = Records(pairs)
         self.aspect_ratios = np.array([pair.height / pair.width for pair in pairs])
         if self.report.counts:
             logger.warning("%s", self.report)
-
-    def _list(self) -> Iterator[_Pair]:
-        maps = {os.path.splitext(name)[0]: name for name in sorted(list_files(self.labels, {".png"}, self.report))}
-        images: dict[str, str] = {}
-        for name in sorted(list_images(self.source, self.report)):
-            other = images.setdefault(os.path.splitext(name)[0], name)
-            if other != name:
-                raise DataError(f"{other} and {name} in {self.source} would share a label map; rename or remove one")
-        missing = [name for stem, name in images.items() if stem not in maps]
-        if missing or not images:
-            which = f"{len(missing)} of {len(images)} images have no PNG of their name: {first_few(missing)}"
-            fault = which if images else "no images"
-            raise DataError(f"{self.source} with the label maps {self.labels}: {fault}; correct 'images' or 'labels'")
-        for stem, name in maps.items():
-            if stem not in images:
-                self.report.add("label map without an image left out", name)
-        for stem, name in images.items():
-            header = read_index_header(self.labels / maps[stem])
-            yield _Pair(name, maps[stem], header.height, header.width)
 
     def __len__(self) -> int:
         return len(self._pairs)

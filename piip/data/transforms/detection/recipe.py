@@ -67,7 +67,7 @@ def _crop(sample: Sample, sides: tuple[int, int], rng: np.random.Generator) -> S
             kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
             target[name] = boxes[kept]
             if name == "boxes":
-                target |= {other: target[other][kept] for other in ("labels", "masks") if other in target}
+                target |= {other: target[other][kept] for other in ("labels", "masks", "has_mask") if other in target}
         if "masks" in target:
             target["masks"] = target["masks"][:, top:bottom, left:right]
         changed["target"] = target

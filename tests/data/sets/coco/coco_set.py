@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from piip.data.sets.coco.dataset import CocoDataset
+from piip.data.sets.coco.config import CocoData
+from piip.data.sets.instances.dataset import InstanceDataset
 
 SIZES = {7: (40, 60), 3: (50, 36), 12: (64, 64)}  # image id -> (height, width)
 
@@ -77,11 +78,10 @@ class Coco:
     def write(self) -> None:
         self.file.write_text(json.dumps(self.data))
 
-    def load(self, *, training: bool = True, keep_empty: bool = False, min_side: int = 1) -> CocoDataset:
+    def load(self, *, training: bool = True, keep_empty: bool = False, min_side: int = 1) -> InstanceDataset:
         self.write()
-        return CocoDataset(
-            images=self.images, annotations=self.file, training=training, keep_empty=keep_empty, min_side=min_side
-        )
+        config = CocoData(images=self.images, annotations=self.file, keep_empty=keep_empty, min_side=min_side)
+        return config.build(training=training)
 
     def annotation(self, id_: int) -> dict[str, Any]:
         return next(entry for entry in self.data["annotations"] if entry["id"] == id_)

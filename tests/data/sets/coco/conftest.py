@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from piip.data.sets.coco.dataset import CocoDataset
+from piip.data.sets.instances.dataset import InstanceDataset
 from tests.data.sets.coco.coco_set import Coco
 
 
@@ -17,8 +17,8 @@ def coco(tmp_path: Path) -> Coco:
 
 
 @pytest.fixture
-def index_of() -> Callable[[CocoDataset, int], int]:
-    def find(dataset: CocoDataset, image_id: int) -> int:
+def index_of() -> Callable[[InstanceDataset, int], int]:
+    def find(dataset: InstanceDataset, image_id: int) -> int:
         return next(index for index in range(len(dataset)) if dataset.record(index).id == image_id)
 
     return find

@@ -13,12 +13,12 @@ from pycocotools import mask as mask_utils
 
 from piip.data.sets.base import check_classes, check_same_classes, check_targets
 from piip.data.sets.coco.config import CocoData
-from piip.data.sets.coco.dataset import CocoDataset
+from piip.data.sets.instances.dataset import InstanceDataset
 from piip.errors import ConfigError, DataError
 from tests.data.sets.coco.coco_set import Coco
 from tests.metrics.perfect import score_of_truth
 
-Find = Callable[[CocoDataset, int], int]
+Find = Callable[[InstanceDataset, int], int]
 
 
 def test_gapped_category_ids_become_labels_in_ascending_order(coco: Coco, index_of: Find) -> None:
@@ -91,13 +91,13 @@ def test_crowds_and_ignored_objects_are_regions_not_targets(coco: Coco, index_of
 def test_training_leaves_out_empty_and_small_images_and_evaluation_none(
     coco: Coco, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def ids(dataset: CocoDataset) -> list[int]:
+    def ids(dataset: InstanceDataset) -> list[int]:
         return [dataset.record(index).id for index in range(len(dataset))]
 
     with caplog.at_level(logging.INFO):
         trained = coco.load()
     assert ids(trained) == [3, 7]
-    assert trained.report.counts == {"image without annotations left out of training": 1}
+    assert trained.report.of("left out") == {"image without annotations left out of training": 1}
     assert [record.levelname for record in caplog.records] == ["INFO"]  # routine, nothing to worry about
     assert ids(coco.load(keep_empty=True)) == [3, 7, 12]
     assert ids(coco.load(keep_empty=True, min_side=40)) == [7, 12]
@@ -128,7 +128,7 @@ def test_a_set_without_segmentations_has_boxes_only_and_mask_heads_are_refused(c
         del entry["segmentation"], entry["area"]
     dataset = coco.load()
     assert not dataset.has_masks
-    assert dataset.report.counts.keys() == {"image without annotations left out of training"}
+    assert dataset.report.of("left out").keys() == {"image without annotations left out of training"}
     target = dataset.target(index_of(dataset, 7))
     assert "masks" not in target
     assert len(target["boxes"]) == 2
@@ -165,14 +165,20 @@ def test_an_item_holds_image_id_and_target(coco: Coco, index_of: Find) -> None:
     assert item["target"].keys() == {"boxes", "labels", "masks", "crowd_boxes"}
 
 
-def test_an_image_of_another_size_than_annotated_is_named(coco: Coco, index_of: Find) -> None:
+def test_images_of_another_size_than_annotated_are_named_before_the_first_is_read(coco: Coco) -> None:
     Image.new("RGB", (61, 40)).save(coco.images / "7.png")
-    dataset = coco.load()
-    with pytest.raises(DataError, match=r"7\.png has 61 x 40 pixels, but by .*instances\.json it should have 60 x 40$"):
-        dataset.image(index_of(dataset, 7))
+    coco.data["images"][1]["height"] = 51
+    with pytest.raises(DataError) as error:
+        coco.load()
+    assert str(error.value).splitlines()[1:4] == [
+        "  2 x image of another size than annotated:",
+        f"    image {coco.images}/3.png has 36 x 50 pixels, but by {coco.file} it should have 36 x 51",
+        f"    image {coco.images}/7.png has 61 x 40 pixels, but by {coco.file} it should have 60 x 40",
+    ]
+    coco.data["images"][1]["height"] = 50
     Image.new("RGB", (40, 60)).save(coco.images / "7.png")
     with pytest.raises(DataError, match="without the image's EXIF rotation"):
-        dataset.image(index_of(dataset, 7))
+        coco.load()
 
 
 def test_class_counts_that_differ_are_a_config_error_with_the_remedy(coco: Coco) -> None:
@@ -198,8 +204,10 @@ def test_training_and_evaluation_must_number_their_classes_alike(coco: Coco) -> 
 
 @pytest.mark.parametrize("backend", ["faster", "pycocotools"])
 def test_ground_truth_as_prediction_gives_ap_1(coco: Coco, backend: str) -> None:
-    coco.annotate({"bbox": [50, -3, 30, 16]})  # clipped in training, whole in evaluation
-    coco.annotate({"id": 0, "bbox": [30, 30, 0.5, 3]})  # an id that COCO's matching takes for "no match"
+    # Clipped in training, whole in evaluation.
+    coco.annotate({"bbox": [50, -3, 30, 16], "segmentation": [[50, 0, 64, 0, 64, 13, 50, 13]]})
+    tiny = {"bbox": [30, 30, 0.5, 3], "segmentation": [[30, 30, 31, 30, 31, 33, 30, 33]]}
+    coco.annotate({"id": 0, **tiny})  # an id that COCO's matching takes for "no match"
     values = score_of_truth(coco.load(training=False), backend=backend)
     assert {name: value for name, value in values.items() if value not in (1, None)} == {}
     assert values["box_ap"] == values["mask_ap"] == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from piip.data.sets.coco.dataset import CocoDataset
+from piip.data.sets.instances.dataset import InstanceDataset
 from piip.data.sets.label_maps.dataset import LabelMapDataset
 from piip.data.sets.shapes.config import ShapesData
 from piip.data.sets.shapes.instances import CLASS_NAMES
@@ -20,7 +20,7 @@ def config(root: Path, **changes: object) -> ShapesData:
 def test_maps_show_the_visible_part_of_every_instance_on_a_background_class(tmp_path: Path) -> None:
     instances = config(tmp_path).build(training=False)
     maps = config(tmp_path, form="label_maps").build(training=False)
-    assert isinstance(instances, CocoDataset)
+    assert isinstance(instances, InstanceDataset)
     assert isinstance(maps, LabelMapDataset)
     assert maps.class_names == ["background", *CLASS_NAMES]
     assert len(maps) == len(instances) == 5

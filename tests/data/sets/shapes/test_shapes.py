@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from piip.data.sets.coco.dataset import CocoDataset
+from piip.data.sets.instances.dataset import InstanceDataset
 from piip.data.sets.shapes import instances as shapes
 from piip.data.sets.shapes.config import ShapesData
 from piip.data.sets.shapes.instances import CLASS_NAMES, draw_image, write_shapes
@@ -139,7 +139,7 @@ def test_masks_lie_where_the_objects_are_painted(monkeypatch: pytest.MonkeyPatch
 
 def test_ground_truth_as_prediction_gives_ap_1(tmp_path: Path) -> None:
     dataset = config(tmp_path, images=6).build(training=False)
-    assert isinstance(dataset, CocoDataset)
+    assert isinstance(dataset, InstanceDataset)
     assert dataset.report.counts == {}
     values = score_of_truth(dataset)
     assert values["box_ap"] == values["mask_ap"] == 1

@@ -1,0 +1,135 @@
+"""`piip data check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from piip.cli.options import Json
+
+if TYPE_CHECKING:
+    from piip.data.check import Split
+    from piip.data.sets.config import DatasetConfig
+
+_STYLES = {"error": "bold red", "left out": "red", "suspect": "yellow", "repaired": "yellow", "note": ""}
+
+Source = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="A folder of data, a COCO file, or a config or run with its data.")
+]
+
+
+def check(
+    source: Source,
+    repair: Annotated[
+        Path | None,
+        typer.Option("--repair", metavar="OUT", help="Write a clean COCO file; of several splits a folder of them."),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="FOLDER", help="The images of a COCO file, if they are elsewhere."),
+    ] = None,
+    pixels: Annotated[
+        bool, typer.Option("--pixels/--no-pixels", help="Read every image, to find damaged ones and copies.")
+    ] = True,
+    json: Json = False,
+) -> None:
+    """Show everything that is wrong with data; ends with exit code 3 where anything is."""
+    from piip.cli.console import out, print_json
+    from piip.data.check import as_document, check_data, wrong
+    from piip.errors import CheckError
+
+    sets, sides = find_sets(source, images)
+    splits = check_data(sets, pixels=pixels)
+    console = out()
+    done: list[str] = []
+    if repair is not None:
+        done = _repair(splits, repair)
+    if json:
+        print_json(as_document(splits, sides) | {"repaired": done})
+    else:
+        for split in splits:
+            _show(split, sides, console)
+        for line in done:
+            console.print(line)
+    if count := wrong(splits):
+        raise CheckError(
+            f"{count} {'thing is' if count == 1 else 'things are'} wrong; what became of them is said above"
+        )
+
+
+def find_sets(source: str, images: Path | None = None) -> tuple[dict[str, DatasetConfig], tuple[int, ...]]:
+    """The data sets by their splits that a folder, an annotation file or a config names, and long sides to look at."""
+    from piip.config.load import load_config
+    from piip.data.check import LONG_SIDES
+    from piip.data.find import data_of_file, find_data
+
+    path = Path(source)
+    if path.suffix == ".json":
+        return {"all": data_of_file(path, images)}, LONG_SIDES
+    if path.is_dir() and not (path / "config.yaml").is_file():
+        found = find_data(path)
+        typer.echo(str(found), err=True)
+        return {"train": found.train, "val": found.val}, LONG_SIDES
+    config = load_config(source)
+    for split in ("train", "val"):
+        getattr(config.data, split).check_files(f"data.{split}")
+    sides = sorted({config.data.val_transforms.long_side, *LONG_SIDES})
+    return {"train": config.data.train, "val": config.data.val}, tuple(sides)
+
+
+def _show(split: Split, sides: tuple[int, ...], console: Any) -> None:
+    from rich.text import Text
+
+    from piip.cli.console import table
+    from piip.data.check import LEAST_SIDE, small_shares, suggest_side
+
+    console.print(f"{split.name}: {len(split.images)} images of {split.source}", style="bold")
+    order = list(_STYLES)
+    found = sorted(split.findings.counts.items(), key=lambda item: order.index(_effect(split, item[0])))
+    for kind, count in found:
+        effect = _effect(split, kind)
+        console.print(Text(f"  {effect:8}", style=_STYLES[effect]), f"{count} x {kind}")
+        for example in split.findings.examples[kind]:
+            console.print(f"           {example}", style="dim")
+    if not found:
+        console.print("  nothing found")
+    columns = ("class", "small", "medium", "large", "all") if split.unit == "objects" else ("class", split.unit)
+    rows = [(name, *counts, *([sum(counts)] if len(counts) > 1 else [])) for name, counts in split.objects.items()]
+    if rows:
+        console.print(table(columns, rows))
+    shares = small_shares(split, sides)
+    if shares:
+        side = suggest_side(shares)
+        told = ", ".join(f"{share:.0%} at {side}" for side, share in shares.items())
+        console.print(
+            f"objects below {LEAST_SIDE} pixels by the long side of resized images: {told}; suggested: {side}"
+        )
+    console.print()
+
+
+def _effect(split: Split, kind: str) -> str:
+    return split.findings.effects.get(kind, "left out")
+
+
+def _repair(splits: list[Split], output: Path) -> list[str]:
+    """Writes a file, or one per split into a folder. Returns what was done."""
+    from piip.data.check import repaired
+    from piip.errors import DataError, PiipError
+    from piip.files import check_outputs, to_json, write_file
+
+    files = [output / f"{split.name}.json" for split in splits] if len(splits) > 1 else [output]
+    if len(splits) > 1 and output.suffix == ".json":
+        raise DataError(f"{output} is one file, but there are {len(splits)} splits; give a folder")
+    lines: list[str] = []
+    check_outputs(files, [Path(split.source) for split in splits if split.source])
+    for split, file in zip(splits, files):
+        lines.append(f"{file}:")
+        document = repaired(split, lambda line: lines.append(f"  {line}"))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_file(file, to_json(document))
+        except OSError as error:
+            raise PiipError(f"cannot write {file}: {error.strerror}") from None
+    return lines

@@ -1,0 +1,77 @@
+"""`data: FOLDER`: what the folder holds takes the place of the data of a config, and its classes those of the head."""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from piip.config.draft import COMMAND_LINE, Draft
+from piip.data.find import FoundData, find_data
+from piip.data.sets.config import DatasetConfig
+from piip.errors import ConfigError
+from piip.heads.config import HeadConfig
+
+_log = logging.getLogger(__name__)
+
+
+def as_mapping(data: dict[str, Any]) -> None:
+    """Lets a folder that stands in the place of a config's data be merged with what the bases say of these."""
+    if isinstance(data.get("data"), str):
+        data["data"] = {"folder": data["data"]}
+
+
+def fill_from_folder(draft: Draft) -> None:
+    """Sets data.train, data.val, model.head.num_classes and, where the data has no masks, model.head.masks.
+
+    What the command line sets of these stays. One line says what was found. Raises ConfigError where the head is for
+    another task than the data, and DataError where nothing is found.
+    """
+    data, head = draft.data.get("data"), draft.data.setdefault("model", {}).setdefault("head", {})
+    if not isinstance(data, dict) or "folder" not in data or not isinstance(head, dict):
+        return
+    found = _find(_resolve(str(data.pop("folder")), draft))
+    member: Any = HeadConfig.known().get(str(head.get("type", HeadConfig.default_type)))
+    if member is not None and member.task != found.task:
+        raise ConfigError(
+            f"{found.folder} holds {found.format}, which are for {found.task}, but the head of this config is for "
+            f"{member.task}; choose a config of {found.task} (see `piip models`)"
+        )
+    head["num_classes"] = len(found.class_names)
+    chosen = draft.origin.get("model.head.masks") in (COMMAND_LINE, draft.file)
+    if found.masks is False and member is not None and "masks" in member.model_fields and not chosen:
+        head["masks"] = False
+    unread: dict[str, Any] = {}
+    if found.masks is not None and member is not None and "masks" not in member.model_construct(**head).needs:
+        unread = {"masks": False}
+    for split, config in (("train", found.train), ("val", found.val)):
+        data[split] = _settings(config) | unread | _given(draft, data.get(split), f"data.{split}.")
+        draft.origin[f"data.{split}"] = f"the data in {found.folder}"
+
+
+def _resolve(given: str, draft: Draft) -> Path:
+    """The folder, from where the command runs, or else from where the config lies."""
+    beside = Path(draft.file).parent / given
+    return beside if not os.path.isdir(given) and os.path.isdir(beside) else Path(given)
+
+
+def _settings(config: DatasetConfig) -> dict[str, Any]:
+    return {"type": config.type} | config.model_dump(mode="json", exclude_defaults=True)
+
+
+def _given(draft: Draft, node: Any, prefix: str) -> dict[str, Any]:
+    """What the command line says of a part."""
+    if not isinstance(node, dict):
+        return {}
+    return {key: value for key, value in node.items() if draft.origin.get(prefix + key) == COMMAND_LINE}
+
+
+@cache
+def _find(folder: Path) -> FoundData:
+    found = find_data(folder)
+    if os.environ.get("RANK", "0") == "0":
+        # A warning, so that it is seen without a logger being set up.
+        _log.warning("%s", found)
+    return found

@@ -1,0 +1,41 @@
+"""What is found alike of all formats of instances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from piip.data.find import FoundData, Tree, pair_up, split_of
+from piip.data.sets.instances.config import InstanceData
+
+
+def found_instances(
+    tree: Tree, words: str, options: Mapping[str | None, InstanceData], *, look_at_both: bool
+) -> FoundData | None:
+    """Data whose classes and masks are read from the files, those of evaluation, which are fewer, or of both.
+
+    words: the format. options: the data by split.
+    """
+    pair = pair_up(options)
+    if pair is None:
+        return None
+    train, val = pair
+    reads = [val.read()]
+    if look_at_both and train.model_copy(update={"part": val.part}) != val:
+        reads.append(train.read())
+    names = list(dict.fromkeys(name for read in reads for name in read.class_names))
+    if "class_names" in type(train).model_fields:
+        names.sort()
+        train, val = (data.model_copy(update={"class_names": tuple(names)}) for data in (train, val))
+    return FoundData(tree.folder, words, "detection", train, val, names, any(read.has_masks for read in reads))
+
+
+def by_folder(tree: Tree, ending: str, build: Callable[[str], InstanceData]) -> dict[str | None, InstanceData]:
+    """Data by split where every file with an ending lies in a folder of a split, else one set of all.
+
+    build: the data of a folder in that of the tree.
+    """
+    tops = {path.split("/")[0] if "/" in path else "." for path in tree.with_ending(ending)}
+    splits = {top: split_of(top) for top in tops}
+    if None in splits.values() or len({*splits.values()}) < len(splits):
+        return {None: build(".")}
+    return {split: build(top) for top, split in splits.items()}

@@ -1,0 +1,38 @@
+"""The settings of images with a JSON file each, as labelme writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from piip.data.sets.instances.config import InstanceData
+
+if TYPE_CHECKING:
+    from piip.data.find import FoundData, Tree
+    from piip.data.sets.instances.records import Instances
+
+
+class LabelmeData(InstanceData):
+    """Images and labelme's JSON files beside them, or in a folder of their own."""
+
+    find_rank: ClassVar = 4
+    type: Literal["labelme"] = "labelme"
+    root: Path
+    class_names: tuple[str, ...] | None = Field(None, description="in label order; null: those of all files, sorted")
+
+    @classmethod
+    def find(cls, tree: Tree) -> FoundData | None:
+        from piip.data.sets.instances.find import by_folder, found_instances
+
+        first = next(tree.with_ending(".json"), None)
+        if first is None or b'"shapes"' not in tree.ends(first):
+            return None
+        options = by_folder(tree, ".json", lambda top: cls(root=tree.folder / top))
+        return found_instances(tree, "labelme annotations", options, look_at_both=True)
+
+    def read(self) -> Instances:
+        from piip.data.sets.labelme.reader import read_labelme
+
+        return read_labelme(self.root, class_names=self.class_names)

@@ -1,0 +1,44 @@
+"""The settings of images with an XML file each, as Pascal VOC has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from piip.data.sets.instances.config import InstanceData
+
+if TYPE_CHECKING:
+    from piip.data.find import FoundData, Tree
+    from piip.data.sets.instances.records import Instances
+
+
+class VocData(InstanceData):
+    """Images and XML files in Pascal VOC's format, in one folder or in Annotations, JPEGImages and ImageSets."""
+
+    find_rank: ClassVar = 3
+    type: Literal["voc"] = "voc"
+    root: Path
+    split: str | None = Field(None, description="only the images that ImageSets/Main/SPLIT.txt lists")
+    class_names: tuple[str, ...] | None = Field(None, description="in label order; null: those of all files, sorted")
+
+    @classmethod
+    def find(cls, tree: Tree) -> FoundData | None:
+        from piip.data.sets.instances.find import by_folder, found_instances
+
+        first = next(tree.with_ending(".xml"), None)
+        if first is None or b"<annotation" not in tree.ends(first):
+            return None
+        for parent, names in tree.files.items():
+            if parent.endswith("ImageSets/Main") and {"train.txt", "val.txt"} <= {*names}:
+                root = (tree.folder / parent).parents[1]
+                splits: dict[str | None, InstanceData] = {s: cls(root=root, split=s) for s in ("train", "val")}
+                return found_instances(tree, "Pascal VOC annotations", splits, look_at_both=True)
+        options = by_folder(tree, ".xml", lambda top: cls(root=tree.folder / top))
+        return found_instances(tree, "Pascal VOC annotations", options, look_at_both=True)
+
+    def read(self) -> Instances:
+        from piip.data.sets.voc.reader import read_voc
+
+        return read_voc(self.root, split=self.split, class_names=self.class_names)
