@@ -58,8 +58,7 @@ class AccuracyMetric(Metric[_Answer]):
             labels = tuple(first.long().tolist())
             if not all(0 <= label < len(self._class_names) for label in labels):
                 raise PiipError(f"results with label {max(labels)}, but the data have {len(self._class_names)} classes")
-            answer = _Answer(int(truth["label"]), labels, tuple(scores.tolist()), probability.item())
-            self._found[image_id] = answer
+            self._found[image_id] = _Answer(int(truth["label"]), labels, tuple(scores.tolist()), probability.item())
 
     def miss(self, truth: Mapping[str, Any], image_id: ImageId) -> None:
         self._found[image_id] = _Answer(int(truth["label"]))
@@ -67,9 +66,9 @@ class AccuracyMetric(Metric[_Answer]):
     def compute(self) -> dict[str, float]:
         """top1 and perhaps top5, in [0, 1]."""
         answers = self._found.values()
-        figures = {"top1": sum(answer.label in answer.found[:1] for answer in answers) / len(answers)}
+        figures = {"top1": sum(label in found[:1] for label, found, *_ in answers) / len(answers)}
         if len(self._class_names) > _TOP:
-            figures["top5"] = sum(answer.label in answer.found for answer in answers) / len(answers)
+            figures["top5"] = sum(label in found for label, found, *_ in answers) / len(answers)
         return figures
 
     def table(self) -> list[dict[str, Any]]:
@@ -78,9 +77,7 @@ class AccuracyMetric(Metric[_Answer]):
         What cannot be said (top1 of a class without images, a mistake where there was none) is None.
         """
         rows = []
-        totals = np.bincount(
-            [answer.label for answer in self._found.values()], minlength=len(self._class_names)
-        ).tolist()
+        totals = np.bincount([label for label, *_ in self._found.values()], minlength=len(self._class_names)).tolist()
         counts = self.confusion()
         for label, (name, images, row) in enumerate(zip(self._class_names, totals, counts, strict=True)):
             wrong = row.copy()
@@ -93,9 +90,9 @@ class AccuracyMetric(Metric[_Answer]):
     def confusion(self) -> NDArray[np.int64]:
         """Images (classes, classes) by their right label and by the one named first, without those not read."""
         counts = np.zeros((len(self._class_names),) * 2, dtype=np.int64)
-        for answer in self._found.values():
-            for first in answer.found[:1]:
-                counts[answer.label, first] += 1
+        for label, found, *_ in self._found.values():
+            for first in found[:1]:
+                counts[label, first] += 1
         return counts
 
     def records(self) -> dict[ImageId, dict[str, Any]]:
@@ -121,11 +118,11 @@ class AccuracyMetric(Metric[_Answer]):
         from piip.metrics.confusion_chart import draw_confusion
 
         counts = self.confusion()
-        confusion = draw_confusion(
-            counts,
-            self._class_names,
-            folder / "confusion.png",
-            title=f"{np.trace(counts)} of {counts.sum()} images named rightly",
-            axis_labels=("right class (images)", "named first"),
+        title, labels = (
+            f"{counts.trace()} of {counts.sum()} images named rightly",
+            ("right class (images)", "named first"),
         )
-        return [confusion, draw_calibration(self._calibration(), "images", folder / "calibration.png")]
+        return [
+            draw_confusion(counts, self._class_names, folder / "confusion.png", title=title, axis_labels=labels),
+            draw_calibration(self._calibration(), "images", folder / "calibration.png"),
+        ]

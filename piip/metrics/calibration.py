@@ -24,7 +24,8 @@ class Calibration(NamedTuple):
 
 
 def calibrate(scores: NDArray[np.float64], right: NDArray[np.bool_]) -> Calibration:
-    """scores (n,) in [0, 1]; right (n,): whether the answers that have these scores are right."""
+    """scores (n,) in [0, 1]; NaN does not count. right (n,): whether the answers that have these scores are right."""
+    scores, right = scores[np.isfinite(scores)], right[np.isfinite(scores)]
     bins = np.minimum((scores * BINS).astype(int), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
     sums = [np.bincount(bins, weights=values, minlength=BINS) for values in (right, scores)]

@@ -31,10 +31,10 @@ def draw_precision_recall(
         recalls = np.linspace(0, 1, len(precision))
         mean = precision[:, present].mean(axis=1) if present else np.zeros(len(precision))
         axes.plot(recalls, mean, color=INK, linewidth=2.6, label=f"{mean.mean():.3f}  all {len(present)} classes")
-        for place, label in enumerate(sorted(ranked)):
-            style = "--" if place >= len(_COLOURS) else "-"
+        for label in ranked:
+            place = sorted(ranked).index(label)  # boxes and masks of a class have the same colour
+            style, colour = "--" if place >= len(_COLOURS) else "-", _COLOURS[place % len(_COLOURS)]
             name = f"{precision[:, label].mean():.3f}  {shown(class_names[label])}"
-            colour = _COLOURS[place % len(_COLOURS)]
             axes.plot(recalls, precision[:, label], style, color=colour, linewidth=1.4, label=name)
         note = f", the {_LINES} worst of {len(present)} classes" if len(present) > _LINES else ""
         axes.set_title(f"{kind}{note}", loc="left", fontsize=10, color=INK)

@@ -36,23 +36,22 @@ def error_costs(images: Sequence[Matches], classes: int) -> Costs:
     Missed objects are left out when they are mended.
     """
     parts = [_sort(image) for image in images]
-    scores, labels = (np.concatenate([np.zeros(0), *column]) for column in list(zip(*images, strict=True))[:2])
-    kinds, mended = (np.concatenate([np.zeros(0, int), *column]) for column in list(zip(*parts, strict=True))[:2])
-    objects, missed = (
-        np.bincount(np.concatenate([np.zeros(0, int), *column]), minlength=classes)
-        for column in ((image.objects for image in images), (part[2] for part in parts))
-    )
-    hits = kinds < 0
-    present = np.flatnonzero(objects)
-    base = _mean_ap(scores, labels, hits, objects, present)
-    counts, gains = {}, {}
-    for kind, name in enumerate(KINDS[:-1]):
-        chosen = kinds == kind
-        changed = np.where(chosen, mended, labels)
-        gains[name] = _mean_ap(scores, changed, hits | chosen, objects, present) - base
-        counts[name] = int(chosen.sum())
-    gains["missed"] = _mean_ap(scores, labels, hits, objects - missed, present) - base
-    return Costs(base, counts | {"missed": int(missed.sum())}, gains)
+    scores = np.concatenate([image.scores for image in images])
+    labels = np.concatenate([image.labels for image in images])
+    kinds, mended, missed_labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    objects = np.bincount(np.concatenate([image.objects for image in images]), minlength=classes)
+    missed = np.bincount(missed_labels, minlength=classes)
+    hits, present = kinds < 0, np.flatnonzero(objects)
+
+    def mean_ap(labels: NDArray[np.int64], hits: NDArray[np.bool_], left: NDArray[np.int64]) -> float:
+        aps = (_ap(scores[labels == label], hits[labels == label], left[label]) for label in present)
+        return sum(aps) / max(len(present), 1)
+
+    ap50, chosen = mean_ap(labels, hits, objects), [kinds == kind for kind in range(len(KINDS) - 1)]
+    costs = [mean_ap(np.where(these, mended, labels), hits | these, objects) - ap50 for these in chosen]
+    costs.append(mean_ap(labels, hits, objects - missed) - ap50)
+    counts = [*(int(these.sum()) for these in chosen), len(missed_labels)]
+    return Costs(ap50, dict(zip(KINDS, counts, strict=True)), dict(zip(KINDS, costs, strict=True)))
 
 
 def _sort(image: Matches) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -83,23 +82,11 @@ def _sort(image: Matches) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray
     return kinds, mended, image.objects[missed & ~reached]
 
 
-def _mean_ap(
-    scores: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    hits: NDArray[np.bool_],
-    objects: NDArray[np.int64],
-    present: NDArray[np.int64],
-) -> float:
-    """Mean over the classes that are present of COCO's AP, the mean precision at 101 recalls."""
-    total = 0.0
-    for label in present:
-        chosen = labels == label
-        right = hits[chosen][np.argsort(-scores[chosen], kind="stable")]
-        if not objects[label]:
-            total += not right.size  # of a class whose objects were all left out
-            continue
-        found = right.cumsum()
-        precision = np.maximum.accumulate((found / np.arange(1, len(right) + 1))[::-1])[::-1]
-        places = np.searchsorted(found / objects[label], np.linspace(0, 1, 101), side="left")
-        total += np.append(precision, 0)[places].mean()
-    return float(total / max(len(present), 1))
+def _ap(scores: NDArray[np.float64], hits: NDArray[np.bool_], objects: int) -> float:
+    """COCO's average precision of a class: the mean precision at 101 recalls."""
+    if not objects:
+        return float(not scores.size)  # its objects were all left out
+    found = hits[np.argsort(-scores, kind="stable")].cumsum()
+    precision = np.maximum.accumulate((found / np.arange(1, len(found) + 1))[::-1])[::-1]
+    places = np.searchsorted(found / objects, np.linspace(0, 1, 101), side="left")
+    return float(np.append(precision, 0)[places].mean())
