@@ -50,8 +50,8 @@ class AccuracyMetric(Metric[_Answer]):
         """results: labels (k,) per image, the likeliest first, and scores, on any device, for which it waits once."""
         parts = []
         for result, truth in zip(results, truths, strict=True):
-            labels, scores = result["labels"], result["scores"].double()
-            parts += [labels[:_TOP].double(), scores[:_TOP], (scores * (labels == int(truth["label"]))).sum()[None]]
+            names, scores = result["labels"], result["scores"].double()
+            parts += [names[:_TOP].double(), scores[:_TOP], (scores * (names == int(truth["label"]))).sum()[None]]
         values = torch.cat(parts).cpu().split([len(part) for part in parts])
         for place, (truth, image_id) in enumerate(zip(truths, image_ids, strict=True)):
             first, scores, probability = values[3 * place : 3 * place + 3]

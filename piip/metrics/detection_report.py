@@ -71,7 +71,7 @@ class DetectionReport:
                 if partners[row] < 0 and free[column]:
                     partners[row], free[column] = column, False
             np.add.at(counts, (np.append(image.objects, classes)[partners], image.labels), 1)
-            np.add.at(counts, (image.objects[free], classes), 1)
+            np.add.at(counts[:, classes], image.objects[free], 1)
         return counts
 
     def draw(self, precisions: Mapping[str, NDArray[np.float64]], folder: Path) -> list[Path]:
