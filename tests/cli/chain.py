@@ -19,8 +19,16 @@ def run(*arguments: object) -> Result:
 
 def parse(command: str, words: Sequence[str]) -> dict[str, Any]:
     """What the real command line makes of these words, without running the command. Raises click's UsageError."""
-    found = typer.main.get_command(app).commands[command]
-    return found.make_context(command, list(words)).params
+    return all_commands()[command].make_context(command, list(words)).params
+
+
+def all_commands() -> dict[str, Any]:
+    """The commands of `piip` by name, those of a group with its name before theirs, as in 'data check'."""
+    found: dict[str, Any] = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        below = getattr(command, "commands", None)
+        found |= {name: command} if below is None else {f"{name} {part}": inner for part, inner in below.items()}
+    return found
 
 
 def succeed(*arguments: object) -> Result:
