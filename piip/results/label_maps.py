@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from piip.conventions import NO_LABEL
 from piip.errors import first_few
 from piip.files import replacing
 from piip.results.base import ResultWriter
@@ -61,7 +60,7 @@ class LabelMapWriter(ResultWriter):
 
     def draw(self, image: Tensor, result: Mapping[str, Tensor]) -> Image.Image:
         labels = result["labels"].cpu().long()
-        pixels = torch.bincount(labels[labels != NO_LABEL], minlength=len(self.class_names))
+        pixels = torch.bincount(labels[labels < len(self.class_names)], minlength=len(self.class_names))
         order = pixels.argsort(descending=True, stable=True).tolist()
         shares = {label: int(pixels[label]) / labels.numel() for label in order if pixels[label]}
         return draw_label_map(image, labels, shares, self.class_names)

@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt, maximum_position
 from torch import Tensor
 
-from piip.conventions import NO_LABEL
 from piip.results.drawing import MIN_SIDE, class_colour
 
 _OPACITY = 0.55
@@ -28,14 +27,14 @@ def draw_label_map(
 ) -> Image.Image:
     """The image in the colours of its labels, names where they have room, and the classes by their shares below.
 
-    image: uint8 (3, H, W) RGB; labels: int64 (H, W), where NO_LABEL leaves the image as it is; shares: of the pixels by
-    label, in the order of the legend. Small images are enlarged by a whole factor.
+    image: uint8 (3, H, W) RGB; labels: int64 (H, W); those of no class leave the image as it is. shares: of the
+    pixels by label, in the order of the legend. Small images are enlarged by a whole factor.
     """
     zoom = max(1, -(-MIN_SIDE // max(image.shape[1:])))
     pixels = _enlarged(image.permute(1, 2, 0).cpu().numpy(), zoom).astype(np.float32)
     indices = _enlarged(labels.cpu().numpy(), zoom)
     colours = np.array([class_colour(label) for label in range(len(class_names))], dtype=np.float32)
-    known = indices != NO_LABEL
+    known = indices < len(class_names)
     pixels[known] += _OPACITY * (colours[indices[known]] - pixels[known])
     pixels[_edges(indices, max(1, round(max(indices.shape) / 700)))] *= 0.25
     picture = Image.fromarray(pixels.round().astype(np.uint8))

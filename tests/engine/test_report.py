@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -13,8 +13,11 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from piip.config.experiment import Config
+from piip.conventions import ImageId
 from piip.engine.evaluate import run_evaluation
 from piip.load import build_model, load_model
+from piip.metrics.base import Metric
+from piip.metrics.config import MetricConfig
 from piip.weights.files import write_weights
 from tests.engine.tiny import tiny_config
 
@@ -91,3 +94,49 @@ def test_the_worst_images_that_can_be_read_are_drawn_in_order(experiment: tuple[
     for name in pictures:
         with Image.open(folder / "worst" / name) as picture:
             assert picture.width > 1.5 * picture.height
+
+
+class NumbersConfig(MetricConfig):
+    """Calls the image with the highest id the worst."""
+
+    type: Literal["numbers of a test"] = "numbers of a test"
+
+    def build(self, class_names: Sequence[str]) -> Numbers:
+        return Numbers()
+
+
+class Numbers(Metric[int]):
+    badness: ClassVar = "the number of the image"
+
+    def update(self, results: Sequence[Any], truths: Sequence[Mapping[str, Any]], image_ids: Sequence[ImageId]) -> None:
+        self._found |= {image_id: len(truth["labels"]) for image_id, truth in zip(image_ids, truths, strict=True)}
+
+    def compute(self) -> dict[str, float | None]:
+        return {"images": float(len(self._found))}
+
+    def table(self) -> list[dict[str, Any]]:
+        return [{"class": "all", "images": len(self._found)}]
+
+    def records(self) -> dict[ImageId, dict[str, Any]]:
+        return {image_id: {"badness": float(image_id), "objects": found} for image_id, found in self._found.items()}
+
+    def details(self) -> dict[str, Any]:
+        return {"objects": sum(self._found.values())}
+
+
+def test_the_badness_of_the_first_metric_decides_and_lines_hold_the_records_of_all(
+    experiment: tuple[Config, Path, Path], tmp_path: Path
+) -> None:
+    config, weights, folder = experiment
+    metrics = (NumbersConfig(), *config.chosen_metrics)
+    run_evaluation(config.model_copy(update={"metrics": metrics}), weights=weights, output=tmp_path)
+    alone, lines = lines_of(folder), lines_of(tmp_path)
+    for line, other in zip(lines, alone, strict=True):
+        if "unread" not in line:  # which this metric leaves out
+            assert line == other | {"badness": line["id"], "objects": line["hits"] + line["misses"]}
+    page = (tmp_path / "worst" / "index.html").read_text()
+    assert "badness: the number of the image" in page
+    assert page.split('alt="')[1].startswith(lines[-1]["file"])
+    details = json.loads((tmp_path / "metrics.json").read_text())["details"]
+    assert details["objects"] == sum(line["objects"] for line in lines if "unread" not in line)
+    assert "box_ap50_lost" in details
