@@ -35,3 +35,8 @@ def test_scores_that_are_right_as_often_as_they_say_have_no_error() -> None:
     assert found.counts.tolist() == [0, 0, 4, 0, 0, 0, 0, 0, 0, 1]
     assert found.right[2] == 0.25
     assert calibrate(np.zeros(0), np.zeros(0, dtype=bool)).error == 0
+
+
+def test_scores_that_are_no_number_do_not_count() -> None:
+    found = calibrate(np.array([np.nan, 0.5]), np.array([True, True]))
+    assert (found.counts.sum(), found.error) == (1, 0.5)

@@ -160,3 +160,11 @@ def test_without_any_detection_everything_is_missed(tmp_path: Path) -> None:
     assert (details["score_threshold"], details["calibration_error"]) == (1.0, 0.0)
     assert details["box_ap50_lost"]["missed"] == 1.0
     assert metric.records()[1]["misses"] == 2
+
+
+def test_the_threshold_never_comes_between_equal_scores() -> None:
+    metric = CocoMetric(CocoMetricConfig(), NAMES)
+    nowhere = [(NOWHERE, 1, 0.5)] * 4
+    metric.update([result((A, 0, 0.9), (B, 0, 0.5), *nowhere)], [truth((A, 0), (B, 0))], [1])
+    # 2 / 3 from 0.9 on, 1 / 2 from 0.5 on, although the first two detections alone would have 1.
+    assert metric.report.threshold == pytest.approx(0.7)

@@ -102,3 +102,20 @@ def test_crowds_and_what_lies_on_them_are_left_out() -> None:
     assert found.ious.shape == (2, 1)
     assert found.missed.tolist() == [False]
     assert found.above(0.6).missed.tolist() == [True]
+
+
+def test_an_object_is_found_by_one_mended_detection_and_the_others_go() -> None:
+    objects: list[Thing] = [(0, LEFT), (0, RIGHT), (0, FAR)]
+    found = error_costs([image(objects, [(0, OFF, 0.9), (0, OFF, 0.8), (0, RIGHT, 0.5)])], classes=1)
+    # One of three is found, with precision 1 / 3; mended, two of three with precision 1, at 67 of 101 recalls.
+    assert found.ap50 == pytest.approx(34 / 101 / 3)
+    assert found.ap50 + found.costs["localisation"] == pytest.approx(67 / 101)
+
+
+def test_the_hundred_surest_detections_of_a_class_count_in_an_image() -> None:
+    wrong = [(0, FAR, 0.9)] * 99
+    for extra, hits in ((0, 1), (1, 0)):
+        found = image([(0, LEFT), (1, RIGHT)], [*wrong, *[(0, FAR, 0.9)] * extra, (0, LEFT, 0.5), (1, RIGHT, 0.1)])
+        assert len(found.scores) == 101
+        assert int((found.found == 0).sum()) == hits
+        assert int((found.found == 1).sum()) == 1
