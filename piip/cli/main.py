@@ -54,4 +54,5 @@ app.command("doctor")(command(doctor.doctor))
 
 data_app = typer.Typer(name="data", help="Look at data before training on them.", no_args_is_help=True)
 data_app.command("check")(command(data.check))
+data_app.command("show")(command(data.show))
 app.add_typer(data_app)
