@@ -31,6 +31,8 @@ Id = int | str
 FRACTIONS = "boxes in fractions of the image"
 _ID_TYPES = (int, str)
 _CONVERTED = "number or id written as text, or a whole number as 64.0, read"
+# Images from which on what was read is not looked through for circles of objects later either, of which it has none.
+_LARGE = 20_000
 # Of the boxes, that lie within 0 and 1 where a file has fractions of the image for pixels.
 _ALMOST_ALL = 0.99
 
@@ -48,12 +50,15 @@ def read_annotations(
     Raises DataError for what is no COCO file at all; all other errors are in the findings.
     """
     with _without_collection():
-        return _read(path, images, masks=masks, crowds=crowds, fractions=fractions)
+        found = _read(path, images, masks=masks, crowds=crowds, fractions=fractions)
+        if len(found.images) > _LARGE:
+            gc.freeze()
+        return found
 
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Keeps Python from looking through millions of small lists again and again for what nobody refers to."""
+    """Keeps Python from looking through millions of small lists again and again for circles of objects to free."""
     enabled = gc.isenabled()
     gc.disable()
     try:
