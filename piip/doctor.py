@@ -1,4 +1,4 @@
-"""What is installed, what of it is usable, and whether every op gives what its definition gives."""
+"""Examines the installation: versions, the extension, the devices, and every op against its definition."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from piip.ops._extension import cuda_problem
 
 Status = Literal["info", "ok", "note", "problem"]
 
-# Float32 sums in another order differ by about 1e-6 of their size; a wrong kernel by far more.
+# Float32 sums in another order differ by about 1e-6 of their size; a wrong kernel differs by far more.
 _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. status: "note" is worth knowing, "problem" is something to repair."""
+    """One line of the report. status: a "note" is worth knowing, a "problem" has to be repaired."""
 
     group: str
     name: str
@@ -38,7 +38,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Looks at everything once; the only errors it raises are its own bugs."""
+    """Examines everything once. Problems become findings; an exception would be a bug."""
     extension, built = _load_extension()
     return [*_versions(), *built, *_devices(extension), *_configs(), *_checks()]
 
@@ -149,7 +149,7 @@ def _pyramid_resize_error(device: str) -> float:
 
 
 def _nms_error(device: str) -> float:
-    """0 if the second of three boxes, which the first overlaps, is the one that goes; else 1."""
+    """0 if the second of three boxes, which the first one overlaps, is the one that is suppressed; else 1."""
     from torchvision.ops import nms
 
     boxes = torch.tensor([[0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]], dtype=torch.float32, device=device)
@@ -158,12 +158,12 @@ def _nms_error(device: str) -> float:
 
 
 def _deviation(op: Callable[..., list[Tensor]], definition: Callable[..., list[Tensor]], inputs: list[Tensor]) -> float:
-    """Largest difference in outputs and gradients, relative to the largest value there is; infinite for NaN."""
+    """Largest difference of an output or gradient, relative to its largest value; infinite for NaN."""
     results = []
     for function in (op, definition):
         leaves = [tensor.clone().requires_grad_() for tensor in inputs]
         outputs = function(*leaves)
-        # A sum of squares gives every output cell a gradient of its own.
+        # With a sum of squares, every output cell has a different gradient.
         loss = torch.stack([output.square().sum() for output in outputs]).sum()
         results.append([*outputs, *torch.autograd.grad(loss, leaves)])
     pairs = zip(*results, strict=True)

@@ -1,6 +1,6 @@
-"""Errors a user can cause. The command line prints their text and exits with `exit_code`, without a traceback.
+"""Errors that a user can cause. The command line prints their text and exits with `exit_code`, without a traceback.
 
-Beside them, what keeps the lists in their messages short, and names from files harmless on a terminal.
+Two helpers keep lists in messages short, and make names from files harmless on a terminal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CheckpointError(PiipError):
 
 
 class MissingFile(CheckpointError):
-    """Weights, a checkpoint or a run that the user named are not there."""
+    """Weights, a checkpoint or a run that the user named do not exist."""
 
     exit_code = 2
 
@@ -44,7 +44,7 @@ class CheckError(PiipError):
 
 
 class Stopped(PiipError):
-    """SIGTERM stopped training, after saving a checkpoint if a step had been taken, or other long work."""
+    """SIGTERM stopped training, which has saved a checkpoint if it had taken a step, or other long work."""
 
     exit_code = 75
 
@@ -59,8 +59,10 @@ def first_few(names: Sequence[str], most: int = 5) -> str:
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    """The text for a terminal or a log, with what does not show escaped as in a Python string: control characters, line
-    breaks, marks that turn the writing direction, bytes that are no text. keep: characters that stay.
+    """The text for a terminal or a log, with invisible characters escaped as in a Python string.
+
+    These are control characters, line breaks, marks that change the writing direction, and bytes that are no text.
+    keep: characters that are not escaped.
     """
     if text.isprintable():
         return text

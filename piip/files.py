@@ -1,8 +1,8 @@
 """Files that are either whole or not there.
 
 A file is written under a temporary name in its own directory, flushed to the disk and renamed. A kill or a full disk
-leaves the previous file untouched. The temporary file is new, cannot be guessed and is locked by its writer: one whose
-lock is free was left by a killed process, and the next process that writes into the directory removes it.
+leaves the previous file untouched. The temporary file has a new, unpredictable name and is locked by its writer. If its
+lock is free, a killed process left it behind, and the next process that writes into the directory removes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from piip.errors import DataError
 
 _SUFFIX = ".piip-tmp"
-# Of a long name only the beginning is taken over, so that the temporary one is not too long.
+# Characters of a file's name that the temporary name repeats, so that it does not become too long.
 _KEPT = 40
 
 _swept: set[Path] = set()
@@ -52,7 +52,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def making(folder: Path) -> Iterator[Path]:
     """Yields a new folder to fill; it becomes `folder` if the block ends well, and is removed if not.
 
-    Where another process was faster, its folder stays. Raises OSError.
+    If another process has made `folder` meanwhile, that one stays. Raises OSError.
     """
     file, reserved = _create(folder)
     temporary = _folder_of(reserved)
@@ -78,7 +78,7 @@ def write_file(path: Path, data: bytes | str) -> None:
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Raises DataError if a file that will be written is one of those that are read, under whatever name or link."""
+    """Raises DataError if a file to be written is one of the files that are read, under whatever name or link."""
     read = {_identity(path): path for path in inputs if path.exists()}
     for path in outputs:
         if path.exists() and (given := read.get(_identity(path))) is not None:
@@ -100,16 +100,16 @@ def lock(descriptor: int) -> bool | None:
 
 
 def free_space(path: Path) -> str:
-    """' (N MiB free)' of the disk that a path, or what of it exists, lies on; for messages."""
+    """' (N MiB free)' for messages: the space on the disk of a path, or of its nearest folder that exists."""
     while not path.exists():
         path = path.parent
     return f" ({shutil.disk_usage(path).free / 2**20:.0f} MiB free)"
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Strict JSON: NaN and infinities, which it cannot hold, become null.
+    """Strict JSON: NaN and infinities, which JSON cannot hold, become null.
 
-    Characters that command a terminal, turn the writing direction or are no text at all are escaped.
+    Characters that control a terminal, change the writing direction or are no text at all are escaped.
     """
     text = json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
     return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
@@ -129,16 +129,16 @@ def _create(path: Path) -> tuple[BinaryIO, Path]:
     _remove_leftovers(path.parent.resolve())
     while True:
         temporary = path.with_name(f".{path.name[:_KEPT]}.{secrets.token_hex(8)}{_SUFFIX}")
-        # Refuses what is there, a link too.
+        # The mode "x" refuses a file or a link that exists.
         file = temporary.open("xb")
-        # Between its creation and its lock another process may have taken it for a leftover.
+        # Before the file was locked, another process may have removed it as a leftover: then try again.
         if lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
             return file, temporary
         file.close()
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed writers left in a folder; once per process, for a folder may hold many files."""
+    """Removes what killed writers left in a folder. This is done once per process: a folder may hold many files."""
     if folder in _swept:
         return
     _swept.add(folder)

@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C: a line and an exit code at any time, and in long work a request that is granted between steps.
+"""SIGTERM and Ctrl-C end the program with a line and an exit code at any time, and training between two steps.
 
-Imports nothing that is slow: the command line sets its handlers before all else.
+This module imports nothing that is slow, because the command line sets these handlers before it imports anything else.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _current: StopSignals | None = None
 
 
 def handle_signals() -> None:
-    """From now on SIGTERM and Ctrl-C end the process with a line, and with code 75 or 130.
+    """Makes SIGTERM and Ctrl-C end the process with a line, and with exit code 75 or 130.
 
-    Signals that are ignored, as those of a job in the background may be, stay so.
+    Signals that are ignored, as may be the case for a job in the background, stay ignored.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -32,7 +32,7 @@ def handle_signals() -> None:
 
 
 def begin() -> None:
-    """Says that there is something to tidy up from now on: signals then unwind the stack."""
+    """Makes signals unwind the stack from now on, because there are things to tidy up."""
     global _begun
     _begun = True
 
@@ -52,15 +52,15 @@ def default_signals() -> Iterator[None]:
 
 
 def check_stop() -> None:
-    """Raises what ends a run, if a signal asks for it; called in long work before the first step."""
+    """Ends a run that has received a signal; called during long work before the first step."""
     if _current is not None and _current.requested is not None:
         raise _current.error(_current.requested, "stopped before the first step; nothing was saved")
 
 
 class StopSignals:
-    """While entered, SIGTERM and the first Ctrl-C only set `requested`; a second Ctrl-C interrupts at once.
+    """In its block, SIGTERM and the first Ctrl-C only set `requested`; a second Ctrl-C interrupts at once.
 
-    Outside the main thread, where Python handles no signals, it does nothing.
+    Outside the main thread, where Python handles no signals, the block changes nothing.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        # SIGTERM decides the exit code also when Ctrl-C came first: whoever sent it waits for that code.
+        # SIGTERM decides the exit code even after a Ctrl-C, because its sender waits for that code.
         self.requested = signal.SIGTERM if self.requested == signal.SIGTERM else signal.Signals(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -99,7 +99,7 @@ class StopSignals:
 def _end(number: int, frame: FrameType | None) -> None:
     code, line = (INTERRUPTED, "interrupted") if number == signal.SIGINT else (Stopped.exit_code, "stopped by SIGTERM")
     if not _begun or _importing(frame):
-        # Nothing is half done that matters, and a module that is being imported may swallow an exception.
+        # Nothing important is half done yet, and a module that is being imported may swallow an exception.
         os.write(2, f"{line}\n".encode())
         os._exit(code)
     if number == signal.SIGINT:

@@ -1,4 +1,4 @@
-"""Where output goes: results to stdout, everything else to stderr; and the tables' common look."""
+"""Prints results on stdout, in tables that look alike; everything else goes to stderr."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rich.text import Text
 from piip.errors import visible
 from piip.files import to_json
 
-# Piped output has no width of its own; cutting columns to 80 characters there would lose numbers.
+# The width for piped output, which has none of its own; columns cut to 80 characters would lose numbers.
 _PIPED_WIDTH = 160
 
 
 def out() -> Console:
-    """The console of results: stdout, no markup (paths may hold brackets), no wrapping of what is piped on."""
+    """The console for results: stdout without markup, since paths may hold brackets, and without wrapping in pipes."""
     console = Console(markup=False, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
@@ -28,19 +28,19 @@ def out() -> Console:
 
 
 def print_json(document: Any) -> None:
-    """Prints one JSON document on stdout; figures that JSON cannot hold become null."""
+    """Prints one JSON document on stdout; numbers that JSON cannot hold become null."""
     print(to_json(document, indent=2))
 
 
 def is_main_process() -> bool:
-    """False on all but one of the processes that torchrun started."""
+    """True in exactly one of the processes that torchrun started, or without torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, align: str = "") -> Table:
     """An aligned table.
 
-    align: 'l' or 'r' per column; without it the first column stands left and the others, being numbers, right.
+    align: 'l' or 'r' per column. Without it the first column is aligned left and the others, being numbers, right.
     """
     result = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name, side in zip(columns, align or "l" + "r" * (len(columns) - 1), strict=True):
@@ -57,13 +57,13 @@ def paragraphs(console: Console, *texts: str) -> None:
 
 
 def facts(pairs: Sequence[tuple[str, Any]]) -> str:
-    """Names and values side by side, a line each; long paths stay in one piece, to be copied."""
+    """Names and values side by side, one pair per line. Long paths are not wrapped, so that they can be copied."""
     width = max(len(name) for name, _ in pairs)
     return "\n".join(f"{name:{width}}  {visible(str(value))}" for name, value in pairs)
 
 
 def bar(share: float, width: int = 20) -> str:
-    """A bar `share` (0 to 1) of `width` characters long, to an eighth of a character."""
+    """A bar whose length is `share` (0 to 1) of `width` characters, to an eighth of a character."""
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
     partial = " ▏▎▍▌▋▊▉"[eighths % 8].strip()
     return ("█" * (eighths // 8) + partial).ljust(width)

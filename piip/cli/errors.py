@@ -1,4 +1,4 @@
-"""What a failure looks like to the user: a few lines on stderr and an exit code, or the traceback with --debug."""
+"""Shows failures to the user: a few lines on stderr and an exit code, or the traceback with --debug."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def describe(error: Exception) -> str:
-    """The error in words that help: its own where a user can cause it, else its type and where to see more."""
+    """The error in words that help: its own message if a user can cause it, else its type and how to see more."""
     if isinstance(error, PiipError):
         return str(error)
-    # By name, so that an error in a command that never needed torch does not import it.
+    # It is recognised by its name, so that a command without torch does not import torch for it.
     if type(error).__name__ == "OutOfMemoryError":
         return "the GPU is out of memory; lower data.batch_size or the resolutions, or raise optim.accumulate"
     if isinstance(error, OSError) and error.strerror:

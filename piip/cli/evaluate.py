@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from piip.cli.options import ConfigName, Data, Device, Json, Overrides, Weights, require, with_data
+from piip.cli.options import ConfigName, Data, Device, Json, Overrides, Weights, weights_or_own, with_data
 
 
 def evaluate(
     config: ConfigName,
-    weights: Weights,
     overrides: Overrides = None,
+    weights: Weights = None,
     data: Data = None,
     output: Annotated[
         Path | None,
@@ -43,8 +43,8 @@ def evaluate(
             for metric in settings.chosen_metrics
         )
         settings = settings.model_copy(update={"metrics": tuple(metrics)})
-    # Before torch is imported, which takes seconds.
-    require(weights)
+    # These checks come before torch is imported, which takes seconds.
+    weights = weights_or_own(weights, config)
     settings.data.val.check_files("data.val")
     from piip.engine.evaluate import run_evaluation
 

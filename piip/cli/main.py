@@ -1,19 +1,24 @@
-"""The `piip` command. Nothing here may import torch: `piip --help` has to be instant; commands import what they run."""
+"""The `piip` command.
+
+No module of this package may import torch at its top, so that `piip --help` is instant; commands import what they run.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 from piip import __version__
 from piip.cli import convert, convert_config, data, doctor, evaluate, flops, init, models, predict, train
 from piip.cli.errors import Debug, command
 from piip.cli.options import OverridesCommand
 
-# OpenMP reads this when torch is loaded. Its threads then sleep while they wait for one another; when they spin and the
-# machine has other work too, a training step on a CPU takes up to twenty times as long.
+# OpenMP reads this when torch is loaded. Its threads then sleep while they wait for each other. If they spin instead, a
+# training step on a CPU takes up to twenty times as long while the machine has other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 app = typer.Typer(
@@ -42,17 +47,76 @@ def _options(
     context.obj = debug
 
 
-app.command("train", cls=train.TrainCommand)(command(train.train))
-app.command("eval", cls=OverridesCommand)(command(evaluate.evaluate))
-app.command("predict")(command(predict.predict))
-app.command("flops", cls=OverridesCommand)(command(flops.flops))
-app.command("convert-ckpt")(command(convert.convert))
-app.command("convert-config")(command(convert_config.convert_config))
-app.command("init")(command(init.init))
-app.command("models")(command(models.models))
-app.command("doctor")(command(doctor.doctor))
+def _add(
+    name: str,
+    function: Callable[..., None],
+    examples: Sequence[str],
+    *,
+    cls: type[TyperCommand] = TyperCommand,
+    group: typer.Typer = app,
+) -> None:
+    """Adds a command whose help ends with examples; lines of up to 78 characters fit a narrow terminal."""
+    epilog = "\n\n".join(["Examples:", *examples])
+    group.command(name, cls=cls, epilog=epilog)(command(function))
+
+
+_add(
+    "train",
+    train.train,
+    [
+        "piip train detection/mask_rcnn_piip_nano_shapes --output runs/first",
+        "piip train mine.yaml optim.lr=5e-5 --weights runs/first --resume",
+    ],
+    cls=train.TrainCommand,
+)
+_add(
+    "eval",
+    evaluate.evaluate,
+    ["piip eval runs/first", "piip eval mine.yaml --weights weights.safetensors --output results --json"],
+    cls=OverridesCommand,
+)
+_add(
+    "predict",
+    predict.predict,
+    [
+        "piip predict runs/first photo.jpg --output predictions",
+        "piip predict mine.yaml 'photos/*.png' --weights runs/first --output shown",
+    ],
+)
+_add(
+    "flops",
+    flops.flops,
+    ["piip flops --branches tsb --resolutions 1120,896,448", "piip flops tsb mask_rcnn_vit_b scale=0.5"],
+    cls=OverridesCommand,
+)
+_add(
+    "convert-ckpt",
+    convert.convert,
+    [
+        "piip convert-ckpt released.pth weights.safetensors --config mask_rcnn_vit_b",
+        "piip convert-ckpt runs/first back.pth --config mine.yaml --to-official",
+    ],
+)
+_add(
+    "convert-config",
+    convert_config.convert_config,
+    ["piip convert-config official.py", "piip convert-config official.py --output mine.yaml"],
+)
+_add("models", models.models, ["piip models", "piip models --json"])
+_add("doctor", doctor.doctor, ["piip doctor", "piip doctor --json"])
+_add("init", init.init, ["piip init photos", "piip init photos --output mine.yaml"])
 
 data_app = typer.Typer(name="data", help="Look at data before training on them.", no_args_is_help=True)
-data_app.command("check")(command(data.check))
-data_app.command("show")(command(data.show))
+_add(
+    "check",
+    data.check,
+    ["piip data check photos", "piip data check annotations.json --repair clean.json"],
+    group=data_app,
+)
+_add(
+    "show",
+    data.show,
+    ["piip data show photos --output pages", "piip data show mine.yaml --output pages"],
+    group=data_app,
+)
 app.add_typer(data_app)

@@ -13,10 +13,10 @@ from piip.errors import MissingFile
 
 
 class OverridesCommand(TyperCommand):
-    """A command that takes KEY=VALUE, and says so to those who give settings as options."""
+    """A command that takes KEY=VALUE, and says so where settings are given as options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuses options that there are not."""
+        """Refuses unknown options."""
         known = {name for option in self.get_params(ctx) for name in option.opts}
         for word in args:
             if word == "--":  # only arguments follow
@@ -31,13 +31,22 @@ class OverridesCommand(TyperCommand):
 
 ConfigName = Annotated[
     str,
-    typer.Argument(metavar="CONFIG", help="A YAML file, a shipped name (see `piip models`), or an official file stem."),
+    typer.Argument(
+        metavar="CONFIG",
+        help="A YAML file, a run directory, a shipped name (see `piip models`), or an official file stem.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Config values to replace, as in optim.lr=2e-4.")
 ]
 Weights = Annotated[
-    Path, typer.Option("--weights", metavar="FILE", help="A run, one of its checkpoints, or a weight file.")
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="A run (DIR, or NAME for runs/NAME), one of its checkpoints, or a weight file; by default those of CONFIG "
+        "if that is a run.",
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -55,7 +64,24 @@ def with_data(overrides: list[str] | None, data: Path | None) -> list[str]:
     return [*(overrides or ()), *([] if data is None else [f"data.folder={dumps(str(data))}"])]
 
 
-def require(weights: Path) -> None:
-    """Raises MissingFile before anything slow is imported if the weights that the user named are not there."""
-    if not weights.exists() and not weights.is_symlink():
-        raise MissingFile(f"weights not found: {weights}")
+def require(weights: Path) -> Path:
+    """The weights behind a path, or behind the name of a run below runs/.
+
+    Raises MissingFile, before anything slow is imported, if they are not there.
+    """
+    for path in (weights, Path("runs") / weights):
+        if path.exists() or path.is_symlink():
+            return path
+    raise MissingFile(f"weights not found: {weights}")
+
+
+def weights_or_own(weights: Path | None, config: str) -> Path:
+    """The weights that were named, or those of the run whose directory, or config.yaml, was given as the config."""
+    from piip.config.load import find_config
+
+    if weights is not None:
+        return require(weights)
+    source = find_config(config)
+    if source.name == "config.yaml" and (source.parent / "checkpoints").is_dir():
+        return source.parent
+    raise typer.BadParameter(f"--weights is needed: {config} is no run, which would have its own")

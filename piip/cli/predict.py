@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from piip.cli.options import ConfigName, Device, Weights, require
+from piip.cli.options import ConfigName, Device, Weights, weights_or_own
 
 _SHOWN = 20
 
@@ -17,25 +17,25 @@ _SHOWN = 20
 def predict(
     config: ConfigName,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")],
-    weights: Weights,
     output: Annotated[
         Path,
         typer.Option(
             "--output", metavar="DIR", file_okay=False, help="Where overlays and predictions.json are written."
         ),
     ],
+    weights: Weights = None,
     score_threshold: Annotated[
         float, typer.Option("--score-threshold", min=0.0, max=1.0, help="Detections with a lower score are left out.")
     ] = 0.3,
     device: Device = None,
 ) -> None:
-    """Predict on images; writes overlays to look at, and all results as JSON."""
+    """Predict on images; write overlays to look at, and all results as JSON."""
     from piip.config.load import load_config
     from piip.errors import DataError
 
     settings = load_config(config)
-    # Before torch is imported, which takes seconds.
-    require(weights)
+    # These checks come before torch is imported, which takes seconds.
+    weights = weights_or_own(weights, config)
     for image in images:
         if not glob.has_magic(str(image)) and not os.path.lexists(image):
             raise DataError(f"image not found: {image}")

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from piip.cli.console import cell_text, table
 
-# Of more classes than this the worst ones are shown.
+# If there are more classes than MOST_ROWS, only the WORST_ROWS worst ones are shown.
 MOST_ROWS = 40
 WORST_ROWS = 20
 
@@ -51,7 +51,7 @@ def giga(macs: int) -> str:
 
 
 def metric_table(metrics: Mapping[str, float | None]) -> Table:
-    """Figures by name; those of the same measure on several targets ('box_ap50', 'mask_ap50') share a row."""
+    """Metrics by name. The same measure of several targets ('box_ap50', 'mask_ap50') stands in one row."""
     targets: dict[str, None] = {}
     measures: dict[str, dict[str, float | None]] = {}
     for name, value in metrics.items():
@@ -65,9 +65,9 @@ def metric_table(metrics: Mapping[str, float | None]) -> Table:
 
 
 def class_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table of rows that all have the same keys, the first of them the class.
+    """A table of rows that all have the same keys, of which the first is the class.
 
-    Of more than MOST_ROWS classes those WORST_ROWS are shown, worst first, that have the lowest first figure.
+    Of more than MOST_ROWS classes it shows the WORST_ROWS ones with the lowest first metric, worst first.
     """
     columns = list(rows[0]) if rows else ["class"]
     words = [any(isinstance(row[column], str) for row in rows) for column in columns]
@@ -80,10 +80,10 @@ def class_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _rank(value: float | None) -> float:
-    """The figure; infinite where it could not be measured."""
+    """The metric; infinite where it could not be measured."""
     return value if value is not None and value >= 0 else math.inf
 
 
 def figure(value: float | None) -> str:
-    """Four digits; '-' for what could not be measured (None, NaN or the -1 in older records of COCO's figures)."""
+    """Four digits; '-' for what could not be measured: None, NaN, or -1 in older records of COCO's metrics."""
     return f"{value:.4f}" if value is not None and value >= 0 else "-"

@@ -1,4 +1,4 @@
-"""A config that is being put together from files and the command line."""
+"""A config while it is put together from files and the command line."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from piip.errors import ConfigError
 
 COMMAND_LINE = "command line"
 
-# Names and published figures belong to one experiment and are not inherited.
+# These keys belong to one experiment and are not inherited.
 _OWN_KEYS = ("name", "official", "released", "published", "alternative")
 
 
 class Draft:
-    """What has been merged (data), and for every dotted key the file that set it last, or the command line (origin)."""
+    """A config that is being merged.
+
+    data: what has been merged so far. origin: for every dotted key the file that set it last, or COMMAND_LINE. file:
+    the file that the draft is made from.
+    """
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -28,12 +32,12 @@ class Draft:
         self.origin: dict[str, str] = {}
 
     def inherit(self, base: Draft) -> None:
-        """Merges another config, but for what belongs to it alone."""
+        """Merges another config, except for the keys that belong to that one alone."""
         data = {key: value for key, value in base.data.items() if key not in _OWN_KEYS}
         self._merge(self.data, data, "", [Config], lambda key: base.origin.get(key, base.file))
 
     def add(self, data: dict[str, Any]) -> None:
-        """Merges what the file itself says."""
+        """Merges the content of the file itself."""
         self._merge(self.data, data, "", [Config], lambda _: self.file)
 
     def _merge(
@@ -44,9 +48,9 @@ class Draft:
         models: Sequence[type[Strict]],
         writer: Callable[[str], str],
     ) -> None:
-        """Mappings merge key by key and all else replaces, as does a mapping of another type: its keys differ.
+        """Merges mappings key by key. Any other value replaces the old one, and so does a mapping of another type.
 
-        models: what may stand at the prefix. They say which type is meant where none is named.
+        models: the models that may stand at the prefix. They say which type is meant where none is named.
         """
         for key, value in update.items():
             dotted, old = f"{prefix}{key}", target.get(key)
@@ -62,7 +66,7 @@ class Draft:
                 members = of_type(models_in(field.annotation), value.get("type", held or default)) if field else []
                 self._merge(target[key], value, f"{dotted}.", members, writer)
             else:
-                # Lists are changed in place by overrides, and may stand in several places by an alias.
+                # Overrides change lists in place, and with a YAML alias one list may stand in several places.
                 target[key] = copy.deepcopy(value)
 
     def override(self, text: str) -> None:
@@ -92,7 +96,7 @@ class Draft:
         self.origin[key] = COMMAND_LINE
 
     def _retype(self, node: dict[str, Any], place: str, name: Any) -> None:
-        """Drops what files say of a part that is to have another type, as merging does."""
+        """Drops the settings that files gave to a part that gets another type, as merging does."""
         field = _field([Config], place.split("."))
         held = node.get("type", default_type(field)) if field is not None else None
         if held in (None, name):
@@ -104,9 +108,9 @@ class Draft:
         self.origin[place] = COMMAND_LINE
 
     def fit_branches(self) -> None:
-        """Leaves inherited settings of every branch out where the type of a branch does not have them.
+        """Leaves out inherited settings of every_branch for branches whose type does not have them.
 
-        What the file itself or the command line says is never left out, so that mistakes show.
+        Settings of the file itself or of the command line are never left out, so that mistakes show.
         """
         key = "model.backbone.every_branch"
         backbone = _get(_get(self.data, "model"), "backbone")
@@ -133,7 +137,7 @@ class Draft:
                     self.origin[f"model.backbone.branches.{index}.{name}"] = writer
 
     def _forget(self, key: str) -> None:
-        """What a replaced mapping held was written nowhere."""
+        """Drops the origins of the keys below a mapping that was replaced."""
         for below in [other for other in self.origin if other.startswith(f"{key}.")]:
             del self.origin[below]
 
@@ -153,7 +157,7 @@ def _child(node: Any, part: str, where: str) -> Any:
 
 
 def _field(models: Sequence[type[Strict]], keys: Sequence[str]) -> FieldInfo | None:
-    """The field that keys lead to, through lists and whatever types there are; None where they lead nowhere."""
+    """The field that the keys lead to, through lists and all possible types; None where they lead to none."""
     field = None
     for key in keys:
         if not key.isdecimal():

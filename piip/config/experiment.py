@@ -52,20 +52,20 @@ class OptimConfig(Strict):
     betas: tuple[float, float] = (0.9, 0.999)
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning-rate factor per layer from the output downwards")
     new_lr_scale: float = Field(
-        1.0, gt=0, description="learning-rate factor of what no pretrained network has, such as the interactions"
+        1.0, gt=0, description="learning-rate factor of parameters that no pretrained network has, as in interactions"
     )
-    decay_all: bool = Field(False, description="weight decay on norms and biases too, as plain AdamW has it")
+    decay_all: bool = Field(False, description="weight decay on norms and biases too, as in plain AdamW")
     clip_grad_norm: float | None = Field(None, gt=0)
     accumulate: int = Field(1, gt=0, description="forward-backward passes per optimizer step")
 
 
 class ScheduleConfig(Strict):
-    """Learning rate over the run; the length is given in epochs or in iterations, and so are the milestones."""
+    """The learning rate over the run, whose length and milestones are given either in epochs or in iterations."""
 
     epochs: int | None = Field(None, gt=0)
     iterations: int | None = Field(None, gt=0)
     policy: Literal["step", "cosine", "poly", "timm_cosine"] = Field(
-        "step", description="timm_cosine: as the released classification loop, with the settings that begin with timm_"
+        "step", description="timm_cosine: that of the released classification loop, with the settings timm_..."
     )
     milestones: tuple[int, ...] = Field((), examples=[[8, 11]])
     gamma: float = Field(0.1, gt=0, le=1)
@@ -105,10 +105,16 @@ class TrainConfig(Strict):
     checkpoint_every: int = Field(1, gt=0, description="in the unit of schedule: epochs or iterations")
     keep_checkpoints: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
     log_every: int = Field(20, gt=0, description="iterations between log lines")
+    freeze: tuple[str, ...] = Field(
+        (),
+        examples=[["backbone.branches.0", "neck"]],
+        description="parts of the model that do not train, by the names of modules or parameters, wildcards allowed; "
+        "a module that is frozen as a whole runs as in evaluation, without dropout and with fixed batch norms",
+    )
 
 
 class Published(Strict):
-    """What the paper's tables say of this row."""
+    """The figures of this row in the paper's tables."""
 
     model: str
     box_ap: float | None = None

@@ -9,7 +9,7 @@ from piip.branches.vit.config import VIT_SIZES
 from piip.config.mistakes import explain
 from piip.errors import ConfigError
 
-# What `--branches` means when no resolutions are given: the largest released rows, and 1024 for a single branch.
+# The resolutions of `--branches` when none are given: those of the largest released rows, 1024 for a single branch.
 DEFAULT_RESOLUTIONS = {
     **dict.fromkeys("tsbl", (1024,)),
     "tsb": (1568, 1120, 672),
@@ -21,7 +21,7 @@ DEFAULT_RESOLUTIONS = {
 def backbone_from_letters(letters: str, resolutions: tuple[int, ...] | None = None) -> BackboneConfig:
     """DeiT branches by letter ('tsb'), finest resolution first, with the attention windows of the released rows.
 
-    resolutions: pixels per branch; where they are left out, those of the largest released row.
+    resolutions: pixels per branch; without them, those of the largest released row are taken.
     Raises ConfigError for an unknown letter or resolutions that do not fit.
     """
     letters = letters.lower()
@@ -32,7 +32,8 @@ def backbone_from_letters(letters: str, resolutions: tuple[int, ...] | None = No
         if letters not in DEFAULT_RESOLUTIONS:
             raise ConfigError(f"no row of branches '{letters}' was released; give {len(letters)} with --resolutions")
         resolutions = DEFAULT_RESOLUTIONS[letters]
-    # Released: windows of 14 x 14, or 28 x 28 where a pyramid holds an L; a single branch has every third block global.
+    # As released: windows of 14 x 14, or 28 x 28 in a pyramid with an L branch; every third block of a single branch is
+    # global.
     window = 28 if "l" in letters and len(letters) > 1 else 14
     branches = []
     for letter in letters.upper():

@@ -23,10 +23,10 @@ from piip.errors import ConfigError, first_few
 
 _log = logging.getLogger(__name__)
 
-# In an installed wheel the configs lie inside the package; in a checkout they lie beside it.
+# In an installed wheel the configs are inside the package; in a checkout they are beside it.
 _PACKAGE = Path(__file__).parents[1]
 _CONFIG_DIRS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
-# Bases that a config may have in all, those of its bases included.
+# The most bases that a config may have, with the bases of its bases.
 _MOST_BASES = 100
 
 
@@ -40,7 +40,7 @@ def config_dir() -> Path:
 
 @cache
 def _shipped_files() -> dict[str, Path]:
-    """Every shipped file by name: the experiments, and the building blocks in base/."""
+    """Every shipped file by name: the experiments and the building blocks in base/."""
     root = config_dir()
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
 
@@ -103,7 +103,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     known = {file: key for key, file in shipped_configs().items()}
     draft.data.setdefault("name", known.get(path, path.stem))
     config = config_from_dict(draft.data, origin=draft.origin, source=draft.file)
-    if not os.path.isdir(name):  # of a run it was said when the run began
+    if not os.path.isdir(name):  # a run was warned of when it began
         _compare_sizes(config, draft.origin)
     return config
 
@@ -122,7 +122,7 @@ def dump_config(config: Config) -> str:
 
 
 def _compare_sizes(config: Config, origin: dict[str, str]) -> None:
-    """Warns of resolutions that are not those of the images, where a user has set either."""
+    """Warns if resolutions do not match the size of the images and a user has set either of them."""
     given, finest = config.data.train_transforms.long_side, config.model.backbone.resolutions[0]
     sizes = r"model\.backbone\.resolutions|data\.train_transforms\.(resize|crop|size)"
     shipped = config_dir().resolve()
@@ -141,14 +141,14 @@ def _compare_sizes(config: Config, origin: dict[str, str]) -> None:
 
 
 class _Reader:
-    """Reads one config and its bases, every file once."""
+    """Reads one config and its bases; every file is read once."""
 
     def __init__(self) -> None:
         self._read: dict[Path, Draft] = {}
         self._bases = 0
 
     def read(self, path: Path, above: tuple[Path, ...] = ()) -> Draft:
-        """The file merged onto its bases. above: the files that it is a base of."""
+        """The file, merged onto its bases. above: the chain of files that led here as bases."""
         path = path.resolve()
         if path in above:
             names = " -> ".join(file.name for file in (*above, path))
@@ -182,7 +182,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 def _find_base(base: str, path: Path) -> Path:
     """The file that a config at `path` names as its base: one relative to it, or else a shipped one by name."""
     beside = path.parent / base
-    if os.path.isfile(beside):  # which also takes what is no name at all
+    if os.path.isfile(beside):  # unlike Path.is_file, this takes texts that cannot be names
         return beside
     shipped = _shipped_files()
     if base in shipped:

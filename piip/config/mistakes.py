@@ -1,4 +1,4 @@
-"""pydantic's findings in plain words: who wrote it (a file or the command line), the key, what is wrong, the remedy."""
+"""Explains pydantic's errors: the file or command line at fault, the key, what is wrong with it, and the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from piip.errors import first_few
 
 _MAPPING = "a mapping of keys, as in {{key: value}}"
 
-# By the beginnings of pydantic's kinds of mistakes; what was given is shown behind these.
+# What to give instead, by the beginning of pydantic's error type. The given value is shown behind these words.
 _WORDS = {
     "int_": "a whole number, as in 8",
     "float_": "a number, as in 0.5",
@@ -35,19 +35,19 @@ _WORDS = {
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
 }
-# Mistakes that are told.
+# The most mistakes that a message lists.
 _MOST = 20
-# A key this similar to the one given is meant, rather than another of the given name elsewhere.
+# If a key here is at least this similar to the given one, it is suggested, rather than an equal key elsewhere.
 _CLOSE = 0.75
-# Mistakes in the form of a list, which concern all of it.
+# Error types that concern a list as a whole.
 _LISTS = ("tuple_type", "list_type")
 
 
 class _Place(NamedTuple):
-    """Where pydantic found a mistake, in the words of a file.
+    """The place of a mistake, in terms of a config file.
 
-    keys: that lead there. models: what may stand there. family: the same before the type was told apart. field: the one
-    that the keys end in.
+    keys: the keys that lead to it. models: the models that may stand there. family: the same before the type is known.
+    field: the field that the last key names.
     """
 
     keys: list[str]
@@ -59,19 +59,21 @@ class _Place(NamedTuple):
 def explain(
     error: ValidationError, root: type[Strict], data: dict[str, Any], origin: Mapping[str, str], source: str
 ) -> str:
-    """The mistakes, one a line.
+    """The mistakes, one per line.
 
-    data: what was checked. origin: who set each dotted key. source: the file that was loaded, for what nobody set.
+    data: what was checked. origin: the file that set each dotted key, or the command line. source: the file that was
+    loaded, which is named for keys that nobody set.
     """
     found = error.errors()[:_MOST]
-    # A list is not too short because its items are wrong: pydantic counts the right ones.
+    # pydantic counts only the valid items of a list, so that a list with a mistake seems to be too short as well.
     containers = {item["loc"][:end] for item in found for end in range(len(item["loc"]))}
     lines: dict[tuple[str, str], list[str]] = {}
     for item in found:
         if item["type"] != "too_short" or item["loc"] not in containers:
             where, what, given = _describe(item, root, data, origin, source)
             ways = lines.setdefault((where, given), [])
-            # A setting of several kinds is told each of them; a mistake in every_branch is found in each branch.
+            # A setting that takes several types has an error for each; a mistake in every_branch is reported once per
+            # branch, and kept once.
             if what not in ways:
                 ways.append(what)
     told = [f"{where}: {_alternatives(ways)}{given}" for (where, given), ways in lines.items()]
@@ -117,7 +119,7 @@ def _describe(
 
 
 def _follow(location: Sequence[str | int], root: type[Strict], data: Any) -> _Place:
-    """The keys of a file that lead to a mistake, and the models along them; the data say which member of a family."""
+    """The keys that lead to a mistake, and the models on the way. The data say which member of a family is meant."""
     keys: list[str] = []
     models = family = [root]
     field: FieldInfo | None = None
@@ -137,18 +139,18 @@ def _follow(location: Sequence[str | int], root: type[Strict], data: Any) -> _Pl
 
 
 def _as_written(keys: list[str], data: dict[str, Any]) -> list[str]:
-    """A setting that a branch has from every_branch is named as one of that."""
+    """The keys of every_branch instead, for a setting that a branch has from there."""
     if keys[:3] == ["model", "backbone", "branches"] and len(keys) > 4:
         backbone = data["model"]["backbone"]
         shared, own = backbone.get("every_branch", {}), backbone["branches"][int(keys[3])]
-        # The keys of a file may be numbers.
+        # Keys in a file may be numbers.
         if isinstance(shared, dict) and keys[4] in map(str, shared) and keys[4] not in map(str, own):
             return ["model", "backbone", "every_branch", *keys[4:]]
     return keys
 
 
 def _culprit(keys: list[str], concerned: Sequence[str], origin: Mapping[str, str], source: str) -> str:
-    """Who set the key; or the last of those who set the settings below it that are concerned."""
+    """The file that set the key, or that set one of the concerned settings below it last; or the command line."""
     below = "".join(f"{key}." for key in keys)
     writers = {
         writer for key, writer in origin.items() if key.startswith(below) and _among(key[len(below) :], concerned)
@@ -164,7 +166,7 @@ def _among(key: str, names: Sequence[str]) -> bool:
 
 
 def _hint(key: str, place: _Place, root: type[Strict]) -> str:
-    """The remedy for an unknown key: the type it belongs to, the nearest key here or elsewhere, or all valid ones."""
+    """The remedy for an unknown key: the type that has it, the nearest key here or elsewhere, or all valid keys."""
     (model,) = place.models
     owners = [name for other in place.family if key in other.model_fields for name in types_of([other])]
     if owners:
@@ -208,7 +210,7 @@ def _value(data: Any, keys: Sequence[str], otherwise: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value as a file would have it, cut where it is long."""
+    """A value as it would stand in a file, shortened where it is long."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     text = repr(value) if isinstance(value, (str, list, dict)) else str(value)

@@ -1,4 +1,4 @@
-"""YAML within bounds: a config is small, and what is not is refused before it takes time or memory."""
+"""Reads YAML within bounds: configs are small, and anything large is refused before it takes time or memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import yaml
 
 from piip.errors import ConfigError
 
-# What the largest resolved config needs, some twenty times over; this much is read in a second.
+# About twenty times what the largest resolved config needs; this much is read in a second.
 _MOST_BYTES = 256_000
 _MOST_VALUES = 10_000
 _DEEPEST = 50
 _LONG_TEXT = 100
-# No setting needs more, and neither PyTorch nor numpy takes it.
+# No setting needs a larger number, and neither PyTorch nor numpy takes one.
 _LARGEST = 2**63
 
 
 class _RefusedError(Exception):
-    """What is wrong, and the line (from 0) it stands in."""
+    """The text is refused. line: the line of the fault, counted from 0."""
 
     def __init__(self, message: str, mark: Any) -> None:
         super().__init__(message)
@@ -27,12 +27,12 @@ class _RefusedError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts what is composed, with all that aliases stand for, and refuses keys given twice and senseless numbers."""
+    """Counts the values, with those that aliases stand for, and refuses duplicate keys and absurd numbers."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.depth = 0
-        # Of every node that is complete, by its identity: how many values it holds, a long text counting as several.
+        # The number of values in every complete node, by its identity; a long text counts as several values.
         self.sizes: dict[int, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -83,7 +83,7 @@ def _short(text: str) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds. Raises ConfigError naming the file and, where there is one, the line at fault."""
+    """The content of a YAML file. Raises ConfigError naming the file and, if there is one, the line at fault."""
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)

@@ -3,14 +3,14 @@
 A run keeps them below `checkpoints/`, each in a directory named after its step:
 
     model.safetensors   the weights            ema.safetensors   their moving average, if there is one
-    trainer.pt          all else that a resumed run needs, loadable with `weights_only=True`
-    meta.json           step, config, class names, versions, and size and SHA-256 of every file
-    evaluation.json     metrics, once they have been computed
+    trainer.pt          everything else that a resumed run needs, loadable with `weights_only=True`
+    meta.json           step, config, class names, fingerprints of the data, versions, size and SHA-256 of every file
+    evaluation.json     the metrics, once they have been computed
 
-All of them are covered by checksums (see `piip.engine.integrity`). A checkpoint is written into a temporary directory
-beside, every file is flushed to the disk, and the directory is renamed. A kill or a full disk leaves the earlier ones
-untouched. `last` and `best` are links (small files where the file system has no links) and are replaced in one step,
-after the checkpoint they point at is whole.
+All of them are covered by checksums (see `piip.weights.integrity`). A checkpoint is written into a temporary directory
+beside its final place, every file is flushed to the disk, and the directory is renamed. A kill or a full disk leaves
+the earlier checkpoints untouched. `last` and `best` are links (small files where the file system has no links). They
+are replaced in one step, after the checkpoint that they point at has been written as a whole.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ def save_checkpoint(
     trainer: dict[str, Any],
     config: dict[str, Any],
     class_names: list[str],
+    data: dict[str, str] | None = None,
 ) -> Path:
     """Writes `root/<step>/` and points `last` at it.
 
-    weights: 'model' and perhaps 'ema' -> state dict. trainer: tensors, numbers, strings and containers of them.
-    Raises CheckpointError when the disk is full or not writable; what was there before is then untouched.
+    weights: 'model' and perhaps 'ema' -> state dict. trainer: tensors, numbers, strings and containers of them. data:
+    the fingerprints of the training and validation data. Raises CheckpointError when the disk is full or not writable;
+    what was there before is then untouched.
     """
     target, temporary = root / str(step), root / f".tmp-{step}-{os.getpid()}"
     try:
@@ -57,9 +59,10 @@ def save_checkpoint(
         torch.save(trainer, temporary / "trainer.pt")
         sync(temporary / "trainer.pt")
         meta = {"step": step, "piip": piip.__version__, "torch": torch.__version__, "files": describe_files(temporary)}
+        meta |= {} if data is None else {"data": data}
         write_document(temporary / "meta.json", meta | {"class_names": class_names, "config": config})
         if target.exists():
-            # A damaged one of the same step: a whole one would have been resumed from.
+            # This one must be damaged: the run would have been resumed from a whole checkpoint of the same step.
             shutil.rmtree(target)
         temporary.rename(target)
         sync(root)
@@ -89,7 +92,7 @@ def prune(root: Path, keep: int) -> None:
     protected = {follow(root, name) for name in POINTERS}
     for path in checkpoints(root)[:-keep]:
         if path not in protected:
-            # Renamed first: a kill in between must not leave half a checkpoint under a valid name.
+            # It is renamed first, so that a kill in between leaves no half checkpoint under a valid name.
             doomed = path.rename(root / f".tmp-{path.name}-{os.getpid()}")
             shutil.rmtree(doomed, ignore_errors=True)
     remove_leftovers(root)
@@ -105,7 +108,7 @@ def remove_leftovers(root: Path) -> None:
 
 
 def load_trainer_state(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given as `trainer`, on the CPU. Raises CheckpointError when it cannot be read."""
+    """The `trainer` that `save_checkpoint` was given, on the CPU. Raises CheckpointError when it cannot be read."""
     state = load_pickle(path / "trainer.pt")
     if not isinstance(state, dict):
         raise CheckpointError(f"{path / 'trainer.pt'} does not hold the state of a training run")
@@ -121,7 +124,7 @@ def write_evaluation(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:
-    """What `write_evaluation` stored, or None when this checkpoint has not been evaluated, as far as can be read."""
+    """The record that `write_evaluation` stored; None if there is none or it cannot be read."""
     file = path / "evaluation.json"
     try:
         record = read_document(file)

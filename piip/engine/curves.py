@@ -1,4 +1,4 @@
-"""curves.png: losses, learning rate and metrics of a run in one picture."""
+"""Draws curves.png: losses, learning rate and metrics of a run in one picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from piip.files import write_file
 
 _COLOURS = ("#3366cc", "#e07b39", "#2f9e6e", "#b8458b", "#8a6d3b", "#6b5fc7", "#3aa6b9", "#c44949")
 _INK, _GRID = "#2b2b33", "#e4e4ea"
-# More lines than this cannot be told apart.
+# The number of metrics that are drawn; more lines could not be told apart.
 _METRICS = 6
 _SMOOTHING = 0.75
 
@@ -66,7 +66,7 @@ def _draw_metrics(axes: Axes, evaluations: Sequence[dict[str, Any]]) -> None:
     _dress(axes, "validation")
     names = evaluations[-1]["metrics"] if evaluations else {}
     known_names = [name for name, value in names.items() if value not in (None, -1)]
-    # The figures with the plainest names are the headlines: box_ap50 before box_ap_small.
+    # The metrics with the shortest names are the most important ones: box_ap50 before box_ap_small.
     for index, name in enumerate(sorted(known_names, key=lambda name: name.count("_"))[:_METRICS]):
         known = [record for record in evaluations if record["metrics"].get(name) is not None]
         x, y = [record["step"] for record in known], [record["metrics"][name] for record in known]
@@ -101,7 +101,7 @@ def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], lis
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """Exponential moving average without the bias towards the first value."""
+    """The exponential moving average, corrected for its bias towards the first value."""
     smoothed, total, weight = [], 0.0, 0.0
     for value in values:
         total = _SMOOTHING * total + (1 - _SMOOTHING) * value

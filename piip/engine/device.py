@@ -15,7 +15,7 @@ from piip.precision import compute_dtype
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device behind 'auto' (or None), 'cpu', 'cuda', 'cuda:1'; under torchrun 'cuda' is the local rank's own GPU.
+    """The device named 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'; under torchrun 'cuda' is the GPU of the local rank.
 
     Raises ConfigError when there is no such device.
     """
@@ -40,14 +40,14 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context of a forward pass in training, in the precision of a config, see `compute_dtype`."""
+    """The context of a forward pass in training, for the precision of a config, see `compute_dtype`."""
     dtype = compute_dtype(device, precision)
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 @contextmanager
 def tf32(wanted: bool | None) -> Iterator[None]:
-    """Lets float32 products and convolutions on GPUs use TF32 in the block, or not; None leaves torch's settings."""
+    """In the block, float32 matrix products and convolutions on GPUs use TF32 or not; None keeps torch's settings."""
     if wanted is None:
         yield
         return
@@ -61,7 +61,7 @@ def tf32(wanted: bool | None) -> Iterator[None]:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory used so far: allocated on a GPU, else resident in this process."""
+    """The peak memory so far: what was allocated on a GPU, or was resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -44,7 +44,8 @@ class Evaluation:
     """What an evaluation found.
 
     metrics: the figures of all metrics by name, the main one first, None where there is nothing to measure. tables: one
-    per metric, with a row per class. unread: a message for each image that could not be read. pictures: files drawn.
+    per metric, with a row per class. unread: a message for each image that could not be read. seconds: duration of the
+    evaluation. pictures: the files that the metrics have drawn.
     """
 
     metrics: Mapping[str, float | None]
@@ -72,9 +73,9 @@ def evaluate(
 ) -> Evaluation:
     """Runs the model over the loader's share of the images and scores the results of all ranks.
 
-    model: ready for inference, see `piip.precision`. Every rank must call it, also one that has no images, and gets the
-    same figures. check: called between batches; what it raises ends the evaluation. pictures: a folder in which the
-    metrics draw what they have to show, if it is given.
+    model: ready for inference, see `piip.precision`. Every rank must call this function, even without images, and gets
+    the same figures. check: called between batches; what it raises ends the evaluation. pictures: a folder in which the
+    metrics draw their pictures, if one is given.
     An image that cannot be read counts as one without results, with a warning.
     Raises DataError if no image can be read, and ConfigError for two metrics with figures of the same name.
     """
@@ -111,8 +112,8 @@ def run_evaluation(
 ) -> Evaluation:
     """Evaluates weights on the validation data of a config, under torchrun in all its processes.
 
-    weights: a run, a checkpoint or a weight file. output: where metrics.json, and pictures if the metrics draw any, are
-    written, if given. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. Raises PiipError and its kinds.
+    weights: a run, a checkpoint or a weight file. output: the folder for metrics.json and the pictures of the metrics;
+    nothing is written without it. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. Raises PiipError and its kinds.
     """
     metrics = config.chosen_metrics
     with distributed.session(device) as target, logging_to() as console:
@@ -182,12 +183,12 @@ def _conclude(
 
 
 def _paths(data: DatasetConfig) -> list[Path]:
-    """The files and folders that a data set is read from."""
+    """The files and folders from which a data set is read."""
     return [value for _, value in data if isinstance(value, Path)]
 
 
 def _make_folder(output: Path, inputs: list[Path]) -> None:
-    """Makes the folder of the results, which must not take the place of anything that is read."""
+    """Makes the folder of the results, which must not overwrite anything that is read."""
     check_outputs([output / _REPORT], inputs)
     for folder in inputs:
         if (

@@ -1,4 +1,4 @@
-"""What a run says: log lines, a progress bar on terminals, metrics.jsonl, TensorBoard events and curves.png."""
+"""The records of a run: log lines, a progress bar on terminals, metrics.jsonl, TensorBoard events and curves.png."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def logging_to(file: Path | None = None) -> Iterator[Console]:
-    """Shows the messages of `piip` on stderr while the block runs, and appends them to `file` if there is one.
+    """Shows the log messages of `piip` on stderr while the block runs, and appends them to `file` if there is one.
 
-    Only the main process writes; the others are heard from warnings on. Yields the console for a progress bar to share.
+    The main process writes all messages, the others show warnings only. Yields the console, which a progress bar has to
+    share.
     """
     console = Console(stderr=True, highlight=False)
     root = logging.getLogger("piip")
     level, propagates = root.level, root.propagate
     handlers: list[logging.Handler] = []
     if console.is_terminal:
-        # Without its highlighter, which paints the numbers in the names of files.
+        # Rich's own highlighter would colour the numbers in the names of files.
         plain = NullHighlighter()
         handlers.append(RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", highlighter=plain))
         handlers[0].setFormatter(_OneLine("%(message)s"))
     else:
         handlers.append(logging.StreamHandler(sys.stderr))
         handlers[0].setFormatter(_OneLine("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
-    # Said by the progress bar, or by the command line at the end: then only the file needs it.
+    # The progress bar shows "on_bar" messages, and the command line shows "at_end" ones; only the file needs them.
     hidden = ("on_bar", "at_end") if console.is_terminal else ("at_end",)
     handlers[0].addFilter(lambda record: not any(hasattr(record, name) for name in hidden))
     if distributed.is_main() and file is not None:
@@ -65,7 +66,7 @@ def logging_to(file: Path | None = None) -> Iterator[Console]:
 
 
 class _OneLine(logging.Formatter):
-    """A line for every record: names of classes and files may hold line breaks and commands to the terminal."""
+    """Keeps every record on one line: names of classes and files may hold line breaks and control characters."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = visible(record.message)
@@ -73,9 +74,9 @@ class _OneLine(logging.Formatter):
 
 
 class _LogFile(logging.StreamHandler):
-    """Appends to a file, though not through a link, which may lead anywhere.
+    """Appends to a file, but not through a link, which may lead anywhere.
 
-    On a full disk lines are lost: that the disk is full is said by the checkpoint that cannot be saved.
+    On a full disk, lines are lost without an error: the next checkpoint, which cannot be saved, will raise it.
     """
 
     def __init__(self, file: Path) -> None:
@@ -85,7 +86,7 @@ class _LogFile(logging.StreamHandler):
         super().__init__(open(file, "a", encoding="utf-8", opener=opener))  # noqa: SIM115 - closed below
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Logging's own would print a traceback."""
+        """Ignores the error, for which the method of `logging` would print a traceback."""
 
     def close(self) -> None:
         with suppress(OSError):
@@ -94,7 +95,7 @@ class _LogFile(logging.StreamHandler):
 
 
 class Bar:
-    """A progress bar on the main process's terminal; silent where stderr is no terminal."""
+    """A progress bar on the terminal of the main process; nothing where stderr is no terminal."""
 
     def __init__(self, console: Console | None, description: str, total: int, done: int = 0) -> None:
         console = console or Console(stderr=True)
@@ -125,7 +126,7 @@ class Bar:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Takes the bar off the terminal for the block, in which another one may be shown."""
+        """Removes the bar from the terminal during the block, in which another bar may be shown."""
         self.__exit__(None, None, None)
         try:
             yield
@@ -133,16 +134,16 @@ class Bar:
             self.__enter__()
 
     def advance(self, note: str = "") -> None:
-        """Moves on by one; `note` is shown behind the bar."""
+        """Advances by one; `note` is shown behind the bar."""
         if self._progress is not None:
             self._progress.update(self._task, advance=1, note=note)
 
 
 class JsonLines:
-    """A file of one JSON document a line, each written whole and at once, so that a kill leaves whole lines."""
+    """A file with one JSON document per line. Each line is written at once, so that a kill leaves whole lines."""
 
     def __init__(self, path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """keep: which of the records already in the file stay; a torn last line never does. Raises OSError."""
+        """keep: which records of an existing file stay; an incomplete last line never does. Raises OSError."""
         self.records = [record for record in _read_lines(path) if keep(record)] if path.exists() else []
         write_file(path, "".join(to_json(record) + "\n" for record in self.records))
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
@@ -158,10 +159,10 @@ class JsonLines:
 
 
 class RunLog:
-    """Records of one training run, on the main process; elsewhere every method does nothing.
+    """The records of one training run, written by the main process; in other processes the methods do nothing.
 
-    output: the run directory. resumed_step: where a resumed run goes on; later records are dropped. evaluated: whether
-    the evaluation at that step is done and its record stays.
+    output: the run directory. resumed_step: the step from which a resumed run goes on; later records are dropped.
+    evaluated: whether that step has been evaluated, so that the record of its evaluation stays.
     """
 
     def __init__(self, output: Path, *, resumed_step: int | None = None, evaluated: bool = False) -> None:
@@ -170,7 +171,7 @@ class RunLog:
         self._lines: JsonLines | None = None
         if not distributed.is_main():
             return
-        # Slow to import, and of no use to the other ranks.
+        # This import is slow, and the other ranks do not need it.
         from torch.utils.tensorboard import SummaryWriter
 
         def keep(record: dict[str, Any]) -> bool:
@@ -183,14 +184,14 @@ class RunLog:
             stack.enter_context(_quiet_threads())
             self._lines = JsonLines(output / "metrics.jsonl", keep)
             stack.callback(self._lines.close)
-            # Hides what an earlier attempt wrote from there on.
+            # TensorBoard hides what an earlier attempt wrote for the steps from here on.
             purge = 0 if resumed_step is None else resumed_step + 1
             self._board = SummaryWriter(str(output / "tensorboard"), purge_step=purge)
             stack.callback(self._board.close)
             self._stack = stack.pop_all()
 
     def train(self, record: dict[str, Any]) -> None:
-        """record: step, epoch, lr, loss, losses by name, grad_norm, time and data_time in s a step, memory_mib."""
+        """Writes a record: step, epoch, lr, loss, losses by name, grad_norm, memory_mib, time and data_time in s."""
         self._write({"event": "train"} | record)
         parts = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
         _log.info(
@@ -202,7 +203,7 @@ class RunLog:
         )
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        """record: step, epoch, metrics by name, seconds."""
+        """Writes a record: step, epoch, metrics by name, and seconds."""
         self._write({"event": "eval"} | record)
         measured = {name: value for name, value in record["metrics"].items() if value is not None}
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
@@ -215,14 +216,14 @@ class RunLog:
                 draw_curves(self._lines.records, self._output / "curves.png")
 
     def flush(self) -> None:
-        """Puts the records so far on the disk, so that no checkpoint outlives its history."""
+        """Writes the records so far to the disk, so that every checkpoint on the disk has its records there too."""
         if self._lines is not None:
             with self._writing():
                 sync(self._output / "metrics.jsonl")
                 self._board.flush()
 
     def close(self) -> None:
-        """Closes the files. A full disk is no error any more: what belongs to a checkpoint was flushed with it."""
+        """Closes the files. A full disk is only warned of: what belongs to a checkpoint has been flushed with it."""
         try:
             self._stack.close()
         except OSError as error:
@@ -253,7 +254,7 @@ class RunLog:
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Keeps TensorBoard's writer thread from showing its traceback: what it failed with is raised at the next call."""
+    """Hides the traceback of TensorBoard's writer thread, whose error is raised by the next call anyway."""
     shown = threading.excepthook
 
     def show(args: threading.ExceptHookArgs) -> None:
@@ -268,7 +269,7 @@ def _quiet_threads() -> Iterator[None]:
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of the whole lines; what is damaged is passed over."""
+    """The records of complete lines; damaged lines are passed over."""
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             record = json.loads(line)

@@ -30,7 +30,7 @@ def parameter_groups(
     num_layers: number of layers, ids 0 to num_layers - 1 (for a backbone of depth d: d + 2).
     new: names of the parameters that `new_lr_scale` is for.
     A layer's learning rate is `lr * layer_decay ** (num_layers - 1 - id)`. Vectors and biases have no weight decay,
-    unless the config decays all; all else has it, position embeddings and 0-d merge weights included.
+    unless the config decays all parameters; all others have it, with position embeddings and 0-d merge weights.
     Each group holds params, param_names, name, lr_scale, lr and weight_decay.
     """
     groups: dict[str, dict[str, Any]] = {}
@@ -68,14 +68,14 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`."""
     groups = parameter_groups(named_parameters, layer_ids, num_layers, config, new=new)
-    # The fused kernel is several times faster on CPUs and GPUs alike: a network has hundreds of small tensors.
+    # The fused kernel is several times faster on CPUs and GPUs alike, since a network has hundreds of small tensors.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 
 def set_lr(
     optimizer: torch.optim.Optimizer, iteration: int, *, base: float, schedule: ScheduleConfig, epoch_length: int
 ) -> float:
-    """Sets the rate of every group for the optimizer step number `iteration`; its full rate is base times its scale.
+    """Sets the rate of every group for the optimizer step number `iteration`. A group's full rate is base * lr_scale.
 
     Returns the rate of a group of scale 1.
     """
@@ -97,8 +97,8 @@ def learning_rate(full: float, iteration: int, schedule: ScheduleConfig, epoch_l
     if schedule.policy != "timm_cosine":
         return full * lr_factor(iteration, schedule, epoch_length)
     assert schedule.epochs is not None
-    # The official loop tells the scheduler of an epoch when it is over, so that each epoch runs at the rate of the one
-    # before it, and the first two alike.
+    # The official loop steps the scheduler after each epoch, so that every epoch runs at the rate of the one before
+    # it, and the first two at the same rate.
     epoch = max(0, iteration // epoch_length - 1)
     if epoch < schedule.timm_warmup_epochs:
         start = schedule.timm_warmup_lr
@@ -127,3 +127,25 @@ def lr_factor(iteration: int, schedule: ScheduleConfig, epoch_length: int) -> fl
     if iteration < schedule.warmup_iterations:
         factor *= 1 - (1 - iteration / schedule.warmup_iterations) * (1 - schedule.warmup_ratio)
     return factor
+
+
+def describe_extension(
+    base: float, old: ScheduleConfig, new: ScheduleConfig, *, iteration: int, epoch_length: int
+) -> str:
+    """What becomes of the learning rate of a run that goes on for longer than it was planned, from this iteration on.
+
+    base: the full rate. old, new: the same schedule but for its length.
+    """
+    length = f"{new.epochs} epochs instead of {old.epochs}"
+    if new.iterations is not None:
+        length = f"{new.iterations} iterations instead of {old.iterations}"
+    rate = learning_rate(base, iteration, new, epoch_length)
+    if new.policy == "step":
+        return (
+            f"the run goes on to {length}; the milestones {list(new.milestones)} stay, the learning rate is {rate:.3g}"
+        )
+    before = learning_rate(base, iteration, old, epoch_length)
+    return (
+        f"the run goes on to {length}; the {new.policy} schedule is stretched over all of them, so that the learning "
+        f"rate goes on at {rate:.3g} instead of {before:.3g}"
+    )

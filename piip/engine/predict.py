@@ -29,9 +29,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one image: its file, the overlay drawn, what was found and that in words; error if it could not be read.
+    """What was predicted on one image.
 
-    found: class name -> objects (detection), share of the pixels (segmentation) or score (classification).
+    overlay: the picture that was drawn. found: class name -> number of objects (detection), share of the pixels
+    (segmentation) or score (classification). words: the same in words. error: why the image could not be read.
     """
 
     image: Path
@@ -50,14 +51,14 @@ def run_prediction(
     score_threshold: float = 0.3,
     device: str | None = None,
 ) -> list[Prediction]:
-    """Predicts on images, one by one; writes an overlay for each, and predictions.json, into `output`.
+    """Predicts on images one by one, and writes an overlay for each, and predictions.json, into `output`.
 
     images: files, folders, and patterns with wildcards. weights: a run, a checkpoint or a weight file. score_threshold:
     objects with a lower score, from 0 to 1, are left out. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'.
-    What predictions.json holds is said by the writers in `piip.results`.
-    An image that cannot be read is reported and left out. After a signal or on a full disk the results so far are
-    written before the error. Raises DataError if no image can be read, or if one would be overwritten; Stopped after
-    SIGTERM and KeyboardInterrupt after Ctrl-C; and the kinds of PiipError.
+    The writers in `piip.results` describe what predictions.json holds.
+    An image that cannot be read is reported and left out. After a signal or on a full disk, the results so far are
+    written before the error is raised. Raises DataError if no image can be read, or if an image would be overwritten;
+    Stopped after SIGTERM; KeyboardInterrupt after Ctrl-C; and the other kinds of PiipError.
     """
     files = find_images(images)
     overlays = _overlay_paths(files, output)
@@ -107,10 +108,11 @@ def run_prediction(
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """The image files behind files, folders (not their subfolders) and patterns, each once, in the given order.
+    """The image files that files, folders (without their subfolders) and patterns name, each once, in the given order.
 
-    In folders names that begin with a dot are passed over, and with a warning what is no regular file and images of
-    formats that are not read. Raises DataError for what is not there, and for folders and patterns without images.
+    In folders, names that begin with a dot are passed over; so are, with a warning, entries that are no regular files
+    and images of formats that are not read. Raises DataError for a path that does not exist, and for folders and
+    patterns without images.
     """
     found: list[Path] = []
     passed_over = Report(first_few([str(path) for path in paths]))
@@ -142,7 +144,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def _read(file: Path, limit: int) -> Tensor | DataError:
-    """The image, or why it is left out."""
+    """The image, or the error for which it is left out."""
     try:
         return read_image(file, limit)
     except DataError as error:
@@ -151,8 +153,8 @@ def _read(file: Path, limit: int) -> Tensor | DataError:
 
 
 def _overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
-    """A name for each overlay; where images of different folders share one, all but the first get numbers."""
-    # A name that an image brings along is never given to another.
+    """The path of each overlay. Where images of different folders share a name, all but the first get numbers."""
+    # The name of an image is never given to the overlay of another image.
     taken = {file.stem.casefold() for file in files}
     seen: Counter[str] = Counter()
     paths = []

@@ -1,8 +1,9 @@
-"""The run directory before the first step: is it free, is there something to resume, and is it the same run?"""
+"""The run directory before the first step: is it free, is there a checkpoint to resume, is it of the same run?"""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -22,10 +23,10 @@ from piip.weights.integrity import read_meta
 _log = logging.getLogger(__name__)
 
 _LOCK = ".lock"
-# What is opened for appending, and so would be written through a link; other files are replaced.
+# These are opened for appending, and would be written through a link; all other files are replaced.
 _APPENDED = ("train.log", "tensorboard")
 
-# What may differ between a run and its continuation: it changes no step.
+# Settings that may differ between a run and its continuation, because they change no step.
 _HARMLESS = (
     "name",
     "official",
@@ -37,14 +38,16 @@ _HARMLESS = (
     "train.keep_checkpoints",
     "train.log_every",
 )
+# Settings that may grow, for a run that is to go on beyond its former end.
+_GROWING = ("schedule.epochs", "schedule.iterations")
 _SHOWN = 4
 
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Holds the run directory, made if need be, for one run; its main process keeps a lock on a file in it.
+    """Reserves the run directory for one run, whose main process keeps a lock on a file in it. It is made if need be.
 
-    The lock ends with the process, however that ends. Raises ConfigError, on all ranks, while another run has it.
+    The lock ends with the process, however that ends. Raises ConfigError, on all ranks, while another run holds it.
     """
     with ExitStack() as stack:
         distributed.on_main(lambda: stack.enter_context(_held(output)))
@@ -84,13 +87,13 @@ def _open_lock(path: Path) -> int:
             )
         if taken is None:
             _log.warning("%s: this file system has no locks; start no second run there", path.parent)
-        # The run before removes its file at its end, perhaps after it was opened here.
+        # The run before removes its file when it ends, perhaps after the file was opened here: then try again.
         if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)
 
 
-# Loader processes that are forked share the lock, and would keep it for a while after the main process was killed.
+# Forked loader processes share the lock, and would hold it for a while after the main process was killed.
 _inherited: set[int] = set()
 
 
@@ -106,8 +109,8 @@ os.register_at_fork(after_in_child=_close_inherited)
 def prepare_run(output: Path, config: Config, resume: str | None) -> Path | None:
     """Makes the run directory with its config.yaml. Returns the checkpoint to resume from, or None to start anew.
 
-    resume: None refuses a directory that holds a run; 'auto' takes the newest whole checkpoint in it, if there is any;
-    else a checkpoint, or a run directory with one.
+    resume: None refuses a directory that holds a run; 'auto' takes its newest whole checkpoint, if there is any; any
+    other value is the path of a checkpoint or of a run directory with one.
     Raises ConfigError and CheckpointError naming what is in the way.
     """
     root, records = output / "checkpoints", output / "metrics.jsonl"
@@ -122,13 +125,13 @@ def prepare_run(output: Path, config: Config, resume: str | None) -> Path | None
         checkpoint = _named_checkpoint(Path(resume))
         _check_place(checkpoint, output)
     if checkpoint is not None:
-        _check_same(read_meta(checkpoint, only=())["config"], config.model_dump(mode="json"), checkpoint)
+        _check_same(read_meta(checkpoint, only=()), config, checkpoint)
     try:
         root.mkdir(parents=True, exist_ok=True)
         remove_leftovers(root)
         for name in (*_APPENDED, records.name):
             path = output / name
-            irregular = path.exists() and not path.is_file() and not path.is_dir()  # a FIFO would be waited for
+            irregular = path.exists() and not path.is_file() and not path.is_dir()  # opening a FIFO would block
             if irregular or (path.is_symlink() and name in _APPENDED):
                 path.unlink()
         write_file(output / "config.yaml", dump_config(config))
@@ -167,23 +170,40 @@ def _check_place(checkpoint: Path, output: Path) -> None:
         )
 
 
-def _check_same(old: dict[str, Any], new: dict[str, Any], checkpoint: Path) -> None:
+def _check_same(meta: dict[str, Any], config: Config, checkpoint: Path) -> None:
+    """Raises ConfigError naming the settings in which a config differs from that of a checkpoint, if it is another run.
+
+    A run may go on for longer. Where its data lie is no part of it: that they are the same is seen when they are read.
+    Checkpoints from before data had fingerprints are held to the paths of theirs.
+    """
+    old = meta["config"]
     # Settings that came up since then have their defaults, which leave everything as it was.
     with suppress(ConfigError):
         old = config_from_dict(old).model_dump(mode="json")
-    before, after = _flatten(old), _flatten(new)
-    keys = [key for key in {**before, **after} if not key.startswith(_HARMLESS)]
-    changed = [key for key in keys if before.get(key) != after.get(key)]
+    before, after = _flatten(old), _flatten(config.model_dump(mode="json"))
+    paths = {key for key, value in _flatten(config.model_dump()).items() if isinstance(value, Path)}
+    places = {key for key in paths if key.startswith("data.")} if "data" in meta else set()
+    changed = [
+        key
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
+        and not key.startswith(_HARMLESS)
+        and key not in places
+        and not (key in _GROWING and (before.get(key) or math.inf) < (after.get(key) or 0))
+    ]
     if changed:
         shown = ", ".join(f"{key} was {before.get(key)!r} and is {after.get(key)!r}" for key in changed[:_SHOWN])
         more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-        raise ConfigError(f"{checkpoint} belongs to another config: {shown}{more}; undo this, or start a new run")
+        raise ConfigError(
+            f"{checkpoint} belongs to another config: {shown}{more}; undo this, or start a new run, with --weights to "
+            "keep what was learned"
+        )
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         items = [(str(key), item) for key, item in value.items()]
-    elif isinstance(value, list):
+    elif isinstance(value, (list, tuple)):
         items = [(str(index), item) for index, item in enumerate(value)]
     else:
         return {prefix: value}

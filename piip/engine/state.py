@@ -1,4 +1,4 @@
-"""Everything of a run that changes from step to step, and how it gets into a checkpoint and out again."""
+"""Everything of a run that changes from step to step, and how it is saved to a checkpoint and restored from one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from piip.config.experiment import Config
 from piip.engine import distributed
 from piip.engine.checkpoint import load_trainer_state, point, prune, read_evaluation, save_checkpoint, write_evaluation
 from piip.engine.evaluate import Evaluation
+from piip.engine.fine_tuning import start_from
+from piip.engine.freezing import freeze, frozen_parts
 from piip.engine.meter import Meter
-from piip.engine.optim import build_optimizer
+from piip.engine.optim import build_optimizer, describe_extension
 from piip.engine.step import Step
 from piip.errors import CheckpointError, DataError
 from piip.load import build_model
@@ -26,23 +28,33 @@ from piip.weights.integrity import read_meta
 
 _log = logging.getLogger(__name__)
 
-# What a run cannot go on without.
+# The entries of trainer.pt without which a run cannot go on.
 _NEEDED = {"step", "epoch_length", "optimizer", "rng", "meter", "best"}
 
 
 class RunState:
-    """Weights, their moving average, optimizer, sums for the next record, the best evaluation.
+    """Weights, their moving average, the optimizer, sums for the next record, and the best evaluation so far.
 
-    step: finished optimizer steps. metrics: of the evaluation at this step or the last one before it. evaluated:
-    whether this very step has been evaluated. loss: of the newest step that was read. root: where the checkpoints lie.
-    epoch_length: optimizer steps an epoch.
+    step: number of finished optimizer steps. metrics: those of the last evaluation. evaluated: whether the weights of
+    this very step have been evaluated. loss: that of the newest step that was read. root: the folder of the
+    checkpoints. epoch_length: optimizer steps per epoch. data: the fingerprints of the training and validation data,
+    see `piip.engine.fingerprint`.
     """
 
     def __init__(
-        self, config: Config, *, device: torch.device, root: Path, class_names: list[str], epoch_length: int
+        self,
+        config: Config,
+        *,
+        device: torch.device,
+        root: Path,
+        class_names: list[str],
+        epoch_length: int,
+        data: Mapping[str, str],
     ) -> None:
         self.config, self.root, self.class_names, self.epoch_length = config, root, class_names, epoch_length
+        self.data = dict(data)
         self.model: Model = build_model(config.model).to(device)
+        freeze(self.model, config.train.freeze)
         self.optimizer = build_optimizer(
             self.model.named_parameters(),
             self.model.layer_ids(),
@@ -58,12 +70,12 @@ class RunState:
         self.evaluated = False
         self.loss: float | None = None
         self._saved_step: int | None = None
-        # The newest step and its learning rate, until what it says is read.
+        # The newest step and its learning rate, until its result is read.
         self._unread: tuple[Step, float] | None = None
 
     @property
     def evaluation_model(self) -> Model:
-        """What is evaluated: the moving average where there is one, unless the config wants the weights."""
+        """The model to evaluate: the moving average where there is one, unless the config asks for the weights."""
         return self.ema.module if self.ema is not None and self.config.train.evaluate_ema else self.model
 
     @property
@@ -71,31 +83,53 @@ class RunState:
         """Step and epoch, for records."""
         return {"step": self.step, "epoch": round(self.step / self.epoch_length, 4)}
 
-    def start(self) -> None:
-        """Begins a run: loads pretrained branches where the config names some. Raises CheckpointError."""
+    def start(self, weights: Path | None = None, *, partial: bool = False) -> None:
+        """Begins a run, from pretrained branches where the config names some, or from the weights of another run.
+
+        weights, partial: see `start_from`. Pretrained branches are then loaded only if the weights may be partial.
+        Raises CheckpointError.
+        """
         with distributed.main_process_first():
-            self.model.load_pretrained()
+            if weights is None or partial:
+                self.model.load_pretrained()
+            if weights is not None:
+                start_from(self.model, weights, self.class_names, partial=partial)
         self._average()
         self._seed()
 
+    def train_mode(self) -> None:
+        """Puts the model into training mode, except for parts that are frozen as a whole."""
+        self.model.train()
+        if self.config.train.freeze:
+            for part in frozen_parts(self.model):
+                part.eval()
+
     def resume(self, checkpoint: Path) -> None:
-        """Puts everything where it stood when the checkpoint was saved. Raises CheckpointError and DataError."""
-        names = read_meta(checkpoint, only=())["class_names"]
+        """Restores everything as it was when the checkpoint was saved. Raises CheckpointError and DataError."""
+        meta = read_meta(checkpoint, only=())
+        names, data = meta["class_names"], meta.get("data", self.data)
         state = load_trainer_state(checkpoint)
         if not state.keys() >= _NEEDED:
             raise CheckpointError(f"{checkpoint / 'trainer.pt'} does not hold the state of a training run")
         if names != self.class_names or state["epoch_length"] != self.epoch_length:
             raise DataError(
                 f"the training data changed: {checkpoint} had {len(names)} classes and {state['epoch_length']} steps "
-                f"an epoch, now it is {len(self.class_names)} and {self.epoch_length}; start a new run"
+                f"per epoch, now it is {len(self.class_names)} and {self.epoch_length}; start a new run"
             )
+        if data["train"] != self.data["train"]:
+            raise DataError(
+                f"the training data changed: images, annotations or classes are not those that {checkpoint} was "
+                "trained on; start a new run, with --weights to keep what was learned"
+            )
+        if data["val"] != self.data["val"]:
+            _log.warning("the validation data changed: metrics from here on cannot be compared with those before")
         load_file(self.model, checkpoint / "model.safetensors")
         self._average()
         if self.ema is not None:
             load_file(self.ema.module, checkpoint / "ema.safetensors")
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], state["best"]
-        # Older checkpoints have the sums of the main process alone.
+        # Older checkpoints hold the sums of the main process only.
         meters = state["meter"] if isinstance(state["meter"], list) else [state["meter"]]
         self.meter = Meter(**meters[distributed.rank() if len(meters) == distributed.world_size() else 0])
         if checkpoint.resolve().parent == self.root.resolve():
@@ -109,20 +143,22 @@ class RunState:
             self._seed()
             _log.warning("the number of processes changed from %d to %d", len(state["rng"]), distributed.world_size())
         _log.info("resumed from %s", checkpoint)
+        self._tell_extension(meta["config"]["schedule"])
 
     def advance(self, step: Step, lr: float) -> None:
-        """Counts a step that the optimizer has been told to take, at the learning rate `lr`."""
+        """Counts a step that has been launched, at the learning rate `lr`."""
         self.step += 1
         self.evaluated = False
         self._unread = step, lr
-        # What forward passes change, the statistics of batch norms, must be averaged before the next one.
+        # Forward passes change the statistics of batch norms, which must be averaged before the next pass.
         if self.ema is not None and any(buffer.is_floating_point() for buffer in self.model.buffers()):
             self.read()
 
     def read(self) -> None:
-        """Averages and sums up the newest step, if that has not been done. All ranks call it between the same steps.
+        """Adds the newest step to the moving average and the sums, once. All ranks call it between the same two steps.
 
-        To be called before another step changes the weights. Raises NonFiniteLoss if the step changed none.
+        It must be called before another step changes the weights. Raises NonFiniteLoss if the step was not finite and
+        so has not changed the weights.
         """
         if self._unread is None:
             return
@@ -134,9 +170,9 @@ class RunState:
         self.loss = sum(result.losses.values())
 
     def save(self) -> None:
-        """Writes the checkpoint of this step, if that has not been done; all ranks call it.
+        """Writes the checkpoint of this step, once. All ranks call it.
 
-        Raises CheckpointError, and NonFiniteLoss instead of saving what a bad step left.
+        Raises CheckpointError, and NonFiniteLoss, without saving, if the newest step was not finite.
         """
         self.read()
         if self._saved_step == self.step:
@@ -159,7 +195,13 @@ class RunState:
 
         def save() -> None:
             save_checkpoint(
-                self.root, self.step, weights=weights, trainer=trainer, config=config, class_names=self.class_names
+                self.root,
+                self.step,
+                weights=weights,
+                trainer=trainer,
+                config=config,
+                class_names=self.class_names,
+                data=self.data,
             )
             prune(self.root, self.config.train.keep_checkpoints)
 
@@ -167,7 +209,7 @@ class RunState:
         self._saved_step = self.step
 
     def record_evaluation(self, found: Evaluation) -> None:
-        """Remembers the metrics of this step, beside its checkpoint too, and whether it is the best so far."""
+        """Stores the metrics of this step, also beside its checkpoint, and whether it is the best so far."""
         self.metrics, self.evaluated = found.metrics, True
         name, value = next(iter(found.metrics.items()))
         improved = value is not None and (self.best is None or value > self.best["value"])
@@ -183,11 +225,20 @@ class RunState:
 
         distributed.on_main(store)
 
+    def _tell_extension(self, planned: Mapping[str, Any]) -> None:
+        """Says what becomes of the learning rate if the run is to take longer than planned in its checkpoint."""
+        length, schedule = {unit: planned[unit] for unit in ("epochs", "iterations")}, self.config.schedule
+        old = schedule.model_copy(update=length)
+        if old != schedule:
+            rate, step = self.config.optim.lr, self.step
+            told = describe_extension(rate, old, schedule, iteration=step, epoch_length=self.epoch_length)
+            _log.info("%s", told)
+
     def _average(self) -> None:
         settings = self.config.train
         if settings.ema is not None:
             self.ema = ModelEmaV3(self.model, decay=settings.ema, use_warmup=settings.ema_warmup)
 
     def _seed(self) -> None:
-        """Gives every rank its own random numbers, also after a resumption with another number of processes."""
+        """Seeds every rank differently, also after a resumption with another number of processes."""
         rng.seed(self.config.train.seed + 1_000_003 * (distributed.rank() + 1) + 7919 * self.step)

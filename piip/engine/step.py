@@ -69,8 +69,8 @@ class Step:
     ) -> None:
         """What a step has found, still on the device.
 
-        numbers: 1 if the step is finite, the norm of all gradients, the losses of each pass, and the gradient norm of
-        each parameter. image_ids: the images of each pass.
+        numbers: 1 if the step is finite, the norm of all gradients, the losses of each pass, and the norm of each
+        parameter's gradient. image_ids: the images of each pass.
         """
         self._numbers = HostCopy(numbers)
         self._model, self._parameters, self._losses, self._image_ids = model, parameters, losses, image_ids

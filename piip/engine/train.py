@@ -1,4 +1,4 @@
-"""The training loop, one for every task: it knows losses, batches and metrics, and nothing of what they are about."""
+"""The training loop of every task: it knows losses, batches and metrics, and not what they are about."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from piip.data.workers import explain_worker_death
 from piip.engine import distributed
 from piip.engine.device import peak_memory_mib, tf32
 from piip.engine.evaluate import evaluate
+from piip.engine.fingerprint import fingerprint
 from piip.engine.log import Bar, RunLog, logging_to
 from piip.engine.optim import set_lr, total_iterations
 from piip.engine.run_dir import locked, prepare_run
@@ -35,17 +36,26 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    config: Config, *, output: Path | None = None, device: str | None = None, resume: str | None = None
+    config: Config,
+    *,
+    output: Path | None = None,
+    device: str | None = None,
+    resume: str | None = None,
+    weights: Path | None = None,
+    partial: bool = False,
 ) -> Mapping[str, float | None]:
     """Trains the model of a config, under torchrun in all its processes; returns the metrics of the last evaluation.
 
-    output: the run directory, runs/NAME by default; it must not hold a run unless it is resumed.
+    output: the run directory, runs/NAME by default; it must not hold a run unless that run is resumed.
     device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'.
-    resume: 'auto' for the newest checkpoint in output if there is one, or a checkpoint or run directory.
-    Raises Stopped after SIGTERM and KeyboardInterrupt after Ctrl-C, both with a checkpoint saved within a step, or
-    before the first step with none; ConfigError while another process has the run directory; NonFiniteLoss where an
-    update would have spoilt the weights, told at the latest when the next step has been computed and before it or any
-    checkpoint is taken over; and the other kinds of PiipError.
+    resume: 'auto' for the newest checkpoint in output, if there is one, or the path of a checkpoint or run directory.
+    A run may be resumed with more epochs or iterations than before.
+    weights: a run, a checkpoint or a weight file that a new run starts from, see `piip.engine.fine_tuning.start_from`;
+    a run that is resumed has its own. partial: take over what fits of these weights, instead of asking for all.
+    Raises Stopped after SIGTERM and KeyboardInterrupt after Ctrl-C: both with a checkpoint saved within one step, or
+    without one before the first step. Raises ConfigError while another process uses the run directory, and the other
+    kinds of PiipError. Raises NonFiniteLoss where an update would have spoilt the weights, at the latest when the next
+    step has been computed, and before that step or any checkpoint uses the weights.
     """
     output = output or Path("runs") / config.name
     with distributed.session(device) as target, locked(output):
@@ -59,24 +69,24 @@ def train(
             trainer: Trainer | None = None
             try:
                 trainer = Trainer(config, output=output, device=target, stop=stop, console=console)
-                return trainer.run(checkpoint)
+                return trainer.run(checkpoint, weights, partial=partial)
             except (Exception, KeyboardInterrupt) as error:
                 death: Exception | None = distributed.explain_lost_process(error)
                 if death is None and isinstance(error, RuntimeError):
                     death = explain_worker_death(error)
-                told = death or error
-                _log.error("%s: %s", type(told).__name__, told, extra={"at_end": True})
+                shown = death or error
+                _log.error("%s: %s", type(shown).__name__, shown, extra={"at_end": True})
                 if death is not None:
                     raise death from None
                 raise
             finally:
                 if trainer is not None:
                     trainer.close()
-                    trainer = None  # it holds the process group, which ends with the session
+                    trainer = None  # it refers to the process group, which ends with the session
 
 
 class Trainer:
-    """One process of a run: its share of the data, the state, and the loop that takes it from step to step."""
+    """One process of a run: its share of the data, its state, and the loop over the steps."""
 
     def __init__(
         self, config: Config, *, output: Path, device: torch.device, stop: StopSignals, console: Console
@@ -102,30 +112,38 @@ class Trainer:
             root=output / "checkpoints",
             class_names=train_data.class_names,
             epoch_length=self.epoch_length,
+            data=distributed.on_main(lambda: {"train": fingerprint(train_data), "val": fingerprint(val_data)}),
         )
         check_targets(config.model.head.needs, train_data)
         self.wrapped: nn.Module = self.state.model
         self.log: RunLog | None = None
 
-    def run(self, checkpoint: Path | None) -> Mapping[str, float | None]:
+    def run(
+        self, checkpoint: Path | None, weights: Path | None = None, *, partial: bool = False
+    ) -> Mapping[str, float | None]:
         """Trains from the checkpoint, or from the start, to the end. Returns the metrics of the last evaluation."""
         state = self.state
         if checkpoint is None:
-            state.start()
+            state.start(weights, partial=partial)
         else:
             state.resume(checkpoint)
+            if weights is not None:
+                _log.info("%s is not read: the run is resumed with weights of its own", weights)
         if distributed.world_size() > 1:
             distributed.synchronize_norms(state.model, self.device)
             distributed.align_gradients(state.model)
             self.wrapped = DistributedDataParallel(state.model, gradient_as_bucket_view=True)
-        state.model.train()
+        state.train_mode()
         log = self.log = RunLog(
             self.output, resumed_step=None if checkpoint is None else state.step, evaluated=state.evaluated
         )
         size = sum(parameter.numel() for parameter in state.model.parameters()) / 1e6
         _log.info("%s: %.1f M parameters on %d x %s", self.config.name, size, distributed.world_size(), self.device)
-        _log.info("%d steps, %d an epoch, from step %d, in %s", self.total, self.epoch_length, state.step, self.output)
-        # The run was killed after saving this epoch but before evaluating it: evaluate now.
+        if self.config.train.freeze:
+            frozen = sum(p.numel() for p in state.model.parameters() if not p.requires_grad) / 1e6
+            _log.info("%.0f %% of them are frozen", 100 * frozen / size)
+        _log.info("%d steps, %d per epoch, from step %d, in %s", self.total, self.epoch_length, state.step, self.output)
+        # The run was killed after it had saved this step, but before the evaluation of it was done.
         if checkpoint is not None and not state.evaluated and self._due(self.config.train.eval_every):
             state.save()
             self._evaluate(log)
@@ -136,16 +154,16 @@ class Trainer:
         return state.metrics
 
     def _check_stop(self) -> None:
-        """Raises what a signal before the first step asks for, on all ranks if any has been sent one."""
-        requested = -distributed.minimum_(torch.tensor([-float(self.stop.requested or 0)])).item()
+        """Ends the run, on all ranks, if one of them received a signal before the first step."""
+        requested = distributed.largest(int(self.stop.requested or 0))
         if requested and self.state.step < self.total:
-            raise self.stop.error(int(requested), "stopped before the first step; nothing was saved")
+            raise self.stop.error(requested, "stopped before the first step; nothing was saved")
 
     def close(self) -> None:
         """Ends the loader processes and closes the files."""
         self.train_loader.close()
         self.val_loader.close()
-        # They refer back to this object, which would keep the model until Python looks for cycles.
+        # The loaders refer back to this object: the cycle would keep the model until Python's next garbage collection.
         del self.train_loader, self.val_loader
         if self.log is not None:
             self.log.close()
@@ -184,7 +202,7 @@ class Trainer:
             bar.advance(note=f"epoch {epoch + 1}{loss}")
             if logging_due:
                 log.train(state.position | state.meter.take() | {"memory_mib": round(peak_memory_mib(self.device))})
-            # Saved before it is evaluated, which takes long enough to be stopped in.
+            # The step is saved before its evaluation, which takes so long that the run may be stopped within it.
             if evaluating or step.signal or self._due(config.train.checkpoint_every):
                 log.flush()
                 state.save()
@@ -195,13 +213,14 @@ class Trainer:
                     self._evaluate(log)
 
     def _check_while_waiting(self) -> None:
-        """Ends the run if this process was sent a signal: in evaluation, or while it waits for data.
+        """Ends the run if this process received a signal, during evaluation or while it waits for data.
 
-        The ranks do not agree on it first: one that leaves takes the others with it.
+        The ranks do not agree on it first: when one leaves, the others fail in their next collective call.
         """
         if not self.stop.requested:
             return
-        # Alone, at the beginning of a step, this one can still be saved; the passes of a begun one have changed things.
+        # A single process can still save the finished step, unless the passes of the next one have begun to change
+        # random numbers and statistics.
         begun = any(parameter.grad is not None for parameter in self.state.model.parameters())
         if distributed.world_size() == 1 and not begun and self.log is not None:
             self.log.flush()
@@ -209,7 +228,7 @@ class Trainer:
         raise self._stopped(self.stop.requested)
 
     def _evaluate(self, log: RunLog) -> None:
-        # Where batch norms are not synchronised, every rank has seen other images; what is saved is the main one's.
+        # Where batch norms are not synchronised, the ranks have different statistics; those of the main one are saved.
         distributed.share_buffers(self.state.evaluation_model)
         with rng.preserved():
             found = evaluate(
@@ -241,12 +260,12 @@ class Trainer:
 
 @contextmanager
 def _deterministic(config: Config) -> Iterator[None]:
-    """Switches torch's deterministic algorithms on for the block if the config wants them."""
+    """Switches torch's deterministic algorithms on for the block if the config asks for them."""
     if not config.train.deterministic:
         yield
         return
     mode = torch.get_deterministic_debug_mode()
-    # Read by cuBLAS when it is first used, which is later.
+    # cuBLAS reads this when it is used for the first time, which is later.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

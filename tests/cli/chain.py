@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import typer
 from typer.testing import CliRunner, Result
 
 from piip.cli.main import app
@@ -12,6 +15,20 @@ from piip.cli.main import app
 def run(*arguments: object) -> Result:
     """Runs `piip` with these words in this process, to whatever end."""
     return CliRunner().invoke(app, list(map(str, arguments)), prog_name="piip")
+
+
+def parse(command: str, words: Sequence[str]) -> dict[str, Any]:
+    """What the real command line makes of these words, without running the command. Raises click's UsageError."""
+    return all_commands()[command].make_context(command, list(words)).params
+
+
+def all_commands() -> dict[str, Any]:
+    """The commands of `piip` by name, those of a group with its name before theirs, as in 'data check'."""
+    found: dict[str, Any] = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        below = getattr(command, "commands", None)
+        found |= {name: command} if below is None else {f"{name} {part}": inner for part, inner in below.items()}
+    return found
 
 
 def succeed(*arguments: object) -> Result:

@@ -49,6 +49,41 @@ def test_eval_of_the_run_gives_what_training_reported(trained):
     assert json.loads((root / "eval" / "metrics.json").read_text())["metrics"] == document["metrics"]
 
 
+def test_a_run_directory_is_a_config_that_brings_its_weights(trained, tmp_path, monkeypatch):
+    root, _ = trained
+    named = succeed("eval", NANO, "--weights", root / "run", "--json", *settings(root))
+    images = next((root / "shapes").glob("val-*")) / "images"
+    for config in (root / "run", root / "run" / "config.yaml"):
+        alone = succeed("eval", config, "--json")
+        assert json.loads(alone.stdout)["metrics"] == json.loads(named.stdout)["metrics"]
+        assert json.loads(alone.stdout)["weights"] == str(root / "run")
+    succeed("predict", root / "run", images / "000001.jpg", "--output", tmp_path / "out")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "first").symlink_to(root / "run")
+    monkeypatch.chdir(tmp_path)
+    succeed("predict", NANO, images / "000001.jpg", "--weights", "first", "--output", tmp_path / "out")
+
+
+def test_a_finished_run_goes_on_for_longer(trained, tmp_path):
+    root, _ = trained
+    shutil.copytree(root / "run", tmp_path / "run", symlinks=True)
+    done = succeed("train", tmp_path / "run", "schedule.iterations=3", "--output", tmp_path / "run", "--resume")
+    assert "the run goes on to 3 iterations instead of 2" in done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "3"
+
+
+def test_training_starts_from_the_weights_of_a_run(trained, tmp_path):
+    root, _ = trained
+    start = ("train", NANO, *settings(root), "--weights", root / "run", "--output")
+    done = succeed(*start, tmp_path / "run")
+    assert "training starts from the weights of" in done.stderr
+    done = run(*start, tmp_path / "wider", "model.head.fc_channels=32")
+    assert done.exit_code == 1
+    assert "of another shape" in done.stderr
+    assert "--weights-partial takes over what fits" in done.stderr
+    succeed(*start, tmp_path / "wider", "model.head.fc_channels=32", "--weights-partial")
+
+
 def test_eval_prints_a_table_of_metrics_and_one_of_classes(trained):
     root, _ = trained
     done = succeed("eval", NANO, *settings(root), "--weights", root / "run", "--backend", "pycocotools")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +15,10 @@ from typer.testing import CliRunner
 
 from piip.cli import errors
 from piip.errors import CheckError, ConfigError, PiipError, Stopped
-from tests.cli.chain import run
+from tests.cli.chain import all_commands, parse, run
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["train", "eval", "predict", "flops", "convert-ckpt", "convert-config", "models", "doctor"]
+COMMANDS = list(all_commands())
 TSB = "detection/mask_rcnn_piip_tsb_1568_1120_672"
 
 
@@ -34,7 +36,7 @@ def test_no_help_imports_torch():
     script = f"""
 import sys
 from piip.cli.main import app
-for arguments in [["--help"], ["--version"], *([name, "--help"] for name in {COMMANDS!r})]:
+for arguments in [["--help"], ["--version"], *([*name.split(), "--help"] for name in {COMMANDS!r})]:
     try:
         app(arguments)
     except SystemExit as end:
@@ -47,14 +49,26 @@ for arguments in [["--help"], ["--version"], *([name, "--help"] for name in {COM
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_names_every_option_in_kebab_case(name):
-    done = run(name, "--help")
+    done = run(*name.split(), "--help")
     assert done.exit_code == 0
     assert "--debug" in done.stdout
     assert "_" not in "".join(word for word in done.stdout.split() if word.startswith("--"))
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_two_examples_in_lines_of_their_own_that_a_narrow_terminal_shows(name):
+    done = piip(*name.split(), "--help", env={**os.environ, "COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    lines = [line.strip() for line in done.stdout.split("Examples:")[1].splitlines() if line.strip()]
+    assert len(lines) == 2
+    for line in lines:
+        beginning, words = ["piip", *name.split()], shlex.split(line)
+        assert words[: len(beginning)] == beginning
+        parse(name, words[len(beginning) :])
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
 def test_the_help_lists_every_command():
-    assert all(name in run("--help").stdout for name in COMMANDS)
+    assert all(name.split()[0] in run("--help").stdout for name in COMMANDS)
 
 
 def test_version_is_the_package_version():
@@ -78,6 +92,9 @@ def test_version_is_the_package_version():
             ["predict", TSB, "a.jpg", "--weights", "README.md", "--output", "o", "--score-threshold", "2"],
             "--score-threshold",
         ),
+        (["eval", TSB], "--weights is needed"),
+        (["predict", TSB, "a.jpg", "--output", "o"], "--weights is needed"),
+        (["train", TSB, "--weights-partial"], "--weights-partial goes with --weights"),
         (["train", TSB, "--no-such-option"], "--no-such-option"),
         (["train", TSB, "--", "--lr=0.1"], "--lr"),
         (["train", TSB, "--lr", "0.1"], "no option --lr; settings are given without dashes"),

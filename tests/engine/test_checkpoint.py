@@ -18,7 +18,7 @@ from piip.errors import CheckpointError
 from piip.weights.files import load_weights
 from piip.weights.find import checkpoints, find_weights, follow, newest_checkpoint
 from piip.weights.integrity import read_meta
-from tests.engine.tiny import HERE, run_python
+from tests.engine.tiny import SCRIPTS, run_python
 
 NAMES = ["cat", "dog"]
 
@@ -145,7 +145,7 @@ def test_no_space_for_the_last_file_leaves_nothing_behind(tmp_path: Path, monkey
 
 
 def test_a_killed_process_leaves_whole_checkpoints(tmp_path: Path) -> None:
-    words = run_python([HERE / "kill_trials.py", "20", tmp_path]).split()
+    words = run_python([SCRIPTS / "kill_trials.py", "20", tmp_path]).split()
     assert words[:2] == ["whole", "20"]
     # Else the kills came between the saves, and the trials show nothing.
     assert int(words[5]) >= 3

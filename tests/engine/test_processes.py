@@ -143,7 +143,7 @@ def test_every_form_of_drawn_data_looks_for_signals_between_images(
 def test_a_signal_while_the_model_is_built_ends_the_run_before_its_first_step(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, kind: type[BaseException]
 ) -> None:
-    monkeypatch.setattr(RunState, "start", lambda _: os.kill(os.getpid(), number))
+    monkeypatch.setattr(RunState, "start", lambda *_, **__: os.kill(os.getpid(), number))
     with pytest.raises(kind, match="stopped before the first step; nothing was saved"):
         train(load_config(config), output=tmp_path)
     assert checkpoints(tmp_path / "checkpoints") == []
@@ -164,7 +164,7 @@ def test_a_rank_that_dies_is_named_by_the_others_with_what_to_do(config: Path, t
         other.kill()
         message = main.communicate(timeout=60)[1]
     assert main.returncode == 1
-    assert "another process of this run died; see what that one said" in message
+    assert "another process of this run died; see what that process printed" in message
     assert "--resume" in message
     assert "gloo" not in message
     assert "unexpected" not in message

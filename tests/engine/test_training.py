@@ -431,7 +431,7 @@ def test_changed_data_cannot_be_resumed(reference: Path, data: Path, tmp_path: P
         kept = {image["id"] for image in annotations["images"]}
         annotations["annotations"] = [a for a in annotations["annotations"] if a["image_id"] in kept]
         (images / "annotations.json").write_text(json.dumps(annotations))
-        with pytest.raises(DataError, match=r"the training data changed: .*3 steps an epoch, now it is 5 and 2"):
+        with pytest.raises(DataError, match=r"the training data changed: .*3 steps per epoch, now it is 5 and 2"):
             train(tiny_config(data), output=tmp_path / "run", resume="auto")
     finally:
         subprocess.run(["rm", "-r", str(images)], check=True)

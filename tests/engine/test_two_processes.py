@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 from piip.engine.evaluate import run_evaluation
-from tests.engine.tiny import HERE, run_python, tiny_config
+from tests.engine.tiny import SCRIPTS, run_python, tiny_config
 
 
 def test_two_processes_train_evaluate_stop_and_resume_as_one(tmp_path: Path) -> None:
     data = tmp_path / "data"
     arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run_python([*arguments, HERE / "two_processes.py", tmp_path, data], timeout=300)
+    run_python([*arguments, SCRIPTS / "two_processes.py", tmp_path, data], timeout=300)
     assert (tmp_path / "done").exists()
     # One image leaves a rank without any, as do two of which one cannot be read; three are divided unevenly.
     for images in (1, 2, 3):
@@ -25,4 +25,4 @@ def test_two_processes_train_evaluate_stop_and_resume_as_one(tmp_path: Path) -> 
 
 
 def test_no_thread_of_a_process_group_outlives_its_run_however_that_ends(tmp_path: Path) -> None:
-    run_python([HERE / "ends_of_groups.py", tmp_path])
+    run_python([SCRIPTS / "ends_of_groups.py", tmp_path])

@@ -16,7 +16,8 @@ from piip.config.experiment import Config
 from piip.config.load import config_from_dict
 
 STEPS_PER_EPOCH = 3
-HERE = Path(__file__).parent
+_TESTS = Path(__file__).parents[1]
+SCRIPTS = _TESTS / "scripts"
 
 
 def environment() -> dict[str, str]:
@@ -24,7 +25,7 @@ def environment() -> dict[str, str]:
     found = str(Path(piip.__file__).parent.parent)
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([found, str(HERE)]),
+        "PYTHONPATH": os.pathsep.join([found, str(_TESTS.parent)]),
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
 

@@ -210,6 +210,7 @@ def test_a_run_starts_from_the_pretrained_branches_and_their_classifiers(tmp_pat
         device=torch.device("cpu"),
         root=tmp_path,
         class_names=list("abcdefg"),
+        data={},
         epoch_length=1,
     )
     state.start()

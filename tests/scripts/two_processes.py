@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
 from piip.config.experiment import OptimConfig
@@ -21,7 +22,7 @@ from piip.engine.evaluate import run_evaluation
 from piip.engine.step import optimizer_step
 from piip.engine.train import train
 from piip.errors import ConfigError, NonFiniteLoss, PiipError, Stopped
-from piip.weights.find import follow, newest_checkpoint
+from piip.weights.find import find_weights, follow, newest_checkpoint
 from tests.engine.test_step import Regression, batches
 from tests.engine.test_training import assert_same_run
 from tests.engine.tiny import tiny_config, tiny_segmentation_config
@@ -49,6 +50,7 @@ def check_collectives(folder: Path) -> None:
     rank = distributed.rank()
     assert distributed.gather(rank) == [0, 1]
     assert distributed.minimum_(torch.tensor([1.0 + rank, -rank])).tolist() == [1.0, -1.0]
+    assert distributed.largest(7 * rank) == 7
     assert distributed.mean_(torch.tensor([float(rank)])).item() == 0.5
     assert distributed.on_main(lambda: os.getpid()) == distributed.gather(os.getpid())[0]
 
@@ -138,6 +140,16 @@ def check_batch_norm(folder: Path, data: Path) -> None:
     assert run_evaluation(config, weights=last).metrics == metrics
 
 
+def check_freezing(folder: Path, data: Path) -> None:
+    """Parts that do not train have no gradients to exchange, and keep every bit."""
+    config = tiny_config(data, schedule__epochs=1, train={"freeze": ["backbone.branches.0", "head.rpn"]})
+    train(config, output=folder / "frozen", weights=folder / "whole")
+    start, end = (load_file(find_weights(folder / name)) for name in ("whole", "frozen"))
+    same = {name for name in start if torch.equal(start[name], end[name])}
+    assert same >= {name for name in start if name.startswith(("backbone.branches.0.", "head.rpn."))}
+    assert "backbone.branches.1.patch_embed.proj.weight" not in same
+
+
 def check_evaluation(folder: Path, data: Path) -> None:
     for images in (1, 2, 3):
         config = tiny_config(
@@ -158,6 +170,7 @@ def main(folder: Path, data: Path) -> None:
         check_steps()
         check_training(folder, data)
         check_batch_norm(folder, data)
+        check_freezing(folder, data)
         check_evaluation(folder, data)
         distributed.gather(None)
         if distributed.is_main():
