@@ -233,6 +233,7 @@ class _Reader:
         self._images, self._findings, self._masks, self._fractions = images, findings, masks, fractions
         counts = Counter(names)
         self._by_name = {name: label for label, name in enumerate(names) if counts[name] == 1}
+        self._by_file = {image.file_name: place for place, image in enumerate(images)}
         self.drawn: set[tuple[bool, bool]] = set()
 
     def read(self, entries: list[Any]) -> list[list[Annotation]]:
@@ -274,7 +275,15 @@ class _Reader:
             if not (self._masks or box is None or box[2] == 0 or box[3] == 0):
                 segmentation = None
             cleaned = clean(
-                self._findings, image, id_, label, box, segmentation, area, crowd, bool(entry.get("ignore"))
+                self._findings,
+                image,
+                id_,
+                label,
+                box,
+                segmentation,
+                area,
+                crowd,
+                truth_value(entry.get("ignore")) or False,
             )
             if cleaned is not None:
                 found[place].append(cleaned if self._masks else cleaned._replace(segmentation=None))
@@ -307,6 +316,10 @@ class _Reader:
             self._fail("annotation without image", f"annotation {id_}", "has no 'image_id'")
             return None
         place = self._places.get(identity(given))
+        if place is None and isinstance(given, str) and given in self._by_file:
+            place = self._by_file[given]
+            self._findings.add("image given by its file name", f"annotation {id_}", "repaired")
+            return place
         if place is None:
             what = f"annotation {id_} is for image {short(given)}, not listed in the file"
             self._findings.add("annotation for an image that is not listed left out", what, "left out")

@@ -89,6 +89,11 @@ REPAIRS: dict[str, tuple[Change, dict[str, int]]] = {
     "categories by name": (
         each("annotations", category_id=lambda label: ("box", "disc")[label - 1]), {"category given by its name": 4},
     ),
+    "images by name": (
+        each("annotations", image_id=lambda i: f"im{i - 1}.png"), {"image given by its file name": 4},
+    ),
+    "names in capitals": (each("images", file_name=str.upper), {ELSEWHERE: 2}),
+    "ignored as text": (lambda data: [entry.update(ignore="0") for entry in data["annotations"]], {}),
     "text ids that are no numbers": (
         both(each("images", id="x{}".format), each("annotations", image_id="x{}".format)), {},
     ),
