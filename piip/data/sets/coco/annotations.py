@@ -138,7 +138,7 @@ def _read_categories(entries: list[Any], findings: Findings) -> tuple[dict[Id, i
             findings.add("category id that two classes have", f"category id {id_} occurs more than once", "error")
         names[id_] = name
         if supers[name] and supers[name] >= len(entries) - 1 > 0:
-            what = f"'{name}' (category {id_}), of which all other classes are a kind"
+            what = f"'{name}' (category {id_}), of which all other classes are a kind; class_names can leave it out"
             findings.add("category that is the supercategory of all others, a class without objects", what, "suspect")
     for name, count in Counter(names.values()).items():
         if count > 1:

@@ -277,3 +277,13 @@ def test_faults_of_all_kinds_are_told_at_once(export: Export) -> None:
     assert lines[-1] == f"`piip data check {export.file}` shows everything that is wrong"
     for words in ("got 'big'", "has category 7", "got 'perhaps'", "it should have 60 x 48"):
         assert words in str(error.value)
+
+
+def test_classes_can_be_chosen_and_ordered_by_name(export: Export) -> None:
+    export.data["categories"].append({"id": 0, "name": "project"})
+    dataset = export.load(class_names=("disc", "box"))
+    assert dataset.class_names == ["disc", "box"]
+    assert dataset.category_ids == [2, 1]
+    assert dataset.truth(0)["labels"].tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"class that class_names does not list:\n.*'disc': annotation 12 of im0.png"):
+        export.load(class_names=("box",))
