@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -38,15 +39,17 @@ class ClassificationWriter(ResultWriter):
         self.save(self.draw(image, result), picture)
         return dict(zip(names, scores, strict=True))
 
-    def draw(self, image: Tensor, result: dict[str, Tensor]) -> Image.Image:
-        """The image, and under it a bar for each of the likeliest classes."""
+    def draw(self, image: Tensor, result: Mapping[str, Tensor]) -> Image.Image:
         return draw_classes(image, *self._best(result))
+
+    def draw_truth(self, image: Tensor, truth: Mapping[str, Any]) -> Image.Image:
+        return self.draw(image, {"labels": torch.tensor([int(truth["label"])]), "scores": torch.ones(1)})
 
     def describe(self, found: dict[str, float]) -> str:
         """Scores and names, the likeliest first; those that would be written 0.00 are left out."""
         return ", ".join(f"{score:.2f} {name}" for name, score in found.items() if score >= 0.005)
 
-    def _best(self, result: dict[str, Tensor]) -> tuple[list[int], list[str], list[float]]:
+    def _best(self, result: Mapping[str, Tensor]) -> tuple[list[int], list[str], list[float]]:
         """Labels, names and scores of the likeliest classes."""
         labels, scores = (result[name][:_SHOWN].tolist() for name in ("labels", "scores"))
         return labels, [self.class_names[label] for label in labels], scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,13 @@ class LabelMapWriter(ResultWriter):
         self.document["images"].append(entry | {"classes": found})
         return {entry["name"]: entry["share"] for entry in found}
 
-    def draw(self, image: Tensor, result: dict[str, Tensor]) -> Image.Image:
-        """The image in the colours of its labels, with the names of the largest."""
+    def draw(self, image: Tensor, result: Mapping[str, Tensor]) -> Image.Image:
         labels = result["labels"].cpu().long()
         shares = {label: pixels / labels.numel() for label, pixels in self._pixels(labels).items()}
         return draw_label_map(image, labels, shares, self.class_names)
+
+    def draw_truth(self, image: Tensor, truth: Mapping[str, Any]) -> Image.Image:
+        return self.draw(image, {"labels": torch.as_tensor(truth["label_map"])})
 
     def describe(self, found: dict[str, float]) -> str:
         """The largest shares."""
@@ -69,13 +71,10 @@ class LabelMapWriter(ResultWriter):
         return first_few(parts, _NAMED)
 
     def _pixels(self, labels: Tensor) -> dict[int, int]:
-        """How many pixels have each label that is found, the commonest first."""
-        pixels = torch.bincount(labels.flatten(), minlength=len(self.class_names))
-        return {
-            label: int(pixels[label])
-            for label in pixels.argsort(descending=True, stable=True).tolist()
-            if pixels[label]
-        }
+        """How many pixels have each label that is found and is one of a class, the commonest first."""
+        pixels = torch.bincount(labels[labels < len(self.class_names)], minlength=len(self.class_names))
+        order = pixels.argsort(descending=True, stable=True).tolist()
+        return {label: int(pixels[label]) for label in order if pixels[label]}
 
     def _indexed(self, labels: Tensor) -> Image.Image:
         if len(self.class_names) > _PALETTE_SIZE:

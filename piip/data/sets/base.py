@@ -38,6 +38,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def image_id(self, index: int) -> ImageId:
         """What messages and results know the image by: its number in the annotations, or its file."""
 
+    def file_name(self, index: int) -> str:
+        """The file that an image comes from, as reports name it; by default its id."""
+        return str(self.image_id(index))
+
     @abstractmethod
     def image(self, index: int) -> Tensor:
         """The image, uint8 RGB (3, H, W), upright. Raises DataError when it cannot be used."""
@@ -84,7 +88,7 @@ def check_targets(needs: frozenset[str], dataset: ImageDataset) -> None:
     missing = sorted(needs - dataset.provides)
     if missing:
         has = ", ".join(sorted(dataset.provides)) or "nothing to learn from"
-        boxes = ", such as {type: dino} on neck: {type: channel_mapper} for boxes alone (base/dino)"
+        boxes = "; for boxes alone set model.head.masks=false, or take {type: dino} (base/dino)"
         raise DataError(
             f"{dataset.source} has {has}, but this model's head learns from {', '.join(missing)} too; choose data that "
             f"fit the head, or a head that fits the data{boxes if missing == ['masks'] else ''}"
