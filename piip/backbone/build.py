@@ -30,23 +30,15 @@ def build_backbone(config: BackboneConfig, *, last_interaction: bool = True) -> 
     if len(branches) > 1:
         exchanging = groups if last_interaction else groups[:-1]
         interactions = [Interaction(dims=_dims(specs), config=config.interaction) for specs in exchanging]
-    if not config.merge:
-        return PIIP(
-            branches=branches,
-            resolutions=config.resolutions,
-            ends=ends,
-            interactions=interactions,
-            intermediate={},
-            merge=None,
-            pyramid=None,
-            specs=_in_finest_pixels(groups[-1], config.resolutions),
-        )
-    if config.outputs and config.outputs[-1] >= len(groups) - 1:
-        raise ConfigError(f"model.backbone.outputs: name interactions before the last, 0 to {len(groups) - 2}")
-    light = bool(config.outputs)
-    intermediate = {group: _merge(groups[group], light=light) for group in config.outputs}
-    merge = _merge(groups[-1], light=light)
-    pyramid, specs = _feature_pyramid([_merged(groups[group]) for group in (*config.outputs, -1)], config)
+    intermediate: dict[int, nn.Module] = {}
+    merge, pyramid, specs = None, None, _in_finest_pixels(groups[-1], config.resolutions)
+    if config.merge:
+        if config.outputs and config.outputs[-1] >= len(groups) - 1:
+            raise ConfigError(f"model.backbone.outputs: name interactions before the last, 0 to {len(groups) - 2}")
+        light = bool(config.outputs)
+        intermediate = {group: _merge(groups[group], light=light) for group in config.outputs}
+        merge = _merge(groups[-1], light=light)
+        pyramid, specs = _feature_pyramid([_merged(groups[group]) for group in (*config.outputs, -1)], config)
     return PIIP(
         branches=branches,
         resolutions=config.resolutions,

@@ -116,8 +116,8 @@ def _effect(split: Split, kind: str) -> str:
 def _repair(splits: list[Split], output: Path) -> list[str]:
     """Writes a file, or one per split into a folder. Returns what was done."""
     from piip.data.check import repaired
-    from piip.errors import DataError, PiipError
-    from piip.files import check_outputs, to_json, write_file
+    from piip.errors import DataError
+    from piip.files import check_outputs, to_json, write_file, writing
 
     files = [output / f"{split.name}.json" for split in splits] if len(splits) > 1 else [output]
     if len(splits) > 1 and output.suffix == ".json":
@@ -127,9 +127,7 @@ def _repair(splits: list[Split], output: Path) -> list[str]:
     for split, file in zip(splits, files):
         lines.append(f"{file}:")
         document = repaired(split, lambda line: lines.append(f"  {line}"))
-        try:
+        with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_file(file, to_json(document))
-        except OSError as error:
-            raise PiipError(f"cannot write {file}: {error.strerror}") from None
     return lines

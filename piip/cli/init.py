@@ -35,8 +35,8 @@ def init(
     """Write a config for a folder of data and this machine, with comments, to train as it is or to change."""
     from piip.cli.console import out
     from piip.data.find import find_data
-    from piip.errors import DataError, PiipError
-    from piip.files import write_file
+    from piip.errors import DataError
+    from piip.files import write_file, writing
 
     output = output or Path(f"{folder.resolve().name}.yaml")
     if output.suffix not in (".yaml", ".yml"):
@@ -44,10 +44,8 @@ def init(
     if output.exists():
         raise DataError(f"{output} exists; choose another --output")
     text = describe(find_data(folder), command=f"piip init {folder}")
-    try:
+    with writing(output):
         write_file(output, text)
-    except OSError as error:
-        raise PiipError(f"cannot write {output}: {error.strerror}") from None
     out().print(f"{output} written; look at it, then: piip train {output}")
 
 
@@ -80,8 +78,8 @@ def describe(found: FoundData, *, command: str) -> str:
         "model:",
         f"  head: {_flow(head)}  # classes: {', '.join(found.class_names)}",
         "data:",
-        f"  train: {_flow(_settings(found.train))}",
-        f"  val: {_flow(_settings(found.val))}",
+        f"  train: {_flow(found.train.given())}",
+        f"  val: {_flow(found.val.given())}",
         f"  batch_size: {batch}  # images per step; fewer need less memory",
         f"  eval_batch_size: {batch}",
         f"  workers: {min(8, max(1, (os.cpu_count() or 2) - 1))}  # processes that read images",
@@ -92,10 +90,6 @@ def describe(found: FoundData, *, command: str) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    return {"type": config.type} | config.model_dump(mode="json", exclude_defaults=True)
 
 
 def _flow(data: dict[str, Any]) -> str:

@@ -48,11 +48,16 @@ def _options(
 
 
 def _add(
-    name: str, function: Callable[..., None], examples: Sequence[str], *, cls: type[TyperCommand] = TyperCommand
+    name: str,
+    function: Callable[..., None],
+    examples: Sequence[str],
+    *,
+    cls: type[TyperCommand] = TyperCommand,
+    group: typer.Typer = app,
 ) -> None:
     """Adds a command whose help ends with examples; lines of up to 78 characters fit a narrow terminal."""
     epilog = "\n\n".join(["Examples:", *examples])
-    app.command(name, cls=cls, epilog=epilog)(command(function))
+    group.command(name, cls=cls, epilog=epilog)(command(function))
 
 
 _add(
@@ -102,7 +107,5 @@ _add("doctor", doctor.doctor, ["piip doctor", "piip doctor --json"])
 _add("init", init.init, ["piip init photos", "piip init photos --output mine.yaml"])
 
 data_app = typer.Typer(name="data", help="Look at data before training on them.", no_args_is_help=True)
-data_app.command("check", epilog="Examples:\n\npiip data check photos\n\npiip data check annotations.json --json")(
-    command(data.check)
-)
+_add("check", data.check, ["piip data check photos", "piip data check annotations.json --json"], group=data_app)
 app.add_typer(data_app)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from piip.files import write_file
+from piip.files import replacing
 
 _COLOURS = ("#3366cc", "#e07b39", "#2f9e6e", "#b8458b", "#8a6d3b", "#6b5fc7", "#3aa6b9", "#c44949")
 _INK, _GRID = "#2b2b33", "#e4e4ea"
@@ -31,10 +29,8 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     _draw_parts(parts, steps)
     _draw_rate(rate, steps)
     _draw_metrics(metrics, evaluations)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png")
-    write_file(path, buffer.getvalue())
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _draw_loss(axes: Axes, steps: Sequence[dict[str, Any]]) -> None:

@@ -7,32 +7,29 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from rich.console import Console
 
 from piip.config.experiment import Config
 from piip.data.build import build_loader
 from piip.data.folders import list_folder
 from piip.data.images import IMAGE_SUFFIXES
+from piip.data.loader import Loader
 from piip.data.prefetch import on_device
 from piip.data.sets.base import ImageDataset, check_classes
 from piip.data.sets.config import DatasetConfig
 from piip.engine import distributed
 from piip.engine.device import tf32
 from piip.engine.log import Bar, logging_to
-from piip.errors import ConfigError, DataError, PiipError, first_few
-from piip.files import check_outputs, to_json, write_file
+from piip.errors import ConfigError, DataError, first_few
+from piip.files import check_outputs, to_json, write_file, writing
 from piip.load import load_model
 from piip.metrics.base import Metric
 from piip.metrics.config import MetricConfig
+from piip.model import Model
 from piip.weights.find import find_weights
-
-if TYPE_CHECKING:
-    import torch
-
-    from piip.data.loader import Loader
-    from piip.model import Model
 
 _log = logging.getLogger(__name__)
 
@@ -175,10 +172,8 @@ def _conclude(
         figures |= found
         tables.append(metric.table())
         if folder is not None:
-            try:
+            with writing(f"to {folder}"):
                 drawn += metric.draw(folder)
-            except OSError as error:
-                raise PiipError(f"cannot write to {folder}: {error.strerror}") from None
     return figures, tables, drawn
 
 
@@ -198,14 +193,10 @@ def _make_folder(output: Path, inputs: list[Path]) -> None:
             and list_folder(folder, IMAGE_SUFFIXES).files
         ):
             raise DataError(f"{output} holds the images of the data set; choose another --output")
-    try:
+    with writing(f"to {output}"):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PiipError(f"cannot write to {output}: {error.strerror}") from None
 
 
 def _write_report(file: Path, report: dict[str, Any]) -> None:
-    try:
+    with writing(file):
         write_file(file, to_json(report, indent=2))
-    except OSError as error:
-        raise PiipError(f"cannot write {file}: {error.strerror}") from None

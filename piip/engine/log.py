@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -99,35 +98,31 @@ class Bar:
 
     def __init__(self, console: Console | None, description: str, total: int, done: int = 0) -> None:
         console = console or Console(stderr=True)
-        self._progress: Progress | None = None
-        if console.is_terminal and distributed.is_main():
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}", style="dim"),
-                console=console,
-                transient=True,
-            )
-            self._task = self._progress.add_task(description, total=total, completed=done, note="")
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=console,
+            transient=True,
+            disable=not (console.is_terminal and distributed.is_main()),
+        )
+        self._task = self._progress.add_task(description, total=total, completed=done, note="")
 
     def __enter__(self) -> Bar:
-        if self._progress is not None:
-            self._progress.start()
+        self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
+    def __exit__(self, *_: object) -> None:
+        if not self._progress.disable:  # older versions of rich would print an empty line
             self._progress.stop()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Removes the bar from the terminal during the block, in which another bar may be shown."""
-        self.__exit__(None, None, None)
+        self.__exit__()
         try:
             yield
         finally:
@@ -135,8 +130,7 @@ class Bar:
 
     def advance(self, note: str = "") -> None:
         """Advances by one; `note` is shown behind the bar."""
-        if self._progress is not None:
-            self._progress.update(self._task, advance=1, note=note)
+        self._progress.update(self._task, advance=1, note=note)
 
 
 class JsonLines:

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
 from piip.config.experiment import Config
 from piip.data.folders import IRREGULAR, UNREAD, ending_of, list_folder
 from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image
@@ -81,9 +79,11 @@ def run_prediction(
                 for file, overlay in zip(files, overlays):
                     if stop.requested:
                         break
-                    image = _read(file, limit)
-                    if isinstance(image, DataError):
-                        predictions.append(Prediction(file, error=str(image)))
+                    try:
+                        image = read_image(file, limit)
+                    except DataError as error:
+                        _log.warning("left out: %s", error)
+                        predictions.append(Prediction(file, error=str(error)))
                     else:
                         (result,) = model.predict([image])
                         found = writer.add(file, image, result, overlay)
@@ -141,15 +141,6 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     if passed_over.counts:
         _log.warning("%s", passed_over)
     return list(dict.fromkeys(found))
-
-
-def _read(file: Path, limit: int) -> Tensor | DataError:
-    """The image, or the error for which it is left out."""
-    try:
-        return read_image(file, limit)
-    except DataError as error:
-        _log.warning("left out: %s", error)
-        return error
 
 
 def _overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:

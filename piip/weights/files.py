@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import piip
-from piip.errors import CheckpointError, MissingFile
+from piip.errors import CheckpointError
 from piip.files import replacing
 from piip.weights.find import find_weights
 from piip.weights.integrity import BLANK, KEY
@@ -98,8 +98,6 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], LoadedWeights]:
 
     Raises CheckpointError when the file is missing, half-written or of another kind.
     """
-    if not file.is_file():
-        raise MissingFile(f"weights not found: {file}")
     state, beside = read_state_dict(file)
     return state, LoadedWeights(file, **_known(beside))
 

@@ -78,18 +78,15 @@ class Attention(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
-        qkv = self._qkv(x).view(batch, height * width, 3, dim)
-        q, k, v = qkv.unbind(2)
+        bias = self._qkv_bias()
+        qkv = self.qkv(x) if bias is None else F.linear(x, self.qkv.weight, bias)
+        q, k, v = qkv.view(batch, height * width, 3, dim).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, v))  # each (B, M, L, D)
-        bias = self.position_bias(v.dtype) if self.position_bias is not None else None
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        offset_bias = None if self.position_bias is None else self.position_bias(v.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=offset_bias)
         return x.transpose(1, 2).reshape(batch, height, width, dim)
-
-    def _qkv(self, x: Tensor) -> Tensor:
-        bias = self._qkv_bias()
-        return self.qkv(x) if bias is None else F.linear(x, self.qkv.weight, bias)
 
     def _qkv_bias(self) -> Tensor | None:
         """The biases of queries and values, with zeros for the keys between them; None if qkv has its own or none."""

@@ -137,5 +137,5 @@ def detection_count(backbone: BackboneConfig) -> Count:
         # Only the released three-branch network owns the finest level where DINO does not ask for it.
         finest = backbone.finest_level or len(backbone.branches) == 3
         levels = pyramid(outputs[0], outputs[min(1, len(outputs) - 1)], finest=finest, single=not several)
-        parts.append(Part("pyramid", levels.params_only if several else levels))
+        parts.append(Part("pyramid", Cost(levels.params) if several else levels))
     return Count(tuple(parts))
