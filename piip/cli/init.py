@@ -20,9 +20,9 @@ _BASES = {
     "segmentation": ("segmentation/upernet_piip_nano_shapes", 128),
     "classification": ("classification/piip_nano_shapes", 64),
 }
-# Long sides of images: that a CPU learns from in minutes, and that a GPU does.
+# The long side of images that a CPU learns from in minutes, and the one that a GPU does.
 _ON_CPU, _ON_GPU = 256, 1024
-# Steps that a run takes at least, and images of a step on a CPU; on a GPU one more per so many MiB of its memory.
+# The fewest steps of a run, the fewest images of a step, and the MiB of GPU memory that each image of a step takes.
 _STEPS, _BATCH, _MEMORY = 1500, 4, 2000
 
 
@@ -50,7 +50,7 @@ def init(
 
 
 def describe(found: FoundData, *, command: str) -> str:
-    """The config as YAML. command: that makes it, for the first line."""
+    """The config as YAML. command: the command that writes it, which the first line names."""
     from piip.data.check import check_data, small_shares, suggest_side
 
     base, side = _BASES[found.task]

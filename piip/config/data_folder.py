@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def as_mapping(data: dict[str, Any]) -> None:
-    """Lets a folder that stands in the place of a config's data be merged with what the bases say of these."""
+    """Makes `data: FOLDER` a mapping, `data: {folder: FOLDER}`, which can be merged with the data of the bases."""
     if isinstance(data.get("data"), str):
         data["data"] = {"folder": data["data"]}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from piip.config.experiment import Config
@@ -65,9 +65,9 @@ def run_prediction(
     with logging_to() as console:
         target = choose_device(device)
         model = load_model(config, weights, device=target, precision=config.train.precision)
-        count = config.model.head.num_classes
+        classes = config.model.head.num_classes
         names = model.class_names or config.data.val.known_class_names() or []
-        names = names if len(names) == count else [f"class {label}" for label in range(count)]
+        names = names if len(names) == classes else [f"class {label}" for label in range(classes)]
         limit = config.data.val.max_image_pixels
         writer = config.model.head.build_writer(names, score_threshold=score_threshold)
         predictions: list[Prediction] = []
@@ -147,16 +147,14 @@ def _overlay_paths(files: Sequence[Path], output: Path) -> list[Path]:
     """The path of each overlay. Where images of different folders share a name, all but the first get numbers."""
     # The name of an image is never given to the overlay of another image.
     taken = {file.stem.casefold() for file in files}
-    seen: Counter[str] = Counter()
-    paths = []
+    numbers: dict[str, Iterator[int]] = {}
+    names = []
     for file in files:
-        key, stem = file.stem.casefold(), file.stem
-        seen[key] += 1
-        while seen[key] > 1:
-            stem = f"{file.stem}_{seen[key]}"
-            if stem.casefold() not in taken:
-                break
-            seen[key] += 1
-        taken.add(stem.casefold())
-        paths.append(output / f"{stem}.jpg")
-    return paths
+        key, name = file.stem.casefold(), file.stem
+        if key in numbers:
+            numbered = (f"{file.stem}_{number}" for number in numbers[key])
+            name = next(candidate for candidate in numbered if candidate.casefold() not in taken)
+            taken.add(name.casefold())
+        numbers.setdefault(key, count(2))
+        names.append(name)
+    return [output / f"{name}.jpg" for name in names]

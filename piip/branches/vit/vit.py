@@ -22,37 +22,25 @@ from piip.branches.vit.pretrained import ORIGINS, fit_pretrained
 from piip.by_size import BySize
 from piip.features import FeatureSpec
 
-MakeNorm = Callable[[int], nn.Module]
-
 
 class Attention(nn.Module):
     """Multi-head self-attention over the whole map, or inside windows of window_size x window_size tokens.
 
     window_size: 0 attends over the whole map.
-    qkv_bias: "all", "qv" (learned for queries and values, none for keys) or "none".
-    make_qk_norm: makes a norm of a given width; queries and keys are then normalised over all heads together.
-    relative_position: adds a learned bias for every offset between two tokens of a window.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        num_heads: int,
-        window_size: int,
-        qkv_bias: str,
-        make_qk_norm: MakeNorm | None,
-        relative_position: bool,
-    ) -> None:
+    def __init__(self, config: ViTConfig, *, window_size: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        dim, heads = config.embed_dim, config.num_heads
+        self.num_heads = heads
         self.window_size = window_size
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias == "all")
-        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
-        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
-        self.q_norm = make_qk_norm(dim) if make_qk_norm else None
-        self.k_norm = make_qk_norm(dim) if make_qk_norm else None
-        self.position_bias = WindowPositionBias(size=window_size, num_heads=num_heads) if relative_position else None
+        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias == "all")
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if config.qkv_bias == "qv" else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if config.qkv_bias == "qv" else None
+        self.q_norm = make_norm(config) if config.qk_norm else None
+        self.k_norm = make_norm(config) if config.qk_norm else None
+        relative = config.position == "relative"
+        self.position_bias = WindowPositionBias(size=window_size, num_heads=heads) if relative else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,27 +131,17 @@ def merge_windows(windows: Tensor, shape: torch.Size) -> Tensor:
 class Block(nn.Module):
     """Pre-norm transformer block with layer scale and stochastic depth."""
 
-    def __init__(
-        self,
-        *,
-        attention: Attention,
-        dim: int,
-        mlp_ratio: float,
-        make_norm: MakeNorm,
-        activation: str,
-        layer_scale: float | None,
-        drop_path: float,
-        checkpoint_activations: bool,
-    ) -> None:
+    def __init__(self, config: ViTConfig, *, window_size: int, drop_path: float) -> None:
         super().__init__()
-        self.checkpoint_activations = checkpoint_activations
-        self.norm1 = make_norm(dim)
-        self.attn = attention
-        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, init_values=layer_scale)
-        self.norm2 = make_norm(dim)
-        gelu = nn.GELU if activation == "gelu" else partial(nn.GELU, approximate="tanh")
-        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), act_layer=gelu)
-        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, init_values=layer_scale)
+        dim = config.embed_dim
+        self.checkpoint_activations = config.checkpoint_activations
+        self.norm1 = make_norm(config)
+        self.attn = Attention(config, window_size=window_size)
+        self.ls1 = make_scale(config)
+        self.norm2 = make_norm(config)
+        gelu = nn.GELU if config.activation == "gelu" else partial(nn.GELU, approximate="tanh")
+        self.mlp = Mlp(dim, hidden_features=int(dim * config.mlp_ratio), act_layer=gelu)
+        self.ls2 = make_scale(config)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -203,32 +181,20 @@ class ViT(Branch):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        dim, relative = config.embed_dim, config.position == "relative"
-        make_norm: MakeNorm = partial(nn.RMSNorm if config.norm == "rms" else nn.LayerNorm, eps=config.norm_eps)
+        dim = config.embed_dim
         self.pretrain_grid = config.pretrain_size // config.patch_size
         self.patch_embed = PatchEmbed(dim=dim, patch_size=config.patch_size)
-        self.pos_embed = None if relative else nn.Parameter(torch.zeros(1, self.pretrain_grid**2, dim))
+        positions = nn.Parameter(torch.zeros(1, self.pretrain_grid**2, dim))
+        self.pos_embed = positions if config.position == "absolute" else None
         self.frame_embed = nn.Parameter(torch.zeros(1, 1, dim)) if config.frame_embed else None
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         self._resize_pos_embed: Callable[..., Tensor] = resize_pos_embed
-        self.embed_norm = make_norm(dim) if config.embed_norm else nn.Identity()
+        self.embed_norm = make_norm(config) if config.embed_norm else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(
-                attention=Attention(
-                    dim=dim,
-                    num_heads=config.num_heads,
-                    window_size=0 if index in config.global_blocks else config.window_size,
-                    qkv_bias=config.qkv_bias,
-                    make_qk_norm=make_norm if config.qk_norm else None,
-                    relative_position=relative,
-                ),
-                dim=dim,
-                mlp_ratio=config.mlp_ratio,
-                make_norm=make_norm,
-                activation=config.activation,
-                layer_scale=config.layer_scale,
+                config,
+                window_size=0 if index in config.global_blocks else config.window_size,
                 drop_path=drop_path,
-                checkpoint_activations=config.checkpoint_activations,
             )
             for index, drop_path in enumerate(drop_path_rates(config))
         )
@@ -280,6 +246,18 @@ class ViT(Branch):
         """0 for the patch and position embeddings, i + 1 for block i."""
         parts = parameter.split(".")
         return int(parts[1]) + 1 if parts[0] == "blocks" else 0
+
+
+def make_norm(config: ViTConfig) -> nn.Module:
+    """A norm over the width of a branch."""
+    return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.embed_dim, eps=config.norm_eps)
+
+
+def make_scale(config: ViTConfig) -> nn.Module:
+    """The gains of a residual, where a branch has them."""
+    if config.layer_scale is None:
+        return nn.Identity()
+    return LayerScale(config.embed_dim, init_values=config.layer_scale)
 
 
 def drop_path_rates(config: ViTConfig) -> list[float]:

@@ -35,7 +35,7 @@ _CLASSES = 1000
 
 
 def paper_script(backbone: BackboneConfig) -> Literal["classification", "detection"] | None:
-    """The script a table would have counted this backbone with: the first where it can, else the second.
+    """The script that counted such a backbone for the tables: the classification one if it can, else the detection one.
 
     None where no table could have had it: with branches that the official code has no class for, with a ConvNeXt of no
     published size, whose layers are not known here, and without a merge but for class tokens in all branches.
