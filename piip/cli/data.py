@@ -23,16 +23,12 @@ Source = Annotated[
 def check(
     source: Source,
     repair: Annotated[
-        Path | None,
-        typer.Option("--repair", metavar="OUT", help="Write a clean COCO file; of several splits a folder of them."),
+        Path | None, typer.Option(metavar="OUT", help="Write a clean COCO file; of several splits a folder of them.")
     ] = None,
     images: Annotated[
-        Path | None,
-        typer.Option("--images", metavar="FOLDER", help="The images of a COCO file, if they are elsewhere."),
+        Path | None, typer.Option(metavar="FOLDER", help="The images of a COCO file, if they are elsewhere.")
     ] = None,
-    pixels: Annotated[
-        bool, typer.Option("--pixels/--no-pixels", help="Read every image, to find damaged ones and copies.")
-    ] = True,
+    pixels: Annotated[bool, typer.Option(help="Read every image, to find damaged ones and copies.")] = True,
     json: Json = False,
 ) -> None:
     """Show everything that is wrong with data; ends with exit code 3 where anything is."""

@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from piip.data.find import FoundData
 
-# By task: a network that learns from nothing, and the long side of its images at scale 1.
+# By task: a small network that trains from scratch, and the long side of its images at scale 1.
 _BASES = {
     "detection": ("detection/mask_rcnn_piip_nano_shapes", 128),
     "segmentation": ("segmentation/upernet_piip_nano_shapes", 128),
@@ -29,7 +29,7 @@ _STEPS, _BATCH, _MEMORY = 1500, 4, 2000
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of images with what is on them.")],
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="The YAML to write; FOLDER's name by default.")
+        Path | None, typer.Option(metavar="FILE", help="The YAML to write; FOLDER's name by default.")
     ] = None,
 ) -> None:
     """Write a config for a folder of data and this machine, with comments, to train as it is or to change."""
@@ -73,7 +73,7 @@ def describe(found: FoundData, *, command: str) -> str:
         f"# {found}.",
         f"# {len(train.images)} images to train on, {len(val.images)} to evaluate; `piip data check` says more.",
         "",
-        f"base: {base}  # a small network that learns from nothing; `piip models` has larger ones",
+        f"base: {base}  # a small network that trains from scratch; `piip models` has larger ones",
         f"scale: {scale}  # {sizes}",
         "model:",
         f"  head: {_flow(head)}  # classes: {', '.join(found.class_names)}",

@@ -19,13 +19,11 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")],
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", metavar="DIR", file_okay=False, help="Where overlays and predictions.json are written."
-        ),
+        typer.Option(metavar="DIR", file_okay=False, help="Where overlays and predictions.json are written."),
     ],
     weights: Weights = None,
     score_threshold: Annotated[
-        float, typer.Option("--score-threshold", min=0.0, max=1.0, help="Detections with a lower score are left out.")
+        float, typer.Option(min=0.0, max=1.0, help="Detections with a lower score are left out.")
     ] = 0.3,
     device: Device = None,
 ) -> None:

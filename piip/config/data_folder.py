@@ -25,7 +25,7 @@ def as_mapping(data: dict[str, Any]) -> None:
 def fill_from_folder(draft: Draft) -> None:
     """Sets data.train, data.val, model.head.num_classes and, where the data has no masks, model.head.masks.
 
-    What the command line sets of these stays. One line says what was found. Raises ConfigError where the head is for
+    Values from the command line are kept. A warning says what was found. Raises ConfigError where the head is for
     another task than the data, and DataError where nothing is found.
     """
     data, head = draft.data.get("data"), draft.data.setdefault("model", {}).setdefault("head", {})

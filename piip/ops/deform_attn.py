@@ -135,7 +135,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """Where numbers can be read four at a time; a view may begin anywhere."""
+    """The tensor, copied unless it begins where numbers can be read four at a time; a view may begin anywhere."""
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 

@@ -1,9 +1,9 @@
 """Checksums, which tell a damaged file before anything of it is believed.
 
 A JSON document of ours holds its own SHA-256 under the key `checksum`, and a weight file holds its own in the metadata
-of its header. While it is computed, the 64 digits of the checksum itself are zeros. meta.json of a checkpoint also lists
-the SHA-256 of every file beside it. Older files and those of others have no checksum, and are read without a check. A
-file is checked once per process.
+of its header. While it is computed, the 64 digits of the checksum itself are zeros. meta.json of a checkpoint also
+lists the SHA-256 of every file beside it. Older files and those of others have no checksum, and are read without a
+check. A file is checked once per process.
 """
 
 from __future__ import annotations
