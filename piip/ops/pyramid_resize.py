@@ -211,12 +211,16 @@ def _pairs(numbers: Sequence[Any]) -> list[tuple[Any, Any]]:
 
 def _definition(images: Tensor, channels_last: bool, *settings: Any) -> list[Tensor]:
     check_pyramid(images, channels_last, *settings)
-    sizes, factors, *how, valid = settings
+    sizes, factors, mode, antialias, mean, std, dtype, valid = settings
     return reference.pyramid_resize(
         images.permute(0, 3, 1, 2) if channels_last else images,
         _pairs(sizes),
         [(y, x) if y else None for y, x in _pairs(factors)],
-        *how,
+        mode,
+        antialias,
+        mean,
+        std,
+        dtype,
         None if valid is None else _pairs(valid),
     )
 

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerScale, Mlp, trunc_normal_
+from timm.layers import DropPath, LayerScale, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -162,18 +162,6 @@ class Block(nn.Module):
         return torch.addcmul(x, scale.gamma, y)
 
 
-class PatchEmbed(nn.Module):
-    """Non-overlapping patches; remainder pixels at the bottom and right are dropped."""
-
-    def __init__(self, *, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), contiguous: else every norm would copy it."""
-        return self.proj(images).permute(0, 2, 3, 1).contiguous()
-
-
 class ViT(Branch):
     """A vision transformer without final norm; parameter names are timm's."""
 
@@ -183,7 +171,7 @@ class ViT(Branch):
         super().__init__()
         dim = config.embed_dim
         self.pretrain_grid = config.pretrain_size // config.patch_size
-        self.patch_embed = PatchEmbed(dim=dim, patch_size=config.patch_size)
+        self.patch_embed = PatchEmbed(None, patch_size=config.patch_size, embed_dim=dim, output_fmt="NHWC")
         positions = nn.Parameter(torch.zeros(1, self.pretrain_grid**2, dim))
         self.pos_embed = positions if config.position == "absolute" else None
         self.frame_embed = nn.Parameter(torch.zeros(1, 1, dim)) if config.frame_embed else None
@@ -216,8 +204,11 @@ class ViT(Branch):
                     nn.init.zeros_(module.bias)
 
     def embed(self, images: Tensor) -> Tokens:
-        """Images (B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), position embedding added."""
-        x = self.patch_embed(images)
+        """Images (B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), position embedding added.
+
+        Remainder pixels at the bottom and right are dropped.
+        """
+        x = self.patch_embed(images).contiguous()  # else every norm would copy it
         if self.pos_embed is not None:
             x = x + self._resize_pos_embed(self.pos_embed, self.pretrain_grid, (x.shape[1], x.shape[2]), x.dtype)
         if self.frame_embed is not None:
