@@ -150,7 +150,7 @@ def check_trained_classes(weights: Path, class_names: list[str], dataset: ImageD
 
 
 def _check_unread(reasons: Sequence[str], images: int) -> None:
-    """Warns of images that could not be read. Raises DataError where none of all could."""
+    """Warns of images that could not be read. Raises DataError if none could be read."""
     if len(reasons) == images:
         raise DataError(f"none of the {images} images can be read; the first: {reasons[0]}")
     _log.warning(

@@ -117,7 +117,7 @@ class _Inference(nn.Module):
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Skips what fills a tensor in place: on the meta device nothing is lost by it but a third of the time."""
+    """Skips ops that fill a tensor in place: on the meta device they change nothing and take a third of the time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0] if func in _FILLING else func(*args, **(kwargs or {}))

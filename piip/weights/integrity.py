@@ -1,4 +1,4 @@
-"""Checksums, which tell a damaged file before anything of it is believed.
+"""Checksums, by which a damaged file is found before anything in it is used.
 
 A JSON document of ours holds its own SHA-256 under the key `checksum`, and a weight file holds its own in the metadata
 of its header. While it is computed, the 64 digits of the checksum itself are zeros. meta.json of a checkpoint also

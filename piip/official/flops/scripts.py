@@ -49,7 +49,7 @@ def paper_script(backbone: BackboneConfig) -> Literal["classification", "detecti
 
 
 def paper_count(backbone: BackboneConfig) -> Count:
-    """The count as the paper's tables have it, by `paper_script`. Raises ConfigError where neither script reaches."""
+    """The count of the paper's tables, by the script that `paper_script` names. Raises ConfigError if it names none."""
     script = paper_script(backbone)
     if script is None:
         raise ConfigError(
