@@ -284,7 +284,7 @@ def _backward_fake(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     return value.new_empty(value.shape), points.new_empty(points.shape), weights.new_empty(weights.shape)
 
 
-def _flops(value: Sequence[int], shapes: Any, *others: Any, out_shape: Any = None, **_: Any) -> int:
+def _flops(value: Sequence[int], shapes: Any, *others: Any, **_: Any) -> int:
     """Five multiply-adds per channel of a sample, four cells and the weight: ten FLOPs, the published count.
 
     The official script writes 5 * Q * P * C with C twice the channels of the values, the same number.
@@ -293,7 +293,7 @@ def _flops(value: Sequence[int], shapes: Any, *others: Any, out_shape: Any = Non
     return 10 * batch * queries * heads * levels * points * value[3]
 
 
-def _backward_flops(grad: Any, *inputs: Any, out_shape: Any = None, **_: Any) -> int:
+def _backward_flops(grad: Any, *inputs: Any, **_: Any) -> int:
     return 2 * _flops(*inputs)
 
 

@@ -294,7 +294,7 @@ def _backward_fake(grads: list[Tensor], shape: list[int], *settings: Any) -> Ten
     return grads[0].new_empty(shape, dtype=settings[-2])
 
 
-def _flops(images: Sequence[int], channels_last: bool, *settings: Any, out_shape: Any = None, **_: Any) -> int:
+def _flops(images: Sequence[int], channels_last: bool, *settings: Any, **_: Any) -> int:
     """A multiply-add for every pixel that an output pixel takes from, as torch's own resampling is counted.
 
     The published figures leave the resizing of images out.
@@ -303,7 +303,7 @@ def _flops(images: Sequence[int], channels_last: bool, *settings: Any, out_shape
     return _flops_of_planes(images[0] * (3 if channels_last else images[1]), height, width, *settings)
 
 
-def _backward_flops(grads: Any, shape: Sequence[int], *settings: Any, out_shape: Any = None, **_: Any) -> int:
+def _backward_flops(grads: Any, shape: Sequence[int], *settings: Any, **_: Any) -> int:
     batch, channels, height, width = shape
     return _flops_of_planes(batch * channels, height, width, *settings)
 
