@@ -83,7 +83,7 @@ def writing(what: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PiipError(f"cannot write {what}: {error.strerror}") from None
+        raise PiipError(f"cannot write {what}: {error.strerror or error}") from None
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:

@@ -1,4 +1,4 @@
-"""`piip data check`."""
+"""`piip data check` and `piip data show`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from piip.cli.options import Json
+from piip.cli.options import Json, with_data
 
 if TYPE_CHECKING:
     from piip.data.check import Split
@@ -53,6 +53,40 @@ def check(
         raise CheckError(
             f"{count} {'thing is' if count == 1 else 'things are'} wrong; what became of them is said above"
         )
+
+
+def show(
+    source: Source,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", file_okay=False, help="Where the pictures are written.")
+    ],
+    config: Annotated[
+        str | None,
+        typer.Option("--config", metavar="CONFIG", help="Whose augmentation is shown of a folder; else a small one's."),
+    ] = None,
+) -> None:
+    """Draw data as the network sees them, the extreme objects of each class, and histograms."""
+    from piip.cli.console import out
+    from piip.cli.init import BASES
+    from piip.config.load import load_config
+    from piip.data.find import find_data
+    from piip.errors import PiipError
+
+    path = Path(source)
+    if path.is_dir() and not (path / "config.yaml").is_file():
+        base = config or BASES[find_data(path).task][0]
+        settings = load_config(base, with_data(None, path))
+    else:
+        settings = load_config(source)
+    from piip.data.show import show_data
+
+    data = settings.data
+    sets = {"train": data.train.build(training=True), "val": data.val.build(training=False)}
+    try:
+        files = show_data(sets, data.train_transforms, output)
+    except OSError as error:
+        raise PiipError(f"cannot write to {output}: {error.strerror or error}") from None
+    out().print(f"{len(files)} pictures in {output}: {', '.join(file.name for file in files[:8])}")
 
 
 def find_sets(source: str, images: Path | None = None) -> tuple[dict[str, DatasetConfig], tuple[int, ...]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from piip.data.find import FoundData
 
 # By task: a small network that trains from scratch, and the long side of its images at scale 1.
-_BASES = {
+BASES = {
     "detection": ("detection/mask_rcnn_piip_nano_shapes", 128),
     "segmentation": ("segmentation/upernet_piip_nano_shapes", 128),
     "classification": ("classification/piip_nano_shapes", 64),
@@ -53,7 +53,7 @@ def describe(found: FoundData, *, command: str) -> str:
     """The config as YAML. command: the command that writes it, which the first line names."""
     from piip.data.check import check_data, small_shares, suggest_side
 
-    base, side = _BASES[found.task]
+    base, side = BASES[found.task]
     train, val = check_data({"train": found.train, "val": found.val}, pixels=False)
     memory = _gpu_memory()
     batch = max(_BATCH, min(16, memory // _MEMORY))

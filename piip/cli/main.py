@@ -107,5 +107,16 @@ _add("doctor", doctor.doctor, ["piip doctor", "piip doctor --json"])
 _add("init", init.init, ["piip init photos", "piip init photos --output mine.yaml"])
 
 data_app = typer.Typer(name="data", help="Look at data before training on them.", no_args_is_help=True)
-_add("check", data.check, ["piip data check photos", "piip data check annotations.json --json"], group=data_app)
+_add(
+    "check",
+    data.check,
+    ["piip data check photos", "piip data check annotations.json --repair clean.json"],
+    group=data_app,
+)
+_add(
+    "show",
+    data.show,
+    ["piip data show photos --output pages", "piip data show mine.yaml --output pages"],
+    group=data_app,
+)
 app.add_typer(data_app)

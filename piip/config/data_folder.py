@@ -42,6 +42,7 @@ def fill_from_folder(draft: Draft) -> None:
     chosen = draft.origin.get("model.head.masks") in (COMMAND_LINE, draft.file)
     if found.masks is False and member is not None and "masks" in member.model_fields and not chosen:
         head["masks"] = False
+        _say(f"{found.folder}: the head learns boxes alone (model.head.masks: false), since the data has no masks")
     unread: dict[str, Any] = {}
     if found.masks is not None and member is not None and "masks" not in member.model_construct(**head).needs:
         unread = {"masks": False}
@@ -66,7 +67,12 @@ def _given(draft: Draft, node: Any, prefix: str) -> dict[str, Any]:
 @cache
 def _find(folder: Path) -> FoundData:
     found = find_data(folder)
-    if os.environ.get("RANK", "0") == "0":
-        # A warning, so that it is seen without a logger being set up.
-        _log.warning("%s", found)
+    _say(str(found))
     return found
+
+
+@cache
+def _say(text: str) -> None:
+    """Once, by one process, and as a warning, which is seen without a logger being set up."""
+    if os.environ.get("RANK", "0") == "0":
+        _log.warning("%s", text)

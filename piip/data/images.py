@@ -121,8 +121,9 @@ def read_size(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) 
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - _END))
             end = file.read()
-        if _LAST.get(image.format or "", b"") not in end:
-            image.load()  # the end may lie before other things, or be missing
+        # The end may lie before other things, or be missing; of a TIFF Pillow turns the size before the pixels, or not.
+        if image.format == "TIFF" or _LAST.get(image.format or "", b"") not in end:
+            image.load()
         width, height = image.size
         # Pillow would decode a PNG to look for EXIF behind its pixels, where hardly any program puts it.
         turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5

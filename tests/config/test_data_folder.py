@@ -34,12 +34,13 @@ def test_data_and_classes_of_a_config_are_those_of_the_folder(tmp_path: Path, ca
     assert load_config(again) == config
 
 
-def test_a_yaml_names_the_folder_and_masks_follow_the_data(tmp_path: Path) -> None:
+def test_a_yaml_names_the_folder_and_masks_follow_the_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     coco_boxes(tmp_path / "photos")
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"base": NANO, "data": "photos"}))
     config = load_config(file)
     assert config.model.head.model_dump()["masks"] is False
+    assert "the head learns boxes alone (model.head.masks: false)" in caplog.text
     assert config.data.train.model_dump()["masks"] is False
     assert (config.data.train.part, config.data.val.part) == ("train", "val")
     file.write_text(yaml.safe_dump({"base": NANO, "data": "photos", "model": {"head": {"masks": True}}}))

@@ -189,6 +189,18 @@ def test_classes_without_a_list_of_names_are_the_numbers_in_the_maps(tmp_path: P
     assert find_data(tmp_path).class_names == ["label 0", "label 1", "label 2", "label 3"]
 
 
+def test_classes_that_splits_number_otherwise_are_matched_by_name(tmp_path: Path) -> None:
+    coco_roboflow(tmp_path)
+    file = tmp_path / "valid" / "_annotations.coco.json"
+    data = json.loads(file.read_text())
+    data["categories"] = [{"id": 1, "name": "disc"}, {"id": 2, "name": "box"}]
+    file.write_text(json.dumps(data))
+    found = find_data(tmp_path)
+    train, val = found.train.build(training=True), found.val.build(training=False)
+    assert train.class_names == val.class_names == NAMES
+    assert (train.truth(0)["labels"].tolist(), val.truth(0)["labels"].tolist()) == ([0, 1], [1, 0])
+
+
 def test_what_is_not_found_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no folder"):
         find_data(tmp_path / "gone")

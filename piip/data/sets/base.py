@@ -84,7 +84,7 @@ def check_targets(needs: frozenset[str], dataset: ImageDataset) -> None:
     missing = sorted(needs - dataset.provides)
     if missing:
         has = ", ".join(sorted(dataset.provides)) or "nothing to learn from"
-        boxes = ", such as {type: dino} on neck: {type: channel_mapper} for boxes alone (base/dino)"
+        boxes = "; for boxes alone set model.head.masks=false, or take {type: dino} (base/dino)"
         raise DataError(
             f"{dataset.source} has {has}, but this model's head learns from {', '.join(missing)} too; choose data that "
             f"fit the head, or a head that fits the data{boxes if missing == ['masks'] else ''}"

@@ -31,6 +31,8 @@ Id = int | str
 FRACTIONS = "boxes in fractions of the image"
 _ID_TYPES = (int, str)
 _CONVERTED = "number or id written as text, or a whole number as 64.0, read"
+# Images from which on what was read is not looked through for circles of objects later either, of which it has none.
+_LARGE = 20_000
 # Of the boxes, that lie within 0 and 1 where a file has fractions of the image for pixels.
 _ALMOST_ALL = 0.99
 
@@ -48,12 +50,15 @@ def read_annotations(
     Raises DataError for what is no COCO file at all; all other errors are in the findings.
     """
     with _without_collection():
-        return _read(path, images, masks=masks, crowds=crowds, fractions=fractions)
+        found = _read(path, images, masks=masks, crowds=crowds, fractions=fractions)
+        if len(found.images) > _LARGE:
+            gc.freeze()
+        return found
 
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Keeps Python from looking through millions of small lists again and again for what nobody refers to."""
+    """Keeps Python from looking through millions of small lists again and again for circles of objects to free."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -133,7 +138,7 @@ def _read_categories(entries: list[Any], findings: Findings) -> tuple[dict[Id, i
             findings.add("category id that two classes have", f"category id {id_} occurs more than once", "error")
         names[id_] = name
         if supers[name] and supers[name] >= len(entries) - 1 > 0:
-            what = f"'{name}' (category {id_}), of which all other classes are a kind"
+            what = f"'{name}' (category {id_}), of which all other classes are a kind; class_names can leave it out"
             findings.add("category that is the supercategory of all others, a class without objects", what, "suspect")
     for name, count in Counter(names.values()).items():
         if count > 1:
@@ -228,6 +233,7 @@ class _Reader:
         self._images, self._findings, self._masks, self._fractions = images, findings, masks, fractions
         counts = Counter(names)
         self._by_name = {name: label for label, name in enumerate(names) if counts[name] == 1}
+        self._by_file = {image.file_name: place for place, image in enumerate(images)}
         self.drawn: set[tuple[bool, bool]] = set()
 
     def read(self, entries: list[Any]) -> list[list[Annotation]]:
@@ -269,7 +275,15 @@ class _Reader:
             if not (self._masks or box is None or box[2] == 0 or box[3] == 0):
                 segmentation = None
             cleaned = clean(
-                self._findings, image, id_, label, box, segmentation, area, crowd, bool(entry.get("ignore"))
+                self._findings,
+                image,
+                id_,
+                label,
+                box,
+                segmentation,
+                area,
+                crowd,
+                truth_value(entry.get("ignore")) or False,
             )
             if cleaned is not None:
                 found[place].append(cleaned if self._masks else cleaned._replace(segmentation=None))
@@ -302,6 +316,10 @@ class _Reader:
             self._fail("annotation without image", f"annotation {id_}", "has no 'image_id'")
             return None
         place = self._places.get(identity(given))
+        if place is None and isinstance(given, str) and given in self._by_file:
+            place = self._by_file[given]
+            self._findings.add("image given by its file name", f"annotation {id_}", "repaired")
+            return place
         if place is None:
             what = f"annotation {id_} is for image {short(given)}, not listed in the file"
             self._findings.add("annotation for an image that is not listed left out", what, "left out")

@@ -11,6 +11,9 @@ from piip.data.sets.coco.config import CocoData
 from piip.data.sets.instances.find import found_instances
 from piip.errors import DataError, first_few
 
+# Bytes of files that are read in a second; of larger ones only that of evaluation is looked into.
+_LARGE = 20_000_000
+
 _NAMES = re.compile(rb'"(?:file_name|coco_url)"\s*:\s*"((?:[^"\\]|\\.)+)"')
 
 
@@ -31,7 +34,8 @@ def find_coco(tree: Tree) -> FoundData | None:
             )
         file = tree.folder / chosen[0]
         options[split] = CocoData(images=_images_of(tree, chosen[0]) or file.parent, annotations=file)
-    return found_instances(tree, "COCO annotations", options, look_at_both=False)
+    size = sum(data.annotations.stat().st_size for data in options.values())
+    return found_instances(tree, "COCO annotations", options, look_at_both=size < _LARGE)
 
 
 def coco_of_file(file: Path) -> CocoData:

@@ -26,6 +26,11 @@ class InstanceData(DatasetConfig):
     min_side: int = Field(32, gt=0, description="training leaves out images with a side shorter than this, in pixels")
     masks: bool = Field(True, description="false reads boxes only, which is all that DINO learns")
 
+    class_names: tuple[str, ...] | None = Field(
+        None,
+        description="in label order, where the files have other classes too, or in another order; null: those of the "
+        "files, numbered as there, else sorted",
+    )
     part: Part = Field("all", description=PART)
 
     @abstractmethod
@@ -33,8 +38,10 @@ class InstanceData(DatasetConfig):
         """What the files hold, without torch. Raises DataError where they are not of this format at all."""
 
     def load(self) -> Instances:
-        """What `read` returns, with the images of the `part` only."""
+        """What `read` returns, with the classes of `class_names` and the images of the `part` only."""
         found = self.read()
+        if self.class_names is not None:
+            found.rename(self.class_names)
         if self.part != "all":
             names = names_in_part((image.file_name for image in found.images), self.part)
             found.images = [image for image in found.images if image.file_name in names]

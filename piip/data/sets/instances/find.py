@@ -23,7 +23,8 @@ def found_instances(
     if look_at_both and train.model_copy(update={"part": val.part}) != val:
         reads.append(train.read())
     names = list(dict.fromkeys(name for read in reads for name in read.class_names))
-    if "class_names" in type(train).model_fields:
+    if any(read.class_names != names for read in reads):
+        # Numbered by their first appearance, or without those that no object has.
         names.sort()
         train, val = (data.model_copy(update={"class_names": tuple(names)}) for data in (train, val))
     return FoundData(tree.folder, words, "detection", train, val, names, any(read.has_masks for read in reads))

@@ -122,12 +122,12 @@ class _Listings:
         return Path(os.path.realpath(path)).is_relative_to(self._root)
 
     def only(self, name: str) -> str | None:
-        """The file below the folder that has the last part of a name, if there is only one."""
+        """The file below the folder that has the last part of a name, in whatever case, if there is only one."""
         if self._by_name is None:
             self._by_name = {}
             for folder, _, files in os.walk(self._root):
                 prefix = os.path.relpath(folder, self._root)
                 for file in files:
-                    self._by_name.setdefault(file, []).append(file if prefix == "." else f"{prefix}/{file}")
-        files = self._by_name.get(name.replace("\\", "/").rpartition("/")[2], [])
+                    self._by_name.setdefault(file.lower(), []).append(file if prefix == "." else f"{prefix}/{file}")
+        files = self._by_name.get(name.replace("\\", "/").rpartition("/")[2].lower(), [])
         return files[0] if len(files) == 1 and self.has(files[0]) else None

@@ -14,7 +14,7 @@ This module does not need torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,6 +80,25 @@ class Instances:
     def has_masks(self) -> bool:
         """Whether any object has a mask."""
         return any(a.segmentation is not None for image in self.images for a in image.annotations if not a.crowd)
+
+    def rename(self, class_names: Sequence[str]) -> None:
+        """Numbers the classes as these names are; an object of another class is an error."""
+        if self.class_names == [*class_names]:
+            return
+        labels = {name: label for label, name in enumerate(class_names)}
+        ids = dict(zip(self.class_names, self.category_ids))
+        new = [labels.get(name) for name in self.class_names]
+        for place, image in enumerate(self.images):
+            kept = []
+            for a in image.annotations:
+                label = new[a.label]
+                if label is None:
+                    what = f"'{self.class_names[a.label]}': annotation {a.id} of {image.file_name}"
+                    self.findings.add("object of a class that class_names does not list", what, "error")
+                else:
+                    kept.append(a._replace(label=label))
+            self.images[place] = image._replace(annotations=tuple(kept))
+        self.class_names, self.category_ids = [*class_names], [ids.get(name, name) for name in class_names]
 
 
 def clip_box(box: Box, height: int, width: int) -> Box:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
 from piip.data.sets.instances.config import InstanceData
 
 if TYPE_CHECKING:
@@ -20,7 +18,6 @@ class LabelmeData(InstanceData):
     find_rank: ClassVar = 4
     type: Literal["labelme"] = "labelme"
     root: Path
-    class_names: tuple[str, ...] | None = Field(None, description="in label order; null: those of all files, sorted")
 
     @classmethod
     def find(cls, tree: Tree) -> FoundData | None:

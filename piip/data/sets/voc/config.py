@@ -21,7 +21,6 @@ class VocData(InstanceData):
     type: Literal["voc"] = "voc"
     root: Path
     split: str | None = Field(None, description="only the images that ImageSets/Main/SPLIT.txt lists")
-    class_names: tuple[str, ...] | None = Field(None, description="in label order; null: those of all files, sorted")
 
     @classmethod
     def find(cls, tree: Tree) -> FoundData | None:

@@ -89,6 +89,11 @@ REPAIRS: dict[str, tuple[Change, dict[str, int]]] = {
     "categories by name": (
         each("annotations", category_id=lambda label: ("box", "disc")[label - 1]), {"category given by its name": 4},
     ),
+    "images by name": (
+        each("annotations", image_id=lambda i: f"im{i - 1}.png"), {"image given by its file name": 4},
+    ),
+    "names in capitals": (each("images", file_name=str.upper), {ELSEWHERE: 2}),
+    "ignored as text": (lambda data: [entry.update(ignore="0") for entry in data["annotations"]], {}),
     "text ids that are no numbers": (
         both(each("images", id="x{}".format), each("annotations", image_id="x{}".format)), {},
     ),
@@ -272,3 +277,13 @@ def test_faults_of_all_kinds_are_told_at_once(export: Export) -> None:
     assert lines[-1] == f"`piip data check {export.file}` shows everything that is wrong"
     for words in ("got 'big'", "has category 7", "got 'perhaps'", "it should have 60 x 48"):
         assert words in str(error.value)
+
+
+def test_classes_can_be_chosen_and_ordered_by_name(export: Export) -> None:
+    export.data["categories"].append({"id": 0, "name": "project"})
+    dataset = export.load(class_names=("disc", "box"))
+    assert dataset.class_names == ["disc", "box"]
+    assert dataset.category_ids == [2, 1]
+    assert dataset.truth(0)["labels"].tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"class that class_names does not list:\n.*'disc': annotation 12 of im0.png"):
+        export.load(class_names=("box",))
