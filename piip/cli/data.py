@@ -57,12 +57,9 @@ def check(
 
 def show(
     source: Source,
-    output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", file_okay=False, help="Where the pictures are written.")
-    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the pictures are written.")],
     config: Annotated[
-        str | None,
-        typer.Option("--config", metavar="CONFIG", help="Whose augmentation is shown of a folder; else a small one's."),
+        str | None, typer.Option(metavar="CONFIG", help="Whose augmentation is shown of a folder; else a small one's.")
     ] = None,
 ) -> None:
     """Draw data as the network sees them, the extreme objects of each class, and histograms."""
@@ -70,7 +67,7 @@ def show(
     from piip.cli.init import BASES
     from piip.config.load import load_config
     from piip.data.find import find_data
-    from piip.errors import PiipError
+    from piip.files import writing
 
     path = Path(source)
     if path.is_dir() and not (path / "config.yaml").is_file():
@@ -82,10 +79,8 @@ def show(
 
     data = settings.data
     sets = {"train": data.train.build(training=True), "val": data.val.build(training=False)}
-    try:
+    with writing(f"to {output}"):
         files = show_data(sets, data.train_transforms, output)
-    except OSError as error:
-        raise PiipError(f"cannot write to {output}: {error.strerror or error}") from None
     out().print(f"{len(files)} pictures in {output}: {', '.join(file.name for file in files[:8])}")
 
 

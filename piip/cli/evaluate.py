@@ -20,7 +20,7 @@ def evaluate(
         typer.Option(
             metavar="DIR",
             file_okay=False,
-            help="Also write metrics.json and, if there are any, pictures here.",
+            help="Also write metrics.json, charts, images.jsonl and the worst images here.",
         ),
     ] = None,
     device: Device = None,
@@ -62,5 +62,5 @@ def evaluate(
                 f"the {WORST_ROWS} worst of {len(rows)} classes; --json and metrics.json of --output have all"
             )
     if output is not None:
-        names = ["metrics.json", *(picture.name for picture in found.pictures)]
+        names = ["metrics.json", *(str(file.relative_to(output)) for file in found.files)]
         console.print(f"{', '.join(names)} written to {output}")

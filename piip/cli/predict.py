@@ -18,8 +18,7 @@ def predict(
     config: ConfigName,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")],
     output: Annotated[
-        Path,
-        typer.Option(metavar="DIR", file_okay=False, help="Where overlays and predictions.json are written."),
+        Path, typer.Option(metavar="DIR", file_okay=False, help="Where overlays and predictions.json are written.")
     ],
     weights: Weights = None,
     score_threshold: Annotated[

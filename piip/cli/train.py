@@ -48,8 +48,7 @@ def train(
         Path | None, typer.Option(metavar="DIR", file_okay=False, help="Run directory; runs/NAME by default.")
     ] = None,
     resume: Annotated[
-        str | None,
-        typer.Option(metavar="[auto|PATH]", help="Continue from the last checkpoint, or from that of PATH."),
+        str | None, typer.Option(metavar="[auto|PATH]", help="Continue from the last checkpoint, or from that of PATH.")
     ] = None,
     weights: Annotated[
         Path | None,

@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from piip.files import replacing
+from piip.metrics.chart import GRID, INK, save
 
 _COLOURS = ("#3366cc", "#e07b39", "#2f9e6e", "#b8458b", "#8a6d3b", "#6b5fc7", "#3aa6b9", "#c44949")
-_INK, _GRID = "#2b2b33", "#e4e4ea"
 # The number of metrics that are drawn; more lines could not be told apart.
 _METRICS = 6
 _SMOOTHING = 0.75
@@ -29,8 +28,7 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     _draw_parts(parts, steps)
     _draw_rate(rate, steps)
     _draw_metrics(metrics, evaluations)
-    with replacing(path) as file:
-        figure.savefig(file, format="png")
+    save(figure, path)
 
 
 def _draw_loss(axes: Axes, steps: Sequence[dict[str, Any]]) -> None:
@@ -75,20 +73,20 @@ def _draw_metrics(axes: Axes, evaluations: Sequence[dict[str, Any]]) -> None:
 
 
 def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
-    axes.set_xlabel("step", color=_INK, fontsize=9)
-    axes.tick_params(colors=_INK, labelsize=8.5, length=0)
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_xlabel("step", color=INK, fontsize=9)
+    axes.tick_params(colors=INK, labelsize=8.5, length=0)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
+    axes.spines["bottom"].set_color(GRID)
 
 
 def _legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=8, frameon=False, labelcolor=_INK, handlelength=1.4)
+        axes.legend(fontsize=8, frameon=False, labelcolor=INK, handlelength=1.4)
 
 
 def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:

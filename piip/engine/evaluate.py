@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from piip.config.experiment import Config
+from piip.conventions import ImageId
 from piip.data.build import build_loader
 from piip.data.folders import list_folder
 from piip.data.images import IMAGE_SUFFIXES
@@ -23,6 +24,7 @@ from piip.data.sets.config import DatasetConfig
 from piip.engine import distributed
 from piip.engine.device import tf32
 from piip.engine.log import Bar, logging_to
+from piip.engine.report import WORST, write_report
 from piip.errors import ConfigError, DataError, first_few
 from piip.files import check_outputs, to_json, write_file, writing
 from piip.load import load_model
@@ -42,19 +44,21 @@ class Evaluation:
 
     metrics: the figures of all metrics by name, the main one first, None where there is nothing to measure. tables: one
     per metric, with a row per class. unread: a message for each image that could not be read. seconds: duration of the
-    evaluation. pictures: the files that the metrics have drawn.
+    evaluation. details: see `Metric.details`. files: those that a report was written to.
     """
 
     metrics: Mapping[str, float | None]
     tables: list[list[dict[str, Any]]]
     unread: list[str]
     seconds: float
-    pictures: list[Path]
+    details: dict[str, Any]
+    files: list[Path]
 
     @property
     def document(self) -> dict[str, Any]:
         """What JSON files hold of it: `classes` is the first metric's table, `more_classes` are the others', if any."""
-        more = {"more_classes": self.tables[1:]} if len(self.tables) > 1 else {}
+        more: dict[str, Any] = {"more_classes": self.tables[1:]} if len(self.tables) > 1 else {}
+        more |= {"details": self.details} if self.details else {}
         return {"metrics": self.metrics, "classes": self.tables[0], **more, "unread": self.unread}
 
 
@@ -66,19 +70,19 @@ def evaluate(
     device: torch.device,
     console: Console | None = None,
     check: Callable[[], None] | None = None,
-    pictures: Path | None = None,
+    report: Path | None = None,
 ) -> Evaluation:
     """Runs the model over the loader's share of the images and scores the results of all ranks.
 
     model: ready for inference, see `piip.precision`. Every rank must call this function, even without images, and gets
-    the same figures. check: called between batches; what it raises ends the evaluation. pictures: a folder in which the
-    metrics draw their pictures, if one is given.
+    the same figures. check: called between batches; what it raises ends the evaluation. report: a folder in which the
+    metrics draw their pictures and every image has its record (see `write_report`), if one is given.
     An image that cannot be read counts as one without results, with a warning.
     Raises DataError if no image can be read, and ConfigError for two metrics with figures of the same name.
     """
     start = time.perf_counter()
     scores = [metric.build(loader.dataset.class_names) for metric in metrics]
-    unread: list[str] = []
+    unread: dict[ImageId, str] = {}
     with Bar(console, "evaluating", total=len(loader)) as bar:
         for batch in on_device(loader, device):
             results = model.infer_batch(batch) if batch.image_ids else []
@@ -87,17 +91,22 @@ def evaluate(
                     score.update(results, batch.truths, batch.image_ids)
                 for image in batch.unread:
                     score.miss(image.truth, image.image_id)
-            unread += [image.reason for image in batch.unread]
+            unread |= {image.image_id: image.reason for image in batch.unread}
             bar.advance()
             if check is not None:
                 check()
-    unread = [reason for part in distributed.gather(unread) for reason in part]
+    unread = {image_id: reason for part in distributed.gather(unread) for image_id, reason in part.items()}
+    reasons = list(unread.values())
     if unread:
-        _check_unread(unread, len(loader.dataset))
+        _check_unread(reasons, len(loader.dataset))
     for score in scores:
         score.synchronize()
-    figures, tables, drawn = distributed.on_main(lambda: _conclude(scores, pictures))
-    return Evaluation(figures, tables, unread, time.perf_counter() - start, drawn)
+    figures, tables = distributed.on_main(lambda: _conclude(scores))
+    details: dict[str, Any] = {}
+    files: list[Path] = []
+    if report is not None:
+        details, files = distributed.on_main(lambda: write_report(report, model, loader.dataset, scores, unread))
+    return Evaluation(figures, tables, reasons, time.perf_counter() - start, details, files)
 
 
 def run_evaluation(
@@ -109,8 +118,9 @@ def run_evaluation(
 ) -> Evaluation:
     """Evaluates weights on the validation data of a config, under torchrun in all its processes.
 
-    weights: a run, a checkpoint or a weight file. output: the folder for metrics.json and the pictures of the metrics;
-    nothing is written without it. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. Raises PiipError and its kinds.
+    weights: a run, a checkpoint or a weight file. output: the folder for metrics.json, the pictures of the metrics,
+    images.jsonl and worst/; nothing is written without it. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. Raises
+    PiipError and its kinds.
     """
     metrics = config.chosen_metrics
     with distributed.session(device) as target, logging_to() as console:
@@ -125,7 +135,7 @@ def run_evaluation(
             distributed.on_main(lambda: _make_folder(output, [file, *_paths(config.data.val)]))
         loader = build_loader(config, dataset, training=False, pin_memory=target.type == "cuda")
         with tf32(config.train.tf32):
-            found = evaluate(model, loader, metrics=metrics, device=target, console=console, pictures=output)
+            found = evaluate(model, loader, metrics=metrics, device=target, console=console, report=output)
         _log.info("evaluated %d images in %.0f s", len(dataset), found.seconds)
         if output is not None:
             report: dict[str, Any] = {"config": config.name, "weights": str(file), "images": len(dataset)}
@@ -158,23 +168,17 @@ def _check_unread(reasons: Sequence[str], images: int) -> None:
     )
 
 
-def _conclude(
-    metrics: Iterable[Metric], folder: Path | None
-) -> tuple[dict[str, float | None], list[list[dict[str, Any]]], list[Path]]:
-    """The figures of all metrics, a table of each, and the pictures drawn into a folder, if one is given."""
+def _conclude(metrics: Iterable[Metric]) -> tuple[dict[str, float | None], list[list[dict[str, Any]]]]:
+    """The figures of all metrics, and a table of each."""
     figures: dict[str, float | None] = {}
     tables: list[list[dict[str, Any]]] = []
-    drawn: list[Path] = []
     for metric in metrics:
         found = metric.compute()
         if doubled := sorted(found.keys() & figures.keys()):
             raise ConfigError(f"two metrics have figures of one name, {first_few(doubled)}; take one out of metrics")
         figures |= found
         tables.append(metric.table())
-        if folder is not None:
-            with writing(f"to {folder}"):
-                drawn += metric.draw(folder)
-    return figures, tables, drawn
+    return figures, tables
 
 
 def _paths(data: DatasetConfig) -> list[Path]:
@@ -185,14 +189,10 @@ def _paths(data: DatasetConfig) -> list[Path]:
 def _make_folder(output: Path, inputs: list[Path]) -> None:
     """Makes the folder of the results, which must not overwrite anything that is read."""
     check_outputs([output / _REPORT], inputs)
-    for folder in inputs:
-        if (
-            output.is_dir()
-            and folder.is_dir()
-            and output.samefile(folder)
-            and list_folder(folder, IMAGE_SUFFIXES).files
-        ):
-            raise DataError(f"{output} holds the images of the data set; choose another --output")
+    for folder in filter(Path.is_dir, inputs):
+        taken = [part for part in (output, output / WORST) if part.is_dir() and part.samefile(folder)]
+        if taken and list_folder(folder, IMAGE_SUFFIXES).files:
+            raise DataError(f"{folder} holds the images of the data set; choose another --output")
     with writing(f"to {output}"):
         output.mkdir(parents=True, exist_ok=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +14,21 @@ from torch import Tensor
 from piip.conventions import ImageId
 from piip.errors import PiipError
 from piip.metrics.base import Metric
+from piip.metrics.calibration import Calibration, calibrate, draw_calibration
 
 _TOP = 5
 
 
 class _Answer(NamedTuple):
-    """The right label of an image, and the labels that were found, the likeliest first; none for an unread image."""
+    """The right label of an image, and the labels that were found, the likeliest first; none for an unread image.
+
+    scores: the probabilities of those labels. probability: that of the right label.
+    """
 
     label: int
     found: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+    probability: float = 0.0
 
 
 class AccuracyMetric(Metric[_Answer]):
@@ -32,6 +38,8 @@ class AccuracyMetric(Metric[_Answer]):
     counts as answered wrongly.
     """
 
+    badness: ClassVar = "what the probability of the right class lacks"
+
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__()
         self._class_names = list(class_names)
@@ -39,14 +47,18 @@ class AccuracyMetric(Metric[_Answer]):
     def update(
         self, results: Sequence[dict[str, Tensor]], truths: Sequence[Mapping[str, Any]], image_ids: Sequence[ImageId]
     ) -> None:
-        """results: labels (k,) per image, the likeliest first, on any device, for which it waits once."""
-        first = [result["labels"][:_TOP] for result in results]
-        parts = torch.cat(first).cpu().split([len(labels) for labels in first])
-        for part, truth, image_id in zip(parts, truths, image_ids, strict=True):
-            labels = tuple(part.tolist())
+        """results: labels (k,) per image, the likeliest first, and scores, on any device, for which it waits once."""
+        parts = []
+        for result, truth in zip(results, truths, strict=True):
+            names, scores = result["labels"], result["scores"].double()
+            parts += [names[:_TOP].double(), scores[:_TOP], (scores * (names == int(truth["label"]))).sum()[None]]
+        values = torch.cat(parts).cpu().split([len(part) for part in parts])
+        for place, (truth, image_id) in enumerate(zip(truths, image_ids, strict=True)):
+            first, scores, probability = values[3 * place : 3 * place + 3]
+            labels = tuple(first.long().tolist())
             if not all(0 <= label < len(self._class_names) for label in labels):
                 raise PiipError(f"results with label {max(labels)}, but the data have {len(self._class_names)} classes")
-            self._found[image_id] = _Answer(int(truth["label"]), labels)
+            self._found[image_id] = _Answer(int(truth["label"]), labels, tuple(scores.tolist()), probability.item())
 
     def miss(self, truth: Mapping[str, Any], image_id: ImageId) -> None:
         self._found[image_id] = _Answer(int(truth["label"]))
@@ -54,9 +66,9 @@ class AccuracyMetric(Metric[_Answer]):
     def compute(self) -> dict[str, float]:
         """top1 and perhaps top5, in [0, 1]."""
         answers = self._found.values()
-        figures = {"top1": sum(label in found[:1] for label, found in answers) / len(answers)}
+        figures = {"top1": sum(label in found[:1] for label, found, *_ in answers) / len(answers)}
         if len(self._class_names) > _TOP:
-            figures["top5"] = sum(label in found for label, found in answers) / len(answers)
+            figures["top5"] = sum(label in found for label, found, *_ in answers) / len(answers)
         return figures
 
     def table(self) -> list[dict[str, Any]]:
@@ -65,7 +77,7 @@ class AccuracyMetric(Metric[_Answer]):
         What cannot be said (top1 of a class without images, a mistake where there was none) is None.
         """
         rows = []
-        totals = np.bincount([label for label, _ in self._found.values()], minlength=len(self._class_names)).tolist()
+        totals = np.bincount([label for label, *_ in self._found.values()], minlength=len(self._class_names)).tolist()
         counts = self.confusion()
         for label, (name, images, row) in enumerate(zip(self._class_names, totals, counts, strict=True)):
             wrong = row.copy()
@@ -78,14 +90,39 @@ class AccuracyMetric(Metric[_Answer]):
     def confusion(self) -> NDArray[np.int64]:
         """Images (classes, classes) by their right label and by the one named first, without those not read."""
         counts = np.zeros((len(self._class_names),) * 2, dtype=np.int64)
-        for label, found in self._found.values():
+        for label, found, *_ in self._found.values():
             for first in found[:1]:
                 counts[label, first] += 1
         return counts
 
+    def records(self) -> dict[ImageId, dict[str, Any]]:
+        """label, top5 (names and their probabilities) and probability, that of the right class, of each image."""
+        return {image_id: self._record(answer) for image_id, answer in self._found.items()}
+
+    def _record(self, answer: _Answer) -> dict[str, Any]:
+        top = {self._class_names[label]: score for label, score in zip(answer.found, answer.scores, strict=True)}
+        label = self._class_names[answer.label]
+        return {"badness": 1 - answer.probability, "label": label, "top5": top, "probability": answer.probability}
+
+    def details(self) -> dict[str, Any]:
+        """The expected calibration error of the class named first."""
+        return {"calibration_error": self._calibration().error}
+
+    def _calibration(self) -> Calibration:
+        first = [(answer.scores[0], answer.found[0] == answer.label) for answer in self._found.values() if answer.found]
+        return calibrate(np.array([score for score, _ in first]), np.array([right for _, right in first], dtype=bool))
+
     def draw(self, folder: Path) -> list[Path]:
-        """confusion.png: which classes are taken for which."""
+        """confusion.png: which classes are taken for which; calibration.png: what probabilities are worth."""
         # Loads matplotlib, which is slow.
         from piip.metrics.confusion_chart import draw_confusion
 
-        return [draw_confusion(self.confusion(), self._class_names, folder / "confusion.png")]
+        counts = self.confusion()
+        title, labels = (
+            f"{counts.trace()} of {counts.sum()} images named rightly",
+            ("right class (images)", "named first"),
+        )
+        return [
+            draw_confusion(counts, self._class_names, folder / "confusion.png", title=title, axis_labels=labels),
+            draw_calibration(self._calibration(), "images", folder / "calibration.png"),
+        ]

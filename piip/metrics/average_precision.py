@@ -6,7 +6,8 @@ import contextlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import faster_coco_eval
 import numpy as np
@@ -20,6 +21,8 @@ from piip.conventions import ImageId
 from piip.errors import PiipError
 from piip.metrics.base import Metric
 from piip.metrics.config import CocoMetricConfig
+from piip.metrics.detection_report import DetectionReport
+from piip.metrics.matching import Matches, match
 from piip.run_lengths import Rle, encode
 
 _KINDS = {"box": "bbox", "mask": "segm"}
@@ -74,10 +77,13 @@ class CocoMetric(Metric[tuple[_Objects, _Detections]]):
     from 1 for COCO's code, which holds ids in 64 bits or in floating point: those of the data may be of any size.
     """
 
+    badness: ClassVar = "objects missed + false alarms + what the IoUs of hits lack"
+
     def __init__(self, config: CocoMetricConfig, class_names: Sequence[str]) -> None:
         super().__init__()
         self._backend, self._class_names = config.backend, list(class_names)
         self._precision: dict[str, NDArray[Any]] | None = None
+        self._report: DetectionReport | None = None
 
     def update(
         self, results: Sequence[dict[str, Any]], truths: Sequence[Mapping[str, Any]], image_ids: Sequence[ImageId]
@@ -94,16 +100,19 @@ class CocoMetric(Metric[tuple[_Objects, _Detections]]):
                 raise PiipError(f"results with label {wrong}, but the data have {len(self._class_names)} classes")
             rles = encode(result["masks"]) if "masks" in result else result.get("rles")
             self._found[image_id] = _Objects.read(truth), _Detections(_to_xywh(corners), scores, labels, rles)
-        self._precision = None
+        self._forget()
 
     def miss(self, truth: Mapping[str, Any], image_id: ImageId) -> None:
         nothing = _Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), [])
         self._found[image_id] = _Objects.read(truth), nothing
-        self._precision = None
+        self._forget()
 
     def synchronize(self) -> None:
         super().synchronize()
-        self._precision = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._precision = self._report = None
 
     def compute(self) -> dict[str, float | None]:
         """The figures in [0, 1] by name, the main one first."""
@@ -127,12 +136,41 @@ class CocoMetric(Metric[tuple[_Objects, _Detections]]):
                 row[f"{kind}_ap50"] = _mean(precision[0, :, label, 0, -1])
         return rows
 
+    def records(self) -> dict[ImageId, dict[str, Any]]:
+        """Per image hits, misses, false_alarms, mean_iou of the hits and worst_class, which has the most errors.
+
+        They are those of boxes at IoU 0.5, from the score on that has the best F1, `score_threshold`.
+        """
+        return self.report.records()
+
+    def details(self) -> dict[str, Any]:
+        """The score threshold of `records`, the calibration error of boxes, and the AP50 that kinds of errors cost."""
+        figures = {"score_threshold": self.report.threshold, "calibration_error": self.report.calibration.error}
+        return figures | {f"{kind}_ap50_lost": found.costs for kind, found in self.report.costs.items()}
+
+    def draw(self, folder: Path) -> list[Path]:
+        """precision_recall.png, errors.png, confusion.png with the background, and calibration.png."""
+        return self.report.draw({kind: found[0, :, :, 0, -1] for kind, found in self._evaluate().items()}, folder)
+
+    @property
+    def report(self) -> DetectionReport:
+        """What else there is to say of the results so far."""
+        if self._report is None:
+            ordered = sorted(self._found.items(), key=itemgetter(0))
+            matches = {kind: {image_id: _match(*found, kind) for image_id, found in ordered} for kind in self._kinds}
+            self._report = DetectionReport(matches, self._class_names)
+        return self._report
+
     def _evaluate(self) -> dict[str, NDArray[Any]]:
         """Per kind the precision (IoU thresholds, recall thresholds, labels, area ranges, detection limits)."""
         if self._precision is None:
-            masks = all(part.masks is not None for pair in self._found.values() for part in pair)
-            self._precision = {kind: self._evaluate_kind(kind) for kind in (("box", "mask") if masks else ("box",))}
+            self._precision = {kind: self._evaluate_kind(kind) for kind in self._kinds}
         return self._precision
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        masks = all(part.masks is not None for pair in self._found.values() for part in pair)
+        return ("box", "mask") if masks else ("box",)
 
     def _evaluate_kind(self, kind: str) -> NDArray[Any]:
         truth, found = self._as_coco(kind)
@@ -182,6 +220,17 @@ class CocoMetric(Metric[tuple[_Objects, _Detections]]):
                 area = float(mask_utils.area(entry["segmentation"])) if kind == "mask" else width * height
                 detections.append(entry | {"id": len(detections) + 1, "score": score, "area": area, "iscrowd": 0})
         return {**shared, "annotations": truths}, {**shared, "annotations": detections}
+
+
+def _match(truth: _Objects, found: _Detections, kind: str) -> Matches:
+    """The objects that count for a kind, matched with the detections."""
+    if kind == "box":
+        return match(found.boxes, found.scores, found.labels, truth.boxes, truth.labels, truth.crowd)
+    assert found.masks is not None
+    assert truth.masks is not None
+    known = np.array([mask is not None for mask in truth.masks], dtype=bool)
+    masks = [mask for mask in truth.masks if mask is not None]
+    return match(found.masks, found.scores, found.labels, masks, truth.labels[known], truth.crowd[known])
 
 
 def _entries(number: int, found: _Objects | _Detections, kind: str) -> Iterator[dict[str, Any]]:

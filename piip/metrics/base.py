@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch.distributed as dist
 
@@ -18,7 +18,10 @@ class Metric(ABC, Generic[Found]):
     """Scores results against the truth, both in each image's original pixels, over one process or several.
 
     Found: what is kept per image, picklable. An image that comes again, or to several ranks, counts once.
+    badness: what the number of this name in `records` counts, in words.
     """
+
+    badness: ClassVar[str] = ""
 
     def __init__(self) -> None:
         self._found: dict[ImageId, Found] = {}
@@ -47,6 +50,17 @@ class Metric(ABC, Generic[Found]):
     @abstractmethod
     def table(self) -> list[dict[str, Any]]:
         """One row per class; all have the same keys, the first of them `class`."""
+
+    def records(self) -> dict[ImageId, dict[str, Any]]:
+        """What JSON can say of each image, with its `badness`, a number that is the higher the worse the results are.
+
+        A `score_threshold` among it says which detections count. Empty for a metric that has nothing to say.
+        """
+        return {}
+
+    def details(self) -> dict[str, Any]:
+        """Figures beside those of `compute` that take longer, as JSON can hold them."""
+        return {}
 
     def draw(self, folder: Path) -> list[Path]:
         """Writes pictures of the result into a folder and returns their files; none where a table says it all."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from piip.errors import visible
-from piip.files import write_file
+from piip.metrics.chart import BLUE, GRID, INK, ORANGE, PALE, dress, save
 
 # Rows that fit below one another.
 _ROWS = 50
-_INK, _PALE, _GRID, _BAR, _MARK = "#2b2b33", "#8a8a96", "#e4e4ea", "#3366cc", "#e07b39"
 
 
 def draw_ious(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, float], path: Path) -> Path:
@@ -36,27 +33,20 @@ def draw_ious(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, float], p
     figures = f"mIoU {metrics['miou']:.4f}   aAcc {metrics['aacc']:.4f}   mAcc {metrics['macc']:.4f}"
     occurring = f"   {len(known)} of {len(rows)} classes occur" if len(known) < len(rows) else ""
     note = "bar: IoU, mark: accuracy, figures: IoU and share of the pixels"
-    figure.suptitle(f"{figures}{occurring}\n{note}", x=0.01, ha="left", fontsize=10, color=_INK, linespacing=1.6)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png")
-    write_file(path, buffer.getvalue())
-    return path
+    figure.suptitle(f"{figures}{occurring}\n{note}", x=0.01, ha="left", fontsize=10, color=INK, linespacing=1.6)
+    return save(figure, path)
 
 
 def _draw_column(axes: Axes, rows: Sequence[Mapping[str, Any]], height: int) -> None:
-    axes.barh(range(len(rows)), [row["iou"] for row in rows], color=_BAR, height=0.64)
+    axes.barh(range(len(rows)), [row["iou"] for row in rows], color=BLUE, height=0.64)
     marks = [(place, row["acc"]) for place, row in enumerate(rows) if row["acc"] is not None]
-    axes.scatter([acc for _, acc in marks], [place for place, _ in marks], marker="|", s=90, color=_MARK, linewidths=2)
+    axes.scatter([acc for _, acc in marks], [place for place, _ in marks], marker="|", s=90, color=ORANGE, linewidths=2)
     for place, row in enumerate(rows):
-        axes.text(1.13, place, f"{row['iou']:.3f}", va="center", ha="right", color=_INK, fontsize=8)
-        axes.text(1.29, place, f"{100 * row['pixels']:.2f} %", va="center", ha="right", color=_PALE, fontsize=8)
+        axes.text(1.13, place, f"{row['iou']:.3f}", va="center", ha="right", color=INK, fontsize=8)
+        axes.text(1.29, place, f"{100 * row['pixels']:.2f} %", va="center", ha="right", color=PALE, fontsize=8)
     axes.set_yticks(range(len(rows)), [visible(row["class"]) for row in rows], parse_math=False)
     axes.set_ylim(max(height, 1) - 0.4, -0.6)
     axes.set_xlim(0, 1.3)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axes.tick_params(colors=_INK, labelsize=8.5, length=0)
-    axes.grid(axis="x", color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    dress(axes)

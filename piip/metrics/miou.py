@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ class MIoUMetric(Metric[_Cells]):
     A class that is neither in the data nor in the results has no IoU, one that is not in the data no accuracy; means
     leave it out.
     """
+
+    badness: ClassVar = "what the mean IoU of the image's classes lacks"
 
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__()
@@ -66,14 +68,14 @@ class MIoUMetric(Metric[_Cells]):
         (occurring,) = np.nonzero(counts)
         self._found[image_id] = occurring.astype(np.int32), counts[occurring].astype(np.int32)
 
-    def _counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _counts(self, parts: Iterable[_Cells] | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pixels (classes, classes) by their true label and the one found, and (classes,) where none was found.
 
-        Cells are numbered in this order.
+        They are those of all images unless parts are given. Cells are numbered in this order.
         """
         classes = len(self._class_names)
         counts = np.zeros(classes * classes + classes, dtype=np.int64)
-        for cells, pixels in self._found.values():
+        for cells, pixels in self._found.values() if parts is None else parts:
             counts[cells] += pixels
         return counts[: classes * classes].reshape(classes, classes), counts[classes * classes :]
 
@@ -104,6 +106,18 @@ class MIoUMetric(Metric[_Cells]):
             {"class": name, "iou": None if iou != iou else iou, "acc": None if acc != acc else acc, "pixels": share}
             for name, iou, acc, share in zip(self._class_names, *columns, strict=True)
         ]
+
+    def records(self) -> dict[ImageId, dict[str, Any]]:
+        """miou, pixel_accuracy and worst_class of each image, None where no pixel has a label."""
+        return {image_id: self._record(*self._counts([found])) for image_id, found in self._found.items()}
+
+    def _record(self, matrix: NDArray[np.int64], missed: NDArray[np.int64]) -> dict[str, Any]:
+        ious, pixels = _per_class(matrix, missed)[0], matrix.sum() + missed.sum()
+        if not pixels:
+            return {"badness": 0.0, "miou": None, "pixel_accuracy": None, "worst_class": None}
+        mean, accuracy = float(np.nanmean(ious)), float(matrix.trace() / pixels)
+        worst = self._class_names[np.nanargmin(ious)]
+        return {"badness": 1 - mean, "miou": mean, "pixel_accuracy": accuracy, "worst_class": worst}
 
     def draw(self, folder: Path) -> list[Path]:
         """iou.png: the classes by their IoU."""

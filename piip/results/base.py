@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,14 @@ class ResultWriter(ABC):
     @abstractmethod
     def describe(self, found: dict[str, float]) -> str:
         """In a few words what `add` returned."""
+
+    def draw(self, image: Tensor, result: Any) -> Image.Image:
+        """The image (3, H, W) uint8 RGB with its result on it, as `add` draws it; by default the image alone."""
+        return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+
+    def draw_truth(self, image: Tensor, truth: Mapping[str, Any]) -> Image.Image:
+        """The same with what the data set says of the image (`ImageDataset.truth`); by default the image alone."""
+        return self.draw(image, None)
 
     def save(self, drawing: Image.Image, picture: Path) -> None:
         """Writes a drawing as the JPEG file `picture`, whole or not at all. Raises OSError."""

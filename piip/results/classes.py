@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -36,8 +37,15 @@ class ClassificationWriter(ResultWriter):
         names = [self.class_names[label] for label in labels]
         entry: dict[str, Any] = {"file_name": str(file), "width": image.shape[2], "height": image.shape[1]}
         self.document["images"].append(entry | {"labels": labels, "names": names, "scores": scores})
-        self.save(draw_classes(image, labels, names, scores), picture)
+        self.save(self.draw(image, result), picture)
         return dict(zip(names, scores, strict=True))
+
+    def draw(self, image: Tensor, result: Mapping[str, Tensor]) -> Image.Image:
+        labels, scores = (result[name][:_SHOWN].tolist() for name in ("labels", "scores"))
+        return draw_classes(image, labels, [self.class_names[label] for label in labels], scores)
+
+    def draw_truth(self, image: Tensor, truth: Mapping[str, Any]) -> Image.Image:
+        return self.draw(image, {"labels": torch.tensor([int(truth["label"])]), "scores": torch.ones(1)})
 
     def describe(self, found: dict[str, float]) -> str:
         """Scores and names, the likeliest first; those that would be written 0.00 are left out."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
 from pycocotools import mask as mask_utils
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from piip.results.base import ResultWriter
 from piip.results.drawing import draw_detections
@@ -29,8 +33,7 @@ class DetectionWriter(ResultWriter):
 
     def add(self, file: Path, image: Tensor, result: dict[str, Tensor], picture: Path) -> dict[str, float]:
         """Returns how many objects of each class were found."""
-        kept = result["scores"] >= self.score_threshold
-        result = {name: value[kept].cpu() for name, value in result.items()}
+        result = self._keep(result)
         self._add(file, image, result)
         self.save(draw_detections(image, result, self.class_names), picture)
         return dict(Counter(self.class_names[label] for label in result["labels"].tolist()))
@@ -39,6 +42,25 @@ class DetectionWriter(ResultWriter):
         """Counts by class, the commonest first."""
         by_count = sorted(found.items(), key=lambda item: -item[1])
         return ", ".join(f"{count} {name}" for name, count in by_count) or "nothing above the threshold"
+
+    def draw(self, image: Tensor, result: Mapping[str, Tensor]) -> Image.Image:
+        return draw_detections(image, self._keep(result), self.class_names)
+
+    def draw_truth(self, image: Tensor, truth: Mapping[str, Any]) -> Image.Image:
+        xywh = truth.get("xywh")
+        boxes = torch.as_tensor(truth["boxes"]) if xywh is None else box_convert(torch.as_tensor(xywh), "xywh", "xyxy")
+        objects = {"boxes": boxes, "labels": torch.as_tensor(truth["labels"])}
+        if truth.get("rles"):
+            nothing = np.zeros(image.shape[1:], dtype=np.uint8)
+            masks = [nothing if rle is None else mask_utils.decode(rle) for rle in truth["rles"]]
+            objects["masks"] = torch.from_numpy(np.stack(masks)).bool()
+        elif "masks" in truth:
+            objects["masks"] = torch.as_tensor(truth["masks"]).bool()
+        return draw_detections(image, objects, self.class_names)
+
+    def _keep(self, result: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        kept = result["scores"] >= self.score_threshold
+        return {name: value[kept].cpu() for name, value in result.items()}
 
     def _add(self, file: Path, image: Tensor, result: dict[str, Tensor]) -> None:
         document = self.document

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,18 +28,18 @@ def class_colour(label: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw_detections(image: Tensor, result: dict[str, Tensor], class_names: Sequence[str]) -> Image.Image:
+def draw_detections(image: Tensor, result: Mapping[str, Tensor], class_names: Sequence[str]) -> Image.Image:
     """The image with its detections on it.
 
-    image: uint8 (3, H, W) RGB. result: boxes (n, 4) xyxy in its pixels, scores (n,), labels (n,), masks (n, H, W) bool
-    or absent. Labels beyond class_names are shown as numbers. Small images are enlarged by a whole factor.
+    image: uint8 (3, H, W) RGB. result: boxes (n, 4) xyxy in its pixels, labels (n,), and perhaps scores (n,) and masks
+    (n, H, W) bool. Labels beyond class_names are shown as numbers. Small images are enlarged by a whole factor.
     """
     zoom = max(1, -(-MIN_SIDE // max(image.shape[1:])))
     pixels = image.permute(1, 2, 0).cpu().numpy().repeat(zoom, axis=0).repeat(zoom, axis=1).astype(np.float32)
     side = max(pixels.shape[:2])
     line = max(2, round(side / 500))
     boxes = result["boxes"].cpu() * zoom
-    labels, scores = result["labels"].tolist(), result["scores"].tolist()
+    labels, scores = result["labels"].tolist(), result["scores"].tolist() if "scores" in result else None
     # Large ones first, so that small ones lie on top.
     order = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).argsort(descending=True).tolist()
     if "masks" in result:
@@ -52,10 +52,10 @@ def draw_detections(image: Tensor, result: dict[str, Tensor], class_names: Seque
         pen.rectangle(_inside(boxes[index].tolist(), canvas.size), outline=class_colour(labels[index]), width=line)
     font = ImageFont.load_default(size=max(13, round(side / 62)))
     taken: list[Rectangle] = []
-    for index in sorted(order, key=lambda index: -scores[index]):
+    for index in order if scores is None else sorted(order, key=lambda index: -scores[index]):
         label = labels[index]
         name = class_names[label] if label < len(class_names) else str(label)
-        tag = f"{name} {scores[index]:.2f}"
+        tag = name if scores is None else f"{name} {scores[index]:.2f}"
         _write_tag(pen, tag, boxes[index].tolist(), class_colour(label), font, canvas.size, taken)
     return canvas
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,21 @@ class LabelMapWriter(ResultWriter):
         label_file = picture.with_suffix(".png")
         with replacing(label_file) as stream:
             self._indexed(labels).save(stream, "PNG")
-        shares = {entry["id"]: entry["share"] for entry in found}
-        self.save(draw_label_map(image, labels, shares, self.class_names), picture)
+        self.save(self.draw(image, result), picture)
         height, width = labels.shape
         entry = {"file_name": str(file), "width": width, "height": height, "label_map": label_file.name}
         self.document["images"].append(entry | {"classes": found})
         return {entry["name"]: entry["share"] for entry in found}
+
+    def draw(self, image: Tensor, result: Mapping[str, Tensor]) -> Image.Image:
+        labels = result["labels"].cpu().long()
+        pixels = torch.bincount(labels[labels < len(self.class_names)], minlength=len(self.class_names))
+        order = pixels.argsort(descending=True, stable=True).tolist()
+        shares = {label: int(pixels[label]) / labels.numel() for label in order if pixels[label]}
+        return draw_label_map(image, labels, shares, self.class_names)
+
+    def draw_truth(self, image: Tensor, truth: Mapping[str, Any]) -> Image.Image:
+        return self.draw(image, {"labels": torch.as_tensor(truth["label_map"])})
 
     def describe(self, found: dict[str, float]) -> str:
         """The largest shares."""

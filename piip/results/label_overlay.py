@@ -27,14 +27,15 @@ def draw_label_map(
 ) -> Image.Image:
     """The image in the colours of its labels, names where they have room, and the classes by their shares below.
 
-    image: uint8 (3, H, W) RGB; labels: int64 (H, W); shares: of the pixels by label, in the order of the legend. Small
-    images are enlarged by a whole factor.
+    image: uint8 (3, H, W) RGB; labels: int64 (H, W); those of no class leave the image as it is. shares: of the
+    pixels by label, in the order of the legend. Small images are enlarged by a whole factor.
     """
     zoom = max(1, -(-MIN_SIDE // max(image.shape[1:])))
     pixels = _enlarged(image.permute(1, 2, 0).cpu().numpy(), zoom).astype(np.float32)
     indices = _enlarged(labels.cpu().numpy(), zoom)
     colours = np.array([class_colour(label) for label in range(len(class_names))], dtype=np.float32)
-    pixels += _OPACITY * (colours[indices] - pixels)
+    known = indices < len(class_names)
+    pixels[known] += _OPACITY * (colours[indices[known]] - pixels[known])
     pixels[_edges(indices, max(1, round(max(indices.shape) / 700)))] *= 0.25
     picture = Image.fromarray(pixels.round().astype(np.uint8))
     size = max(14, round(max(picture.size) / 50))
@@ -79,7 +80,7 @@ def _legend(shares: Mapping[int, float], class_names: Sequence[str], width: int,
     """Coloured squares, names and shares in as many columns as fit, read downwards. size: of the letters, in pixels."""
     font = ImageFont.load_default(size=size)
     texts = {label: f"{class_names[label]}  {share_in_words(share)}" for label, share in shares.items()}
-    cell = math.ceil(max(font.getlength(text) for text in texts.values())) + 3 * size
+    cell = math.ceil(max((font.getlength(text) for text in texts.values()), default=0)) + 3 * size
     columns = max(1, min((width - size) // cell, len(texts)))
     rows = math.ceil(len(texts) / columns)
     line = round(1.6 * size)

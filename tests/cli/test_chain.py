@@ -47,6 +47,8 @@ def test_eval_of_the_run_gives_what_training_reported(trained):
     assert document["metrics"] == pytest.approx(recorded[-1]["metrics"])
     assert [row["class"] for row in document["classes"]] == ["circle", "rectangle", "triangle", "star", "cross"]
     assert json.loads((root / "eval" / "metrics.json").read_text())["metrics"] == document["metrics"]
+    charts = {f"{name}.png" for name in ("precision_recall", "errors", "confusion", "calibration")}
+    assert {path.name for path in (root / "eval").iterdir()} == {"metrics.json", "images.jsonl", "worst", *charts}
 
 
 def test_a_run_directory_is_a_config_that_brings_its_weights(trained, tmp_path, monkeypatch):

@@ -34,6 +34,10 @@ def test_train_eval_and_metrics_json_agree(trained):
     assert sum(row["images"] for row in document["classes"]) == 6
     assert json.loads((root / "eval" / "metrics.json").read_text())["metrics"] == document["metrics"]
     assert (root / "eval" / "confusion.png").stat().st_size > 0
+    records = [json.loads(line) for line in (root / "eval" / "images.jsonl").read_text().splitlines()]
+    assert len(records) == len(list((root / "eval" / "worst").glob("*.jpg"))) == 6
+    first = [next(iter(record["top5"])) == record["label"] for record in records]
+    assert sum(first) / 6 == document["metrics"]["top1"]
 
 
 def test_eval_prints_a_row_per_class_and_says_what_it_wrote(trained, tmp_path):
@@ -42,7 +46,8 @@ def test_eval_prints_a_row_per_class_and_says_what_it_wrote(trained, tmp_path):
     rows = figures(done.stdout)
     assert rows["class"] == ["images", "top1", "most", "confused", "with"]
     assert sum(int(rows[name][0]) for name in ("circle", "cross", "rectangle", "star", "triangle")) == 6
-    assert done.stdout.rstrip().endswith(f"metrics.json, confusion.png written to {tmp_path / 'out'}")
+    names = "metrics.json, confusion.png, calibration.png, images.jsonl, worst/index.html"
+    assert " ".join(done.stdout.split()).endswith(f"{names} written to {tmp_path / 'out'}")
 
 
 def test_predict_prints_scores_and_names_and_draws_each_image(trained, tmp_path):

@@ -161,6 +161,18 @@ def test_the_annotations_of_the_data_are_not_overwritten_by_metrics(folder: Path
     done = run("eval", folder / "tiny.yaml", val, "--weights", folder / "ours.safetensors", "--output", data / "images")
     assert done.exit_code == 2
     assert "holds the images of the data set" in done.stderr
+    shutil.copytree(data / "images", tmp_path / "third" / "worst")
+    val = f"data.val={{type: coco, images: {tmp_path / 'third' / 'worst'}, annotations: {annotations}}}"
+    words = [
+        "eval",
+        folder / "tiny.yaml",
+        val,
+        "--weights",
+        folder / "ours.safetensors",
+        "--output",
+        tmp_path / "third",
+    ]
+    assert "holds the images of the data set" in run(*words).stderr
 
 
 def test_a_config_written_by_hand_is_not_replaced_by_the_resolved_one(folder: Path, tmp_path: Path) -> None:

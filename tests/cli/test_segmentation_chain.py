@@ -39,7 +39,10 @@ def test_eval_gives_what_training_reported_with_a_row_per_class_and_a_chart(trai
     assert document["metrics"] == pytest.approx(recorded[-1]["metrics"])
     assert [row["class"] for row in document["classes"]] == CLASSES
     assert sum(row["pixels"] for row in document["classes"]) == pytest.approx(1)
-    assert {path.name for path in (root / "eval").iterdir()} == {"metrics.json", "iou.png"}
+    assert {path.name for path in (root / "eval").iterdir()} == {"metrics.json", "iou.png", "images.jsonl", "worst"}
+    records = [json.loads(line) for line in (root / "eval" / "images.jsonl").read_text().splitlines()]
+    assert len(records) == len(list((root / "eval" / "worst").glob("*.jpg"))) == 3
+    assert records[0].keys() == {"id", "file", "badness", "miou", "pixel_accuracy", "worst_class"}
     rows = figures(succeed(*words).stdout)
     assert rows["class"] == ["iou", "acc", "pixels"]
     assert rows.keys() >= {"miou", *CLASSES}

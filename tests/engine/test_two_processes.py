@@ -17,11 +17,16 @@ def test_two_processes_train_evaluate_stop_and_resume_as_one(tmp_path: Path) -> 
     # One image leaves a rank without any, as do two of which one cannot be read; three are divided unevenly.
     for images in (1, 2, 3):
         val = {"type": "shapes", "root": str(data), "split": "val", "images": images, "size": 64}
-        alone = run_evaluation(tiny_config(data, data__val=val), weights=tmp_path / "whole").metrics
+        config, output = tiny_config(data, data__val=val), tmp_path / f"one_{images}"
+        alone = run_evaluation(config, weights=tmp_path / "whole", output=output).metrics
         report = json.loads((tmp_path / f"two_{images}" / "metrics.json").read_text())
         assert report["metrics"] == alone
         assert report["images"] == images
         assert len(report["unread"]) == (images == 2)
+        assert report["details"] == json.loads((output / "metrics.json").read_text())["details"]
+        lines = (tmp_path / f"two_{images}" / "images.jsonl").read_text()
+        assert lines == (output / "images.jsonl").read_text()
+        assert len(lines.splitlines()) == images
 
 
 def test_no_thread_of_a_process_group_outlives_its_run_however_that_ends(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from piip.metrics.iou_chart import draw_ious
 from tests.no_waits import Waits
 
 NAMES = ["ant", "bee", "cat", "dog"]
+WORDS: Any = {"title": "images", "axis_labels": ("right class", "named first")}
 
 
 def truth_of(image_id: str) -> dict[str, int]:
@@ -35,8 +37,8 @@ def results(logits: Tensor) -> list[dict[str, Tensor]]:
 FIRST = {"0/a": 0, "0/b": 3, "1/c": 2, "1/d": 0, "1/e": 2, "2/f": 2}
 
 
-def answer(first: int) -> dict[str, Tensor]:
-    return {"labels": torch.tensor([first, (first + 1) % 4])}
+def answer(first: int, score: float = 0.75) -> dict[str, Tensor]:
+    return {"labels": torch.tensor([first, (first + 1) % 4]), "scores": torch.tensor([score, 1 - score])}
 
 
 def by_hand() -> AccuracyMetric:
@@ -93,7 +95,9 @@ def test_an_image_counts_once_however_often_it_comes() -> None:
 
 def test_a_label_beyond_the_classes_is_an_error() -> None:
     with pytest.raises(PiipError, match="results with label 4, but the data have 4 classes"):
-        AccuracyMetric(NAMES).update([{"labels": torch.tensor([0, 4])}], [{"label": 0}], ["0/a"])
+        AccuracyMetric(NAMES).update(
+            [{"labels": torch.tensor([0, 4]), "scores": torch.ones(2) / 2}], [{"label": 0}], ["0/a"]
+        )
 
 
 def test_an_image_that_could_not_be_read_counts_as_answered_wrongly() -> None:
@@ -102,6 +106,33 @@ def test_an_image_that_could_not_be_read_counts_as_answered_wrongly() -> None:
     assert metric.compute() == {"top1": pytest.approx(2 / 7)}
     assert metric.table()[3] == {"class": "dog", "images": 1, "top1": 0.0, "most_confused_with": None}
     assert metric.confusion().sum() == 6
+
+
+def test_records_tell_the_right_label_the_five_first_and_the_probability_of_the_truth() -> None:
+    names = [f"class {label}" for label in range(7)]
+    metric = AccuracyMetric(names)
+    logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+    probabilities = logits.softmax(dim=1)
+    scores, labels = probabilities.sort(dim=1, descending=True)
+    found = [{"labels": a, "scores": b} for a, b in zip(labels, scores, strict=True)]
+    last = int(labels[2, 6])
+    metric.update(found, [{"label": 4}, {"label": 0}, {"label": last}], ["a", "b", "c"])
+    metric.miss({"label": 1}, "d")
+    records = metric.records()
+    assert list(records) == ["a", "b", "c", "d"]
+    for number, (name, label) in enumerate(zip("abc", (4, 0, last), strict=True)):
+        assert records[name]["label"] == names[label]
+        assert list(records[name]["top5"]) == [names[label] for label in labels[number, :5].tolist()]
+        assert list(records[name]["top5"].values()) == pytest.approx(scores[number, :5].tolist())
+        assert records[name]["probability"] == pytest.approx(float(probabilities[number, label]))
+        assert records[name]["badness"] == pytest.approx(1 - float(probabilities[number, label]))
+    assert records["d"] == {"badness": 1.0, "label": "class 1", "top5": {}, "probability": 0.0}
+
+
+def test_the_calibration_error_is_that_of_the_class_named_first() -> None:
+    metric = by_hand()
+    # Two of six are right, and all say 0.75.
+    assert metric.details() == {"calibration_error": pytest.approx(0.75 - 2 / 6)}
 
 
 def _share(rank: int, folder: Path, port: int) -> None:
@@ -140,11 +171,11 @@ def test_a_picture_shows_right_answers_blue_and_mistakes_orange(tmp_path: Path, 
     names = [f"a rather long name of class {label}" for label in range(classes)]
     right = np.eye(classes, dtype=np.int64) * 10
     clean, mixed = tmp_path / "clean.png", tmp_path / "mixed.png"
-    draw_confusion(right, names, clean)
+    draw_confusion(right, names, clean, **WORDS)
     wrong = right.copy()
     wrong[0] = 0
     wrong[0, 1] = 10
-    assert draw_confusion(wrong, names, mixed) == mixed
+    assert draw_confusion(wrong, names, mixed, **WORDS) == mixed
     blue, orange = (0x33, 0x66, 0xCC), (0xE0, 0x7B, 0x39)
     assert (blue in colours(clean)) == (classes <= 50)
     assert orange not in colours(clean)
@@ -154,12 +185,14 @@ def test_a_picture_shows_right_answers_blue_and_mistakes_orange(tmp_path: Path, 
 @pytest.mark.parametrize("classes", [3, 60])
 def test_names_that_look_like_formulas_or_commands_are_drawn_as_they_are(tmp_path: Path, classes: int) -> None:
     names = [f"${number}^{{$ \x1b\n\u202e" for number in range(classes)]
-    draw_confusion(np.arange(classes**2).reshape(classes, classes), names, tmp_path / "confusion.png")
+    draw_confusion(np.arange(classes**2).reshape(classes, classes), names, tmp_path / "confusion.png", **WORDS)
     rows = [{"class": name, "iou": 0.5, "acc": None, "pixels": 0.1} for name in names]
     draw_ious(rows, {"miou": 0.5, "aacc": 0.5, "macc": 0.5}, tmp_path / "iou.png")
 
 
 def test_draw_writes_into_the_folder_and_names_the_file(tmp_path: Path) -> None:
-    assert by_hand().draw(tmp_path) == [tmp_path / "confusion.png"]
-    with Image.open(tmp_path / "confusion.png") as picture:
-        assert min(picture.size) > 300
+    drawn = by_hand().draw(tmp_path)
+    assert drawn == [tmp_path / "confusion.png", tmp_path / "calibration.png"]
+    for path in drawn:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300

@@ -171,3 +171,22 @@ def test_two_processes_that_share_an_image_score_what_one_does(tmp_path: Path) -
         figures, matrix = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         assert figures == alone.compute()
         assert np.array_equal(matrix, alone.confusion())
+
+
+def test_records_are_the_figures_of_each_image_alone() -> None:
+    truth, found = scenes()
+    names = [str(label) for label in range(20)]
+    metric = MIoUMetric(names)
+    metric.update([answer(labels) for labels in found], [true(labels) for labels in truth], list(range(len(truth))))
+    metric.miss(true([[2, 2], [3, 255]]), 100)
+    metric.update([answer([[0]])], [true([[255]])], [101])
+    records = metric.records()
+    for number, (labels, answers) in enumerate(zip(truth, found, strict=True)):
+        expected = official([labels], [answers], 20)
+        assert records[number]["miou"] == pytest.approx(expected["miou"])
+        assert records[number]["pixel_accuracy"] == pytest.approx(expected["aacc"])
+        assert records[number]["badness"] == pytest.approx(1 - expected["miou"])
+        # Class 18 is found, but nowhere in the truth.
+        assert records[number]["worst_class"] == "18"
+    assert records[100] == {"badness": 1.0, "miou": 0.0, "pixel_accuracy": 0.0, "worst_class": "2"}
+    assert records[101] == {"badness": 0.0, "miou": None, "pixel_accuracy": None, "worst_class": None}

@@ -38,6 +38,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def image_id(self, index: int) -> ImageId:
         """What messages and results know the image by: its number in the annotations, or its file."""
 
+    def file_name(self, index: int) -> str:
+        """The file that an image comes from, as reports name it; by default its id."""
+        return str(self.image_id(index))
+
     @abstractmethod
     def image(self, index: int) -> Tensor:
         """The image, uint8 RGB (3, H, W), upright. Raises DataError when it cannot be used."""

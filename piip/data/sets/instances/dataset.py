@@ -86,6 +86,10 @@ class InstanceDataset(ImageDataset):
         """The id in the annotation file, or the image's file."""
         return self.record(index).id
 
+    def file_name(self, index: int) -> str:
+        """The file in the folder of the images."""
+        return self.record(index).file_name
+
     def image(self, index: int) -> Tensor:
         """The image, uint8 RGB (3, H, W), upright. Raises DataError when it is damaged or not of the annotated size."""
         record = self.record(index)
