@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 import piip
 from piip.config.load import config_dir, shipped_configs
-from piip.errors import ConfigError
+from piip.errors import ConfigError, first_line
 from piip.ops import deform_attn, pyramid_resize, reference
 from piip.ops._extension import cuda_problem
 
@@ -52,7 +52,7 @@ def _versions() -> Iterator[Finding]:
 
         yield Finding("versions", "torchvision", torchvision.__version__)
     except (ImportError, RuntimeError) as error:
-        yield Finding("versions", "torchvision", f"cannot be imported: {_first_line(error)}", "problem")
+        yield Finding("versions", "torchvision", f"cannot be imported: {first_line(error)}", "problem")
 
 
 def _load_extension() -> tuple[ModuleType | None, list[Finding]]:
@@ -62,13 +62,13 @@ def _load_extension() -> tuple[ModuleType | None, list[Finding]]:
     try:
         extension = importlib.import_module("piip._C")
     except ImportError as error:
-        return None, [Finding("extension", "piip._C", f"cannot be loaded: {_first_line(error)}", "problem")]
+        return None, [Finding("extension", "piip._C", f"cannot be loaded: {first_line(error)}", "problem")]
     threads = "OpenMP" if extension.openmp else "no OpenMP: one thread"
     found = [Finding("extension", "piip._C", f"compiled by {_compiler(extension.compiler)}, {threads}")]
     try:
         found.append(Finding("extension", "CPU kernels", extension.cpu_instruction_set()))
     except ValueError as error:
-        found.append(Finding("extension", "CPU kernels", _first_line(error), "problem"))
+        found.append(Finding("extension", "CPU kernels", first_line(error), "problem"))
     return extension, found
 
 
@@ -118,7 +118,7 @@ def _run(check: Callable[[str], float], device: str) -> tuple[str, Status]:
     try:
         error = check(device)
     except (RuntimeError, ValueError, TypeError, ImportError, AttributeError) as failure:
-        return f"failed: {_first_line(failure)}", "problem"
+        return f"failed: {first_line(failure)}", "problem"
     return f"differs from its definition by {error:.1e}", "ok" if error <= _TOLERANCE else "problem"
 
 
@@ -173,7 +173,3 @@ def _deviation(op: Callable[..., list[Tensor]], definition: Callable[..., list[T
 
 def _compiler(version: str) -> str:
     return version if any(letter.isalpha() for letter in version.split()[0]) else f"GCC {version}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,6 +1,6 @@
 """Errors that a user can cause. The command line prints their text and exits with `exit_code`, without a traceback.
 
-Two helpers keep lists in messages short, and make names from files harmless on a terminal.
+Helpers keep lists and causes in messages short, and make names from files harmless on a terminal.
 """
 
 from __future__ import annotations
@@ -56,6 +56,11 @@ class NonFiniteLoss(PiipError):
 def first_few(names: Sequence[str], most: int = 5) -> str:
     """The first names of a list for a message, and dots where there are more."""
     return ", ".join([*map(visible, names[:most]), *(["..."] if len(names) > most else [])])
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def visible(text: str, *, keep: str = "") -> str:

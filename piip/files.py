@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from piip.errors import DataError
+from piip.errors import DataError, PiipError
 
 _SUFFIX = ".piip-tmp"
 # Characters of a file's name that the temporary name repeats, so that it does not become too long.
@@ -75,6 +75,15 @@ def write_file(path: Path, data: bytes | str) -> None:
     """Replaces `path` by `data` (text as UTF-8) in one step. Raises OSError and leaves no temporary file behind."""
     with replacing(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def writing(what: Path | str) -> Iterator[None]:
+    """Makes an OSError of the block a PiipError that begins with 'cannot write' and names what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise PiipError(f"cannot write {what}: {error.strerror or error}") from None
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:

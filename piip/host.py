@@ -1,4 +1,4 @@
-"""Reading on the host what a device has computed, without letting the device run dry."""
+"""Reading on the host what a device has computed, while the device goes on with the work that follows."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from piip.backbone.build import build_backbone
+from piip.backbone.piip import PIIP
 from piip.config.experiment import Config, ModelConfig
 from piip.config.load import load_config, shipped_weights
 from piip.errors import ConfigError
@@ -19,7 +19,7 @@ from piip.weights.files import load_weights
 
 def build_model(config: ModelConfig) -> Model:
     """A freshly initialised model; no file is read."""
-    backbone = build_backbone(config.backbone, last_interaction=config.head.reads_last_interaction)
+    backbone = PIIP(config.backbone, last_interaction=config.head.reads_last_interaction)
     neck = config.neck.build(backbone.specs)
     return Model(backbone=backbone, neck=neck, head=config.head.build(neck.specs), config=config)
 

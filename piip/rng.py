@@ -60,11 +60,10 @@ def _seed_cpu(value: int) -> None:
 
 
 def _cpu_state() -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
     legacy = np.random.get_state(legacy=False)  # noqa: NPY002
     keys = torch.from_numpy(legacy["state"]["key"].astype(np.int64))
     return {
-        "python": (version, internal, gauss),
+        "python": random.getstate(),
         "numpy": legacy | {"state": {"key": keys, "pos": int(legacy["state"]["pos"])}},
         "torch": torch.get_rng_state(),
     }

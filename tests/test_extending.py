@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import piip
-from piip.backbone.build import build_backbone
+from piip.backbone.piip import PIIP
 from piip.branches.base import Branch, Tokens
 from piip.branches.config import BranchConfig
 from piip.config.experiment import ModelConfig
@@ -470,7 +470,7 @@ def test_a_swin_branch_computes_what_timm_computes() -> None:
 @pytest.mark.parametrize(("pyramid", "strides"), [(STAGES, (4, 8, 16, 32)), (MERGED, (8, 16, 32, 64))])
 def test_a_swin_and_a_vit_learn_in_one_pyramid(pyramid: dict[str, Any], strides: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    backbone = build_backbone(swin_model(pyramid).backbone)
+    backbone = PIIP(swin_model(pyramid).backbone)
     images = torch.randn(2, 3, 64, 128)
     assert [tuple(x.shape) for x in backbone(images)] == [(2, 64, 64 // s, 128 // s) for s in strides]
     wanted = [torch.randn_like(x) for x in backbone(images)]

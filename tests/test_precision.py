@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from piip.backbone.build import build_backbone
 from piip.backbone.config import BackboneConfig
 from piip.backbone.piip import PIIP
 from piip.config.load import load_config
@@ -45,7 +44,7 @@ def backbone(kind: str, **interaction: Any) -> PIIP:
             "interaction": {"num_heads": 2} | interaction,
         }
     )
-    return randomise(build_backbone(config)).eval()
+    return randomise(PIIP(config)).eval()
 
 
 def randomise(model: M) -> M:

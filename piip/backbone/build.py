@@ -1,4 +1,4 @@
-"""Assembles the network from its config: branches, interactions, merges and feature pyramid."""
+"""How the parts of the network fit each other: groups of blocks, merges, and the feature pyramid."""
 
 from __future__ import annotations
 
@@ -8,77 +8,29 @@ from typing import Literal
 from torch import nn
 
 from piip.backbone.config import BackboneConfig
-from piip.backbone.interaction import Interaction
 from piip.backbone.merge import Merge, OnlyBranch
-from piip.backbone.piip import PIIP
 from piip.backbone.pyramid import SimpleFeaturePyramid
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 
 
-def build_backbone(config: BackboneConfig, *, last_interaction: bool = True) -> PIIP:
-    """The branches, interactions, merges and feature pyramid of a config, freshly initialised.
-
-    last_interaction: false leaves out the one behind the last blocks, which only maps take part in.
-    Raises ConfigError where interactions, outputs and branches do not fit each other.
-    """
-    branches = [branch.build() for branch in config.branches]
-    ends = group_ends(config, [branch.depth for branch in branches])
-    # The maps of all branches after each group of blocks, finest branch first.
-    groups = [[b.specs[stop - 1] for b, stop in zip(branches, stops, strict=True)] for stops in zip(*ends, strict=True)]
-    interactions = []
-    if len(branches) > 1:
-        exchanging = groups if last_interaction else groups[:-1]
-        interactions = [Interaction(dims=_dims(specs), config=config.interaction) for specs in exchanging]
-    if not config.merge:
-        return PIIP(
-            branches=branches,
-            resolutions=config.resolutions,
-            ends=ends,
-            interactions=interactions,
-            intermediate={},
-            merge=None,
-            pyramid=None,
-            specs=_in_finest_pixels(groups[-1], config.resolutions),
-        )
-    if config.outputs and config.outputs[-1] >= len(groups) - 1:
-        raise ConfigError(f"model.backbone.outputs: name interactions before the last, 0 to {len(groups) - 2}")
-    light = bool(config.outputs)
-    intermediate = {group: _merge(groups[group], light=light) for group in config.outputs}
-    merge = _merge(groups[-1], light=light)
-    pyramid, specs = _feature_pyramid([_merged(groups[group]) for group in (*config.outputs, -1)], config)
-    return PIIP(
-        branches=branches,
-        resolutions=config.resolutions,
-        ends=ends,
-        interactions=interactions,
-        intermediate=intermediate,
-        merge=merge,
-        pyramid=pyramid,
-        specs=specs,
-    )
-
-
-def _dims(specs: Sequence[FeatureSpec]) -> list[int]:
-    return [spec.channels for spec in specs]
-
-
-def _in_finest_pixels(specs: Sequence[FeatureSpec], resolutions: Sequence[int]) -> list[FeatureSpec]:
+def in_finest_pixels(specs: Sequence[FeatureSpec], resolutions: Sequence[int]) -> list[FeatureSpec]:
     """The branches' own maps, each stride brought from pixels of the branch's image to those of the finest one."""
     scales = [resolutions[0] / resolution for resolution in resolutions]
     return [FeatureSpec(spec.channels, round(spec.stride * scale)) for spec, scale in zip(specs, scales, strict=True)]
 
 
-def _merge(specs: Sequence[FeatureSpec], *, light: bool) -> nn.Module:
-    return Merge(dims=_dims(specs), light=light) if len(specs) > 1 else OnlyBranch()
+def make_merge(specs: Sequence[FeatureSpec], *, light: bool) -> nn.Module:
+    """The merge of maps of these specs, one per branch."""
+    return Merge(dims=[spec.channels for spec in specs], light=light) if len(specs) > 1 else OnlyBranch()
 
 
-def _merged(specs: Sequence[FeatureSpec]) -> FeatureSpec:
-    """What `_merge` makes of maps of these specs: the width of the last branch on the grid of the first."""
+def merged_spec(specs: Sequence[FeatureSpec]) -> FeatureSpec:
+    """What `make_merge` makes of maps of these specs: the width of the last branch on the grid of the first."""
     return FeatureSpec(specs[-1].channels, specs[0].stride)
 
 
-def _feature_pyramid(merged: list[FeatureSpec], config: BackboneConfig) -> tuple[nn.Module, list[FeatureSpec]]:
+def feature_pyramid(merged: list[FeatureSpec], config: BackboneConfig) -> tuple[nn.Module, list[FeatureSpec]]:
     """What makes a feature pyramid of merged maps, and the maps of that pyramid."""
     strides = [spec.stride for spec in merged]
     if len(set(strides)) == 1:

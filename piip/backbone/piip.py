@@ -7,17 +7,17 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from piip.backbone.build import feature_pyramid, group_ends, in_finest_pixels, make_merge, merged_spec
+from piip.backbone.config import BackboneConfig
 from piip.backbone.interaction import Interaction
 from piip.branches.base import Branch, Tokens
-from piip.features import FeatureSpec
+from piip.errors import ConfigError
 from piip.ops import pyramid_resize
 
 
 class PIIP(nn.Module):
     """N branches, finest resolution first, with interactions between neighbours, merged into one feature pyramid.
 
-    branches: the backbones, finest first.
-    resolutions: longer side of the image each branch sees, in pixels; only their ratios matter.
     ends: per branch and group, one past the last block of the group; an interaction follows every group.
     interactions: one per group, perhaps without the last; empty for a single branch, which is then the plain baseline.
     intermediate: merges after earlier groups, by the group's index; empty where one merged map is enough.
@@ -29,27 +29,42 @@ class PIIP(nn.Module):
 
     mixed_precision = True  # as in `Head`
 
-    def __init__(
-        self,
-        *,
-        branches: list[Branch],
-        resolutions: tuple[int, ...],
-        ends: list[tuple[int, ...]],
-        interactions: list[Interaction],
-        intermediate: dict[int, nn.Module],
-        merge: nn.Module | None,
-        pyramid: nn.Module | None,
-        specs: list[FeatureSpec],
-    ) -> None:
+    def __init__(self, config: BackboneConfig, *, last_interaction: bool = True) -> None:
+        """The network of a config, freshly initialised.
+
+        last_interaction: false leaves out the one behind the last blocks, which only maps take part in.
+        Raises ConfigError where interactions, outputs and branches do not fit each other.
+        """
         super().__init__()
-        self.resolutions = resolutions
-        self.ends = ends
+        branches = [branch.build() for branch in config.branches]
+        self.resolutions = config.resolutions
         self.branches = cast("list[Branch]", nn.ModuleList(branches))
-        self.interactions = nn.ModuleList(interactions)
-        self.intermediate = nn.ModuleDict({str(group): module for group, module in intermediate.items()})
-        self.merge = merge
-        self.pyramid = pyramid
-        self.specs = specs
+        self.ends = group_ends(config, [branch.depth for branch in branches])
+        # The maps of all branches after each group of blocks, finest branch first.
+        groups = [
+            [branch.specs[stop - 1] for branch, stop in zip(branches, stops, strict=True)]
+            for stops in zip(*self.ends, strict=True)
+        ]
+        exchanging = groups if last_interaction else groups[:-1]
+        self.interactions = nn.ModuleList(
+            Interaction(dims=[spec.channels for spec in specs], config=config.interaction)
+            for specs in exchanging
+            if len(specs) > 1
+        )
+        self.intermediate = nn.ModuleDict()
+        self.merge: nn.Module | None = None
+        self.pyramid: nn.Module | None = None
+        self.specs = in_finest_pixels(groups[-1], config.resolutions)
+        if not config.merge:
+            return
+        if config.outputs and config.outputs[-1] >= len(groups) - 1:
+            raise ConfigError(f"model.backbone.outputs: name interactions before the last, 0 to {len(groups) - 2}")
+        light = bool(config.outputs)
+        for group in config.outputs:
+            self.intermediate[str(group)] = make_merge(groups[group], light=light)
+        self.merge = make_merge(groups[-1], light=light)
+        merged = [merged_spec(groups[group]) for group in (*config.outputs, -1)]
+        self.pyramid, self.specs = feature_pyramid(merged, config)
 
     def forward(
         self,

@@ -15,8 +15,8 @@ _SHOWN = 10
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="An official checkpoint, .pth.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The file to write, .safetensors.")],
-    config: Annotated[str, typer.Option("--config", metavar="CONFIG", help="The network the weights are for.")],
-    strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Fail where a weight does not match.")] = True,
+    config: Annotated[str, typer.Option(metavar="CONFIG", help="The network the weights are for.")],
+    strict: Annotated[bool, typer.Option(help="Fail where a weight does not match.")] = True,
     ema: Annotated[bool, typer.Option("--ema", help="Take the file's averaged weights.")] = False,
     to_official: Annotated[
         bool,

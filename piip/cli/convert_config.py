@@ -12,9 +12,7 @@ from piip.cli.options import Json
 
 def convert_config(
     official: Annotated[Path, typer.Argument(metavar="OFFICIAL.py", help="An official Python config.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write our config of it, a YAML file.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write our config of it, a YAML file.")] = None,
     json: Json = False,
 ) -> None:
     """Explain an official Python config as one of ours; it is read as data and nothing in it is executed."""

@@ -23,16 +23,12 @@ Source = Annotated[
 def check(
     source: Source,
     repair: Annotated[
-        Path | None,
-        typer.Option("--repair", metavar="OUT", help="Write a clean COCO file; of several splits a folder of them."),
+        Path | None, typer.Option(metavar="OUT", help="Write a clean COCO file; of several splits a folder of them.")
     ] = None,
     images: Annotated[
-        Path | None,
-        typer.Option("--images", metavar="FOLDER", help="The images of a COCO file, if they are elsewhere."),
+        Path | None, typer.Option(metavar="FOLDER", help="The images of a COCO file, if they are elsewhere.")
     ] = None,
-    pixels: Annotated[
-        bool, typer.Option("--pixels/--no-pixels", help="Read every image, to find damaged ones and copies.")
-    ] = True,
+    pixels: Annotated[bool, typer.Option(help="Read every image, to find damaged ones and copies.")] = True,
     json: Json = False,
 ) -> None:
     """Show everything that is wrong with data; ends with exit code 3 where anything is."""
@@ -61,12 +57,9 @@ def check(
 
 def show(
     source: Source,
-    output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", file_okay=False, help="Where the pictures are written.")
-    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the pictures are written.")],
     config: Annotated[
-        str | None,
-        typer.Option("--config", metavar="CONFIG", help="Whose augmentation is shown of a folder; else a small one's."),
+        str | None, typer.Option(metavar="CONFIG", help="Whose augmentation is shown of a folder; else a small one's.")
     ] = None,
 ) -> None:
     """Draw data as the network sees them, the extreme objects of each class, and histograms."""
@@ -74,7 +67,7 @@ def show(
     from piip.cli.init import BASES
     from piip.config.load import load_config
     from piip.data.find import find_data
-    from piip.errors import PiipError
+    from piip.files import writing
 
     path = Path(source)
     if path.is_dir() and not (path / "config.yaml").is_file():
@@ -86,10 +79,8 @@ def show(
 
     data = settings.data
     sets = {"train": data.train.build(training=True), "val": data.val.build(training=False)}
-    try:
+    with writing(f"to {output}"):
         files = show_data(sets, data.train_transforms, output)
-    except OSError as error:
-        raise PiipError(f"cannot write to {output}: {error.strerror or error}") from None
     out().print(f"{len(files)} pictures in {output}: {', '.join(file.name for file in files[:8])}")
 
 
@@ -150,8 +141,8 @@ def _effect(split: Split, kind: str) -> str:
 def _repair(splits: list[Split], output: Path) -> list[str]:
     """Writes a file, or one per split into a folder. Returns what was done."""
     from piip.data.check import repaired
-    from piip.errors import DataError, PiipError
-    from piip.files import check_outputs, to_json, write_file
+    from piip.errors import DataError
+    from piip.files import check_outputs, to_json, write_file, writing
 
     files = [output / f"{split.name}.json" for split in splits] if len(splits) > 1 else [output]
     if len(splits) > 1 and output.suffix == ".json":
@@ -161,9 +152,7 @@ def _repair(splits: list[Split], output: Path) -> list[str]:
     for split, file in zip(splits, files):
         lines.append(f"{file}:")
         document = repaired(split, lambda line: lines.append(f"  {line}"))
-        try:
+        with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_file(file, to_json(document))
-        except OSError as error:
-            raise PiipError(f"cannot write {file}: {error.strerror}") from None
     return lines

@@ -18,7 +18,6 @@ def evaluate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output",
             metavar="DIR",
             file_okay=False,
             help="Also write metrics.json, charts, images.jsonl and the worst images here.",
@@ -27,7 +26,7 @@ def evaluate(
     device: Device = None,
     backend: Annotated[
         Literal["faster", "pycocotools"] | None,
-        typer.Option("--backend", help="Which COCO evaluation computes the metrics; by default faster."),
+        typer.Option(help="Which COCO evaluation computes the metrics; by default faster."),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -28,12 +28,10 @@ def flops(
         ),
     ] = None,
     branches: Annotated[
-        str | None,
-        typer.Option("--branches", metavar="LETTERS", help="DeiT branches, finest resolution first, as in tsb."),
+        str | None, typer.Option(metavar="LETTERS", help="DeiT branches, finest resolution first, as in tsb.")
     ] = None,
     resolutions: Annotated[
-        str | None,
-        typer.Option("--resolutions", metavar="LIST", help="Pixels per branch of --branches, as in 1568,1120,672."),
+        str | None, typer.Option(metavar="LIST", help="Pixels per branch of --branches, as in 1568,1120,672.")
     ] = None,
     json: Json = False,
 ) -> None:

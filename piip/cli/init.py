@@ -14,29 +14,29 @@ import typer
 if TYPE_CHECKING:
     from piip.data.find import FoundData
 
-# By task: a network that learns from nothing, and the long side of its images at scale 1.
+# By task: a small network that trains from scratch, and the long side of its images at scale 1.
 BASES = {
     "detection": ("detection/mask_rcnn_piip_nano_shapes", 128),
     "segmentation": ("segmentation/upernet_piip_nano_shapes", 128),
     "classification": ("classification/piip_nano_shapes", 64),
 }
-# Long sides of images: that a CPU learns from in minutes, and that a GPU does.
+# The long side of images that a CPU learns from in minutes, and the one that a GPU does.
 _ON_CPU, _ON_GPU = 256, 1024
-# Steps that a run takes at least, and images of a step on a CPU; on a GPU one more per so many MiB of its memory.
+# The fewest steps of a run, the fewest images of a step, and the MiB of GPU memory that each image of a step takes.
 _STEPS, _BATCH, _MEMORY = 1500, 4, 2000
 
 
 def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of images with what is on them.")],
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="The YAML to write; FOLDER's name by default.")
+        Path | None, typer.Option(metavar="FILE", help="The YAML to write; FOLDER's name by default.")
     ] = None,
 ) -> None:
     """Write a config for a folder of data and this machine, with comments, to train as it is or to change."""
     from piip.cli.console import out
     from piip.data.find import find_data
-    from piip.errors import DataError, PiipError
-    from piip.files import write_file
+    from piip.errors import DataError
+    from piip.files import write_file, writing
 
     output = output or Path(f"{folder.resolve().name}.yaml")
     if output.suffix not in (".yaml", ".yml"):
@@ -44,15 +44,13 @@ def init(
     if output.exists():
         raise DataError(f"{output} exists; choose another --output")
     text = describe(find_data(folder), command=f"piip init {folder}")
-    try:
+    with writing(output):
         write_file(output, text)
-    except OSError as error:
-        raise PiipError(f"cannot write {output}: {error.strerror}") from None
     out().print(f"{output} written; look at it, then: piip train {output}")
 
 
 def describe(found: FoundData, *, command: str) -> str:
-    """The config as YAML. command: that makes it, for the first line."""
+    """The config as YAML. command: the command that writes it, which the first line names."""
     from piip.data.check import check_data, small_shares, suggest_side
 
     base, side = BASES[found.task]
@@ -75,13 +73,13 @@ def describe(found: FoundData, *, command: str) -> str:
         f"# {found}.",
         f"# {len(train.images)} images to train on, {len(val.images)} to evaluate; `piip data check` says more.",
         "",
-        f"base: {base}  # a small network that learns from nothing; `piip models` has larger ones",
+        f"base: {base}  # a small network that trains from scratch; `piip models` has larger ones",
         f"scale: {scale}  # {sizes}",
         "model:",
         f"  head: {_flow(head)}  # classes: {', '.join(found.class_names)}",
         "data:",
-        f"  train: {_flow(_settings(found.train))}",
-        f"  val: {_flow(_settings(found.val))}",
+        f"  train: {_flow(found.train.given())}",
+        f"  val: {_flow(found.val.given())}",
         f"  batch_size: {batch}  # images per step; fewer need less memory",
         f"  eval_batch_size: {batch}",
         f"  workers: {min(8, max(1, (os.cpu_count() or 2) - 1))}  # processes that read images",
@@ -92,10 +90,6 @@ def describe(found: FoundData, *, command: str) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    return {"type": config.type} | config.model_dump(mode="json", exclude_defaults=True)
 
 
 def _flow(data: dict[str, Any]) -> str:

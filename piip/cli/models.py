@@ -27,7 +27,11 @@ def models(json: Json = False) -> None:
         (str(number), *_figures(row, config)) for number, (row, config) in enumerate(zip(rows, configs.values()), 1)
     ]
     print_table(console, ("", "config", "params", "paper", "runs", "score"), figures, align="rlrrrr", titles=2)
-    official = [(str(number), *_names(row)) for number, row in enumerate(rows, 1) if row["official"]]
+    official = [
+        (str(number), row["official"], "that name + .pth" if row["checkpoint"] else "none")
+        for number, row in enumerate(rows, 1)
+        if row["official"]
+    ]
     columns = ("", "official name, accepted as an alias", "released checkpoint")
     print_table(console, columns, official, align="rll", titles=2)
     paragraphs(
@@ -61,7 +65,3 @@ def _figures(row: dict[str, Any], config: Config) -> list[str | None]:
     params = f"{row['actual']['params'] / 1e6:.0f}M" if row["actual"] else None
     costs = [giga(row[kind]["macs"]) if row[kind] else None for kind in ("paper", "actual")]
     return [row["name"], params, *costs, "/".join(map(str, scores)) or None]
-
-
-def _names(row: dict[str, Any]) -> list[str]:
-    return [row["official"], "that name + .pth" if row["checkpoint"] else "none"]

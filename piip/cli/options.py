@@ -42,7 +42,6 @@ Overrides = Annotated[
 Weights = Annotated[
     Path | None,
     typer.Option(
-        "--weights",
         metavar="FILE",
         help="A run (DIR, or NAME for runs/NAME), one of its checkpoints, a weight file, or a shipped name that has "
         "weights; by default those of CONFIG, if that is a run or has some.",
@@ -50,11 +49,11 @@ Weights = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", metavar="FOLDER", help="Take the data that this folder holds, in whatever format it is."),
+    typer.Option(metavar="FOLDER", help="Take the data that this folder holds, in whatever format it is."),
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one."),
+    typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 

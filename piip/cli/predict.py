@@ -24,14 +24,11 @@ def predict(
         list[Path], typer.Argument(metavar="IMAGE", help="Image files, and folders with all images below them.")
     ],
     output: Annotated[
-        Path,
-        typer.Option(
-            "--output", metavar="DIR", file_okay=False, help="Where overlays and predictions.json are written."
-        ),
+        Path, typer.Option(metavar="DIR", file_okay=False, help="Where overlays and predictions.json are written.")
     ] = Path("predictions"),
     weights: Weights = None,
     score_threshold: Annotated[
-        float, typer.Option("--score-threshold", min=0.0, max=1.0, help="Detections with a lower score are left out.")
+        float, typer.Option(min=0.0, max=1.0, help="Detections with a lower score are left out.")
     ] = 0.3,
     classes: Annotated[
         str | None, typer.Option("--classes", metavar="NAME,...", help="Detections of other classes are left out.")

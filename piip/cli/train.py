@@ -45,19 +45,14 @@ def train(
     overrides: Overrides = None,
     data: Data = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", metavar="DIR", file_okay=False, help="Run directory; runs/NAME by default."),
+        Path | None, typer.Option(metavar="DIR", file_okay=False, help="Run directory; runs/NAME by default.")
     ] = None,
     resume: Annotated[
-        str | None,
-        typer.Option(
-            "--resume", metavar="[auto|PATH]", help="Continue from the last checkpoint, or from that of PATH."
-        ),
+        str | None, typer.Option(metavar="[auto|PATH]", help="Continue from the last checkpoint, or from that of PATH.")
     ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(
-            "--weights",
             metavar="FILE",
             help="Start from a run (DIR, or NAME for runs/NAME), one of its checkpoints, or a weight file. Classes "
             "keep their weights by name; a run that is resumed has its own.",

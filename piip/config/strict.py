@@ -88,6 +88,10 @@ class Component(Strict):
     members: ClassVar[Members]
     type: str
 
+    def given(self) -> dict[str, Any]:
+        """What a file has to say to get this component: its type and the settings that are not at their defaults."""
+        return {"type": self.type} | self.model_dump(mode="json", exclude_defaults=True)
+
     @classmethod
     def is_family(cls) -> bool:
         """Whether this is a family, and not one of its members."""

@@ -1,4 +1,4 @@
-"""Which device a run uses, and what of its precision is up to the device."""
+"""The device of a run, and the precision that depends on the device."""
 
 from __future__ import annotations
 

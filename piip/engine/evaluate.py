@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from rich.console import Console
 
 from piip.config.experiment import Config
@@ -16,6 +17,7 @@ from piip.conventions import ImageId
 from piip.data.build import build_loader
 from piip.data.folders import list_folder
 from piip.data.images import IMAGE_SUFFIXES
+from piip.data.loader import Loader
 from piip.data.prefetch import on_device
 from piip.data.sets.base import ImageDataset, check_classes
 from piip.data.sets.config import DatasetConfig
@@ -23,18 +25,13 @@ from piip.engine import distributed
 from piip.engine.device import tf32
 from piip.engine.log import Bar, logging_to
 from piip.engine.report import WORST, write_report
-from piip.errors import ConfigError, DataError, PiipError, first_few
-from piip.files import check_outputs, to_json, write_file
+from piip.errors import ConfigError, DataError, first_few
+from piip.files import check_outputs, to_json, write_file, writing
 from piip.load import load_model
 from piip.metrics.base import Metric
 from piip.metrics.config import MetricConfig
+from piip.model import Model
 from piip.weights.find import find_weights
-
-if TYPE_CHECKING:
-    import torch
-
-    from piip.data.loader import Loader
-    from piip.model import Model
 
 _log = logging.getLogger(__name__)
 
@@ -163,7 +160,7 @@ def check_trained_classes(weights: Path, class_names: list[str], dataset: ImageD
 
 
 def _check_unread(reasons: Sequence[str], images: int) -> None:
-    """Warns of images that could not be read. Raises DataError where none of all could."""
+    """Warns of images that could not be read. Raises DataError if none could be read."""
     if len(reasons) == images:
         raise DataError(f"none of the {images} images can be read; the first: {reasons[0]}")
     _log.warning(
@@ -196,14 +193,10 @@ def _make_folder(output: Path, inputs: list[Path]) -> None:
         taken = [part for part in (output, output / WORST) if part.is_dir() and part.samefile(folder)]
         if taken and list_folder(folder, IMAGE_SUFFIXES).files:
             raise DataError(f"{folder} holds the images of the data set; choose another --output")
-    try:
+    with writing(f"to {output}"):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PiipError(f"cannot write to {output}: {error.strerror}") from None
 
 
 def _write_report(file: Path, report: dict[str, Any]) -> None:
-    try:
+    with writing(file):
         write_file(file, to_json(report, indent=2))
-    except OSError as error:
-        raise PiipError(f"cannot write {file}: {error.strerror}") from None

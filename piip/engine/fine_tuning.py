@@ -22,9 +22,9 @@ _SHOWN = 8
 def start_from(model: Model, weights: Path, class_names: Sequence[str], *, partial: bool = False) -> None:
     """Loads a run, a checkpoint or a weight file into a model that is to be trained on classes of these names.
 
-    Weights that depend on the classes are carried over class by class: a class keeps its weights where the file names
-    one like it, whatever their labels are, and starts anew elsewhere. A file that names no classes is taken to have
-    those of the data if it has as many, and else all classes start anew. The log says by name what started anew.
+    Weights that depend on the classes are carried over class by class: a class keeps its weights if the file has one of
+    the same name, under whatever label, and else starts anew. A file that names no classes is taken to have those of
+    the data if it has as many, and else all classes start anew. The log says by name what started anew.
     partial: weights that the file does not have, or has in another shape, start anew too, instead of being an error.
     Raises CheckpointError; the model is then unchanged.
     """

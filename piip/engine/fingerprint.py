@@ -1,4 +1,4 @@
-"""What makes data the same data, wherever they lie."""
+"""The digest by which data are known as the same, wherever they lie."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def frozen_parts(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules of which every parameter is frozen, the outermost of them, for their parts are frozen with them."""
+    """The outermost modules of which every parameter is frozen."""
     for module in model.children():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):

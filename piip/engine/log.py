@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -109,35 +108,31 @@ class Bar:
         self._description, self._unit = description, unit
         self._total, self._done, self._begun = total, done, done
         self._start = self._said = time.monotonic()
-        self._progress: Progress | None = None
-        if console.is_terminal and distributed.is_main():
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}", style="dim"),
-                console=console,
-                transient=True,
-            )
-            self._task = self._progress.add_task(description, total=total, completed=done, note="")
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=console,
+            transient=True,
+            disable=not (console.is_terminal and distributed.is_main()),
+        )
+        self._task = self._progress.add_task(description, total=total, completed=done, note="")
 
     def __enter__(self) -> Bar:
-        if self._progress is not None:
-            self._progress.start()
+        self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
+    def __exit__(self, *_: object) -> None:
+        if not self._progress.disable:  # older versions of rich would print an empty line
             self._progress.stop()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Removes the bar from the terminal during the block, in which another bar may be shown."""
-        self.__exit__(None, None, None)
+        self.__exit__()
         try:
             yield
         finally:
@@ -145,13 +140,15 @@ class Bar:
 
     def advance(self, note: str = "") -> None:
         """Advances by one; `note` is shown behind the bar."""
+        self._progress.update(self._task, advance=1, note=note)
         self._done += 1
-        if self._progress is not None:
-            self._progress.update(self._task, advance=1, note=note)
-        elif self._unit is not None and time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
+        if self._progress.disable and self._unit is not None:
+            self._say_progress(self._unit)
+
+    def _say_progress(self, unit: str) -> None:
+        if time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
-            counts = (self._description, self._done, self._total, self._unit, self.left())
-            _log.info("%s: %d of %d %s, %s left", *counts)
+            _log.info("%s: %d of %d %s, %s left", self._description, self._done, self._total, unit, self.left())
 
     def left(self) -> str:
         """In words the time that the rest takes at the mean speed so far."""

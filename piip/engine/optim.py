@@ -58,16 +58,8 @@ def parameter_groups(
     return list(groups.values())
 
 
-def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
-    layer_ids: Mapping[str, int],
-    num_layers: int,
-    config: OptimConfig,
-    *,
-    new: Collection[str] = (),
-) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`."""
-    groups = parameter_groups(named_parameters, layer_ids, num_layers, config, new=new)
+def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over groups as of `parameter_groups`."""
     # The fused kernel is several times faster on CPUs and GPUs alike, since a network has hundreds of small tensors.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
 from piip.config.experiment import Config
 from piip.data.folders import UNREAD, ending_of, list_images
 from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image
@@ -86,9 +84,11 @@ def run_prediction(
                 for file, overlay in zip(files, overlays):
                     if stop.requested:
                         break
-                    image = _read(file, limit)
-                    if isinstance(image, DataError):
-                        predictions.append(Prediction(file, error=str(image)))
+                    try:
+                        image = read_image(file, limit)
+                    except DataError as error:
+                        _log.warning("left out: %s", error)
+                        predictions.append(Prediction(file, error=str(error)))
                     else:
                         result = model.predict(image, threshold=score_threshold, classes=classes)
                         overlay.parent.mkdir(parents=True, exist_ok=True)
@@ -153,15 +153,6 @@ def find_images(paths: Sequence[str | Path], output: Path | None = None) -> dict
     if passed_over.counts:
         _log.warning("%s", passed_over)
     return found
-
-
-def _read(file: Path, limit: int) -> Tensor | DataError:
-    """The image, or the error for which it is left out."""
-    try:
-        return read_image(file, limit)
-    except DataError as error:
-        _log.warning("left out: %s", error)
-        return error
 
 
 def _overlay_paths(files: Mapping[Path, Path], output: Path) -> list[Path]:

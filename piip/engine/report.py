@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from piip.conventions import ImageId
 from piip.data.sets.base import ImageDataset
-from piip.errors import PiipError, visible
-from piip.files import to_json, write_file
+from piip.errors import visible
+from piip.files import to_json, write_file, writing
 from piip.metrics.base import Metric
 
 if TYPE_CHECKING:
@@ -35,13 +35,12 @@ def write_report(
     """
     details: dict[str, Any] = {}
     files: list[Path] = []
-    try:
+    with writing(f"to {folder}"):
         for metric in metrics:
             details |= metric.details()
             files += metric.draw(folder)
-        return details, files + _write_images(folder, model, dataset, metrics, unread)
-    except OSError as error:
-        raise PiipError(f"cannot write to {folder}: {error.strerror}") from None
+        files += _write_images(folder, model, dataset, metrics, unread)
+    return details, files
 
 
 def _write_images(

@@ -15,8 +15,8 @@ from piip.config.experiment import Config
 from piip.config.load import config_from_dict, dump_config
 from piip.engine import distributed
 from piip.engine.checkpoint import remove_leftovers
-from piip.errors import CheckpointError, ConfigError, MissingFile, PiipError
-from piip.files import lock, write_file
+from piip.errors import CheckpointError, ConfigError, MissingFile
+from piip.files import lock, write_file, writing
 from piip.weights.find import POINTERS, checkpoints, follow, newest_checkpoint
 from piip.weights.integrity import read_meta
 
@@ -57,11 +57,9 @@ def locked(output: Path) -> Iterator[None]:
 @contextmanager
 def _held(output: Path) -> Iterator[None]:
     path = output / _LOCK
-    try:
+    with writing(f"to the run directory {output}"):
         output.mkdir(parents=True, exist_ok=True)
         descriptor = _open_lock(path)
-    except OSError as error:
-        raise PiipError(f"cannot write to the run directory {output}: {error.strerror}") from None
     _inherited.add(descriptor)
     try:
         with suppress(OSError):  # on a full disk the lock holds without a name
@@ -126,7 +124,7 @@ def prepare_run(output: Path, config: Config, resume: str | None) -> Path | None
         _check_place(checkpoint, output)
     if checkpoint is not None:
         _check_same(read_meta(checkpoint, only=()), config, checkpoint)
-    try:
+    with writing(f"to the run directory {output}"):
         root.mkdir(parents=True, exist_ok=True)
         remove_leftovers(root)
         for name in (*_APPENDED, records.name):
@@ -135,8 +133,6 @@ def prepare_run(output: Path, config: Config, resume: str | None) -> Path | None
             if irregular or (path.is_symlink() and name in _APPENDED):
                 path.unlink()
         write_file(output / "config.yaml", dump_config(config))
-    except OSError as error:
-        raise PiipError(f"cannot write to the run directory {output}: {error.strerror}") from None
     return checkpoint
 
 

@@ -18,7 +18,7 @@ from piip.engine.evaluate import Evaluation
 from piip.engine.fine_tuning import start_from
 from piip.engine.freezing import freeze, frozen_parts
 from piip.engine.meter import Meter
-from piip.engine.optim import build_optimizer, describe_extension
+from piip.engine.optim import build_optimizer, describe_extension, parameter_groups
 from piip.engine.step import Step
 from piip.errors import CheckpointError, DataError
 from piip.load import build_model
@@ -55,13 +55,14 @@ class RunState:
         self.data = dict(data)
         self.model: Model = build_model(config.model).to(device)
         freeze(self.model, config.train.freeze)
-        self.optimizer = build_optimizer(
+        groups = parameter_groups(
             self.model.named_parameters(),
             self.model.layer_ids(),
             self.model.num_layers,
             config.optim,
             new=self.model.new_parameters(),
         )
+        self.optimizer = build_optimizer(groups, config.optim)
         self.ema: ModelEmaV3 | None = None
         self.meter = Meter()
         self.step = 0

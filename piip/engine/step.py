@@ -49,32 +49,23 @@ class Pass:
         return all(map(math.isfinite, self.losses.values()))
 
 
+@dataclass(frozen=True)
 class Step:
     """A step that has been launched on a device; its losses and norms are on their way to the host.
 
+    numbers: 1 if the step is finite, the norm of all gradients, the losses of each pass, and the norm of each
+    parameter's gradient. losses: their names. image_ids: the images of each pass. seconds, waited: as in `StepResult`.
     signal: the signal that a rank received, 0 if none did; the same on all ranks.
     """
 
-    def __init__(
-        self,
-        numbers: Tensor,
-        *,
-        model: nn.Module,
-        parameters: Sequence[nn.Parameter],
-        losses: Sequence[str],
-        image_ids: Sequence[list[ImageId]],
-        seconds: float,
-        waited: float,
-        signal: int,
-    ) -> None:
-        """What a step has found, still on the device.
-
-        numbers: 1 if the step is finite, the norm of all gradients, the losses of each pass, and the norm of each
-        parameter's gradient. image_ids: the images of each pass.
-        """
-        self._numbers = HostCopy(numbers)
-        self._model, self._parameters, self._losses, self._image_ids = model, parameters, losses, image_ids
-        self._seconds, self._waited, self.signal = seconds, waited, signal
+    numbers: HostCopy
+    model: nn.Module
+    parameters: Sequence[nn.Parameter]
+    losses: Sequence[str]
+    image_ids: Sequence[list[ImageId]]
+    seconds: float
+    waited: float
+    signal: int
 
     def result(self) -> StepResult:
         """Waits until the device has reached the update of this step. All ranks call it between the same two steps.
@@ -83,18 +74,16 @@ class Step:
         been changed.
         """
         start = time.perf_counter()
-        finite, norm, *values = self._numbers.wait().tolist()
-        seconds = self._seconds + time.perf_counter() - start
+        finite, norm, *values = self.numbers.wait().tolist()
+        seconds = self.seconds + time.perf_counter() - start
         remaining = iter(values)
-        passes = [Pass({name: next(remaining) for name in self._losses}, ids) for ids in self._image_ids]
+        passes = [Pass({name: next(remaining) for name in self.losses}, ids) for ids in self.image_ids]
         if not finite:
-            names = {parameter: name.removeprefix("module.") for name, parameter in self._model.named_parameters()}
-            bad = [
-                names[parameter] for parameter, value in zip(self._parameters, remaining) if not math.isfinite(value)
-            ]
+            names = {parameter: name.removeprefix("module.") for name, parameter in self.model.named_parameters()}
+            bad = [names[parameter] for parameter, value in zip(self.parameters, remaining) if not math.isfinite(value)]
             raise NonFiniteLoss(_explain(passes, bad))
-        means = {name: sum(part.losses[name] for part in passes) / len(passes) for name in self._losses}
-        return StepResult(means, norm, seconds, self._waited)
+        means = {name: sum(part.losses[name] for part in passes) / len(passes) for name in self.losses}
+        return StepResult(means, norm, seconds, self.waited)
 
 
 def optimizer_step(
@@ -150,7 +139,7 @@ def optimizer_step(
         clip_grads_with_norm_(parameters, config.clip_grad_norm, norm)
     _update(optimizer, skip=1 - finite)
     return Step(
-        torch.cat([finite[None], values, norms.float()]),
+        HostCopy(torch.cat([finite[None], values, norms.float()])),
         model=model,
         parameters=parameters,
         losses=list(losses[0]),

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from piip.config.experiment import ModelConfig
-from piip.errors import PiipError
+from piip.errors import PiipError, first_line
 from piip.flops.costs import Cost, Count, Part
 from piip.load import build_model
 from piip.model import Model
@@ -110,15 +110,14 @@ class _Inference(nn.Module):
         try:
             head.run_for_count(features, [(height, width)])
         except (NotImplementedError, RuntimeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise PiipError(
-                f"{type(head).__name__} cannot be counted, for it needs the values of tensors ({reason}); give it a "
-                "run_for_count that does without"
+                f"{type(head).__name__} cannot be counted, for it needs the values of tensors ({first_line(error)}); "
+                "give it a run_for_count that does without"
             ) from error
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Skips what fills a tensor in place: on the meta device nothing is lost by it but a third of the time."""
+    """Skips ops that fill a tensor in place: on the meta device they change nothing and take a third of the time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0] if func in _FILLING else func(*args, **(kwargs or {}))

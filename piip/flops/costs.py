@@ -22,11 +22,6 @@ class Cost:
     def __rmul__(self, times: int) -> Cost:
         return Cost(times * self.params, times * self.macs)
 
-    @property
-    def params_only(self) -> Cost:
-        """The same layers where the network has them but does not run them."""
-        return Cost(self.params)
-
 
 @dataclass(frozen=True)
 class Part:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.necks.base import Neck
+from piip.necks.base import Neck, level_specs
 from piip.necks.config import ChannelMapperConfig
 
 
@@ -22,18 +21,12 @@ class ChannelMapper(Neck):
     def __init__(self, config: ChannelMapperConfig, specs: Sequence[FeatureSpec]) -> None:
         super().__init__()
         out_channels, levels = config.out_channels, config.levels
-        if levels < len(specs):
-            raise ConfigError(
-                f"channel_mapper on {len(specs)} feature maps needs neck.levels of at least {len(specs)}; got {levels}"
-            )
+        self.specs = level_specs(specs, out_channels, levels)
         widths = [specs[-1].channels] + [out_channels] * (levels - len(specs) - 1)
         self.convs = nn.ModuleList(_conv_norm(spec.channels, out_channels, 1, stride=1) for spec in specs)
         self.extra = nn.ModuleList(
             _conv_norm(width, out_channels, 3, stride=2) for width in widths[: levels - len(specs)]
         )
-        strides = [spec.stride for spec in specs]
-        strides += [strides[-1] * 2**extra for extra in range(1, levels - len(specs) + 1)]
-        self.specs = [FeatureSpec(out_channels, stride) for stride in strides]
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Maps (B, C, H, W), finest first -> `levels` maps of `out_channels`, finest first."""

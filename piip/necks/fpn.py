@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.necks.base import Neck
+from piip.necks.base import Neck, level_specs
 from piip.necks.config import FPNConfig
 
 
@@ -23,17 +22,11 @@ class FPN(Neck):
     def __init__(self, config: FPNConfig, specs: Sequence[FeatureSpec]) -> None:
         super().__init__()
         out_channels, levels = config.out_channels, config.levels
-        if levels < len(specs):
-            raise ConfigError(
-                f"an FPN on {len(specs)} feature maps needs neck.levels of at least {len(specs)}, got {levels}"
-            )
+        self.specs = level_specs(specs, out_channels, levels)
         self.lateral = nn.ModuleList(nn.Conv2d(spec.channels, out_channels, 1) for spec in specs)
         self.output = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in specs)
         for name, parameter in self.named_parameters():
             nn.init.zeros_(parameter) if name.endswith("bias") else nn.init.xavier_uniform_(parameter)
-        strides = [spec.stride for spec in specs]
-        strides += [strides[-1] * 2**extra for extra in range(1, levels - len(specs) + 1)]
-        self.specs = [FeatureSpec(out_channels, stride) for stride in strides]
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Maps (B, C, H, W), finest first -> `levels` maps of `out_channels`, finest first."""

@@ -196,7 +196,7 @@ def _pad_embeddings(state: Mapping[str, Tensor], backbone: BackboneConfig) -> di
 
 
 def _computed(backbone: BackboneConfig, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official tensors that ours does without: the index tables of relative positions, and ConvNeXt's last norm."""
+    """Official tensors that we do not hold: the index tables of relative positions, and ConvNeXt's last norm."""
     made: dict[str, Tensor] = {}
     count = len(backbone.branches)
     for number, branch in enumerate(reversed(backbone.branches), start=1):

@@ -144,6 +144,7 @@ class KeyTable:
 
     classes: the official class of every branch of ours, finest first; only the way back asks for them.
     classifies: whether it is a network of the official classification code, whose names have no "backbone." in front.
+    to_ours, to_official: a key's name in the other network, or None if no row knows it.
     """
 
     def __init__(
@@ -160,21 +161,13 @@ class KeyTable:
         else:
             rows = rows + _MASK_RCNN + _DINO + _UPERNET
         known = [(theirs + a, ours + b) for table in _BRANCHES.values() for a, b in table]
-        self._ours = Names(rows + known, self._field_to_ours)
+        self.to_ours = Names(rows + known, self._field_to_ours).get
         back = [(mine, official) for official, mine in rows]
         named: Sequence[BranchClass] = classes or ["deit"] * num_branches
         for index, name in enumerate(named):
             branch, prefix = _OUR_BRANCH.format(b=index), theirs.format(b=num_branches - index)
             back += [(branch + mine, prefix + official) for official, mine in _BRANCHES[name]]
-        self._official = Names(back, self._field_to_official)
-
-    def to_ours(self, key: str) -> str | None:
-        """Our name of an official key, or None if no row knows it."""
-        return self._ours.get(key)
-
-    def to_official(self, key: str) -> str | None:
-        """The official name of one of our keys, or None if no row knows it."""
-        return self._official.get(key)
+        self.to_official = Names(back, self._field_to_official).get
 
     def why_unused(self, key: str) -> str | None:
         """Why an official key has no counterpart; None if it is not known to have none."""

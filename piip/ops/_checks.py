@@ -202,18 +202,9 @@ def _misfit(
     )
 
 
-def _check_pyramid_settings(
-    shape: Sequence[int],
-    sizes: Sequence[int],
-    factors: Sequence[float],
-    mode: str,
-    antialias: bool,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    dtype: torch.dtype,
-    valid: Sequence[int] | None,
-) -> None:
+def _check_pyramid_settings(shape: Sequence[int], settings: Sequence[Any]) -> None:
     """All that a kernel must know before it is given addresses. shape: (B, C, H, W) of the images."""
+    sizes, factors, mode, _, mean, std, dtype, valid = settings
     batch, channels, height, width = shape if len(shape) == 4 else (-1, 0, 0, 0)
     if not (batch >= 0 and 0 < channels <= MAX_CHANNELS and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
         raise ValueError(f"images must have shape (B, C, H, W), pixels and 1 to {MAX_CHANNELS} channels, got {shape}")
@@ -253,7 +244,7 @@ def check_pyramid(images: Tensor, channels_last: bool, *settings: Any) -> list[i
         raise ValueError(
             f"channels_last is for uint8 images of 3 channels, got {images.dtype} of {tuple(images.shape)}"
         )
-    _check_pyramid_settings(shape, *settings)
+    _check_pyramid_settings(shape, settings)
     return shape
 
 
@@ -262,7 +253,7 @@ def check_pyramid_gradients(grads: list[Tensor], shape: list[int], *settings: An
 
     Raises ValueError or TypeError naming the argument.
     """
-    _check_pyramid_settings(shape, *settings)
+    _check_pyramid_settings(shape, settings)
     sizes, first = settings[0], grads[0] if grads else None
     fits = len(grads) == len(sizes) // 2
     for grad, h, w in zip(grads, sizes[::2], sizes[1::2]):

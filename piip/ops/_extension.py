@@ -136,17 +136,3 @@ def cuda_problem(index: int) -> str | None:
             reason = f"{reason.removeprefix('piip: ')}. {built}; {remedy}"
         _cuda_problems[index] = reason
     return _cuda_problems[index]
-
-
-def describe() -> dict[str, Any]:
-    """What `piip doctor` shows: instruction set, CUDA version and architectures, or why the module is missing."""
-    if _C is None:
-        return {"built": False, "reason": LOAD_ERROR}
-    return {
-        "built": True,
-        "cpu": _C.cpu_instruction_set(),
-        "openmp": _C.openmp,
-        "cuda": _C.cuda_version,
-        "architectures": _C.cuda_architectures,
-        "compiler": _C.compiler,
-    }

@@ -135,7 +135,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """Where numbers can be read four at a time; a view may begin anywhere."""
+    """The tensor, copied unless it begins where numbers can be read four at a time; a view may begin anywhere."""
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
@@ -243,64 +243,48 @@ def _fixed_point_unit(grad: Tensor, samples: int, weights: Tensor | None) -> Ten
     return torch.exp2(exponent) + 0 * largest
 
 
-def _forward(value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-    refuse_forward_mode("deform_attn", value, ref, offsets, logits)
-    return _Problem(value, shapes, ref, offsets, logits).forward()
+# Both ops are implemented by the same functions: `deform_attn` has a reference among its inputs, `ms_deform_attn` none.
 
 
-def _backward(
-    grad: Tensor, value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    refuse_forward_mode("deform_attn", grad)
-    grad_value, grad_offsets, grad_logits = _Problem(value, shapes, ref, offsets, logits, grad).backward(grad)
-    return grad_value, _stored(grad_offsets, offsets.dtype), _stored(grad_logits, logits.dtype)
+def _named(inputs: tuple[Any, ...]) -> tuple[Tensor, list[int], Tensor | None, Tensor, Tensor]:
+    """Value, shapes, reference or None, points and weights, from the inputs of either op."""
+    value, shapes, *ref, points, weights = inputs
+    return value, shapes, ref[0] if ref else None, points, weights
 
 
-def _ms_forward(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
-    refuse_forward_mode("ms_deform_attn", value, locations, weights)
-    return _Problem(value, shapes, None, locations, weights).forward()
+def _forward(*inputs: Any) -> Tensor:
+    value, shapes, ref, points, weights = _named(inputs)
+    refuse_forward_mode(_name(ref), value, ref, points, weights)
+    return _Problem(value, shapes, ref, points, weights).forward()
 
 
-def _ms_backward(
-    grad: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    refuse_forward_mode("ms_deform_attn", grad)
-    grad_value, grad_locations, grad_weights = _Problem(value, shapes, None, locations, weights, grad).backward(grad)
-    return grad_value, _stored(grad_locations, locations.dtype), _stored(grad_weights, weights.dtype)
+def _backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    value, shapes, ref, points, weights = _named(inputs)
+    refuse_forward_mode(_name(ref), grad)
+    grad_value, grad_points, grad_weights = _Problem(value, shapes, ref, points, weights, grad).backward(grad)
+    return grad_value, _stored(grad_points, points.dtype), _stored(grad_weights, weights.dtype)
+
+
+def _name(ref: Tensor | None) -> str:
+    return "ms_deform_attn" if ref is None else "deform_attn"
 
 
 # --- without data ---------------------------------------------------------------------------------------------------
 
 
-def _fake(value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-    attention_sizes(value, shapes, ref, offsets, logits)
-    return value.new_empty(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
+def _fake(*inputs: Any) -> Tensor:
+    value, _, _, points, _ = arguments = _named(inputs)
+    attention_sizes(*arguments)
+    return value.new_empty(value.shape[0], points.shape[1], value.shape[2] * value.shape[3])
 
 
-def _backward_fake(
-    grad: Tensor, value: Tensor, shapes: list[int], ref: Tensor, offsets: Tensor, logits: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    attention_sizes(value, shapes, ref, offsets, logits, grad)
-    return _empty(value), _empty(offsets), _empty(logits)
+def _backward_fake(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    value, _, _, points, weights = arguments = _named(inputs)
+    attention_sizes(*arguments, grad)
+    return value.new_empty(value.shape), points.new_empty(points.shape), weights.new_empty(weights.shape)
 
 
-def _ms_fake(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
-    attention_sizes(value, shapes, None, locations, weights)
-    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-
-
-def _ms_backward_fake(
-    grad: Tensor, value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    attention_sizes(value, shapes, None, locations, weights, grad)
-    return _empty(value), _empty(locations), _empty(weights)
-
-
-def _empty(tensor: Tensor) -> Tensor:
-    return tensor.new_empty(tensor.shape)
-
-
-def _flops(value: Sequence[int], shapes: Any, *others: Any, out_shape: Any = None, **_: Any) -> int:
+def _flops(value: Sequence[int], shapes: Any, *others: Any, **_: Any) -> int:
     """Five multiply-adds per channel of a sample, four cells and the weight: ten FLOPs, the published count.
 
     The official script writes 5 * Q * P * C with C twice the channels of the values, the same number.
@@ -309,37 +293,25 @@ def _flops(value: Sequence[int], shapes: Any, *others: Any, out_shape: Any = Non
     return 10 * batch * queries * heads * levels * points * value[3]
 
 
-def _backward_flops(grad: Any, *inputs: Any, out_shape: Any = None, **_: Any) -> int:
+def _backward_flops(grad: Any, *inputs: Any, **_: Any) -> int:
     return 2 * _flops(*inputs)
 
 
 # --- registration ---------------------------------------------------------------------------------------------------
 
-register_op(
-    "deform_attn(Tensor value, SymInt[] shapes, Tensor reference, Tensor offsets, Tensor logits) -> Tensor",
-    _forward,
-    _fake,
-    _flops,
+
+def _register(op: str, inputs: str) -> Any:
+    """Registers an op and its backward, which it returns."""
+    register_op(f"{op}({inputs}) -> Tensor", _forward, _fake, _flops)
+    schema = f"{op}_backward(Tensor grad, {inputs}) -> (Tensor, Tensor, Tensor)"
+    return register_op(schema, _backward, _backward_fake, _backward_flops)
+
+
+_DEFORM_ATTN_BACKWARD = _register(
+    "deform_attn", "Tensor value, SymInt[] shapes, Tensor reference, Tensor offsets, Tensor logits"
 )
-_DEFORM_ATTN_BACKWARD = register_op(
-    "deform_attn_backward(Tensor grad, Tensor value, SymInt[] shapes, Tensor reference, Tensor offsets, Tensor logits)"
-    " -> (Tensor, Tensor, Tensor)",
-    _backward,
-    _backward_fake,
-    _backward_flops,
-)
-register_op(
-    "ms_deform_attn(Tensor value, SymInt[] shapes, Tensor locations, Tensor weights) -> Tensor",
-    _ms_forward,
-    _ms_fake,
-    _flops,
-)
-_MS_DEFORM_ATTN_BACKWARD = register_op(
-    "ms_deform_attn_backward(Tensor grad, Tensor value, SymInt[] shapes, Tensor locations, Tensor weights)"
-    " -> (Tensor, Tensor, Tensor)",
-    _ms_backward,
-    _ms_backward_fake,
-    _backward_flops,
+_MS_DEFORM_ATTN_BACKWARD = _register(
+    "ms_deform_attn", "Tensor value, SymInt[] shapes, Tensor locations, Tensor weights"
 )
 
 

@@ -44,13 +44,8 @@ class MSDeformAttn(nn.Module):
         d_value = int(d_model * ratio) if math.isfinite(ratio) else 0
         if d_value < 1 or d_value % n_heads:
             raise ValueError(f"d_model * ratio must be a positive multiple of n_heads, got {d_value} and {n_heads}")
-        self.d_model, self.n_levels, self.n_heads, self.n_points, self.ratio = (
-            d_model,
-            n_levels,
-            n_heads,
-            n_points,
-            ratio,
-        )
+        self.d_model, self.n_levels, self.n_heads, self.n_points = d_model, n_levels, n_heads, n_points
+        self.ratio = ratio
         self.d_feat = d_model if d_feat is None else d_feat
         self.sampling_offsets = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
         self.attention_weights = nn.Linear(d_model, n_heads * n_levels * n_points)

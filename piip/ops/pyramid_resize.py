@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -188,34 +188,45 @@ def _statistics(name: str, values: Sequence[float] | Tensor | None, channels: in
 # --- kernels --------------------------------------------------------------------------------------------------------
 
 
-def _definition(images: Tensor, channels_last: bool, sizes: list[int], factors: list[float], *settings: Any) -> Any:
-    check_pyramid(images, channels_last, sizes, factors, *settings)
-    mode, antialias, mean, std, dtype, valid = settings
+class _Settings(NamedTuple):
+    """What both ops are told beside their tensors, in the order of their schemas."""
+
+    sizes: list[int]
+    factors: list[float]
+    mode: str
+    antialias: bool
+    mean: list[float] | None
+    std: list[float] | None
+    dtype: torch.dtype
+    valid: list[int] | None
+
+    def new_levels(self, like: Tensor, batch: int, channels: int) -> list[Tensor]:
+        """Tensors (B, C, H_i, W_i) to write the levels into."""
+        return [like.new_empty(batch, channels, h, w, dtype=self.dtype) for h, w in _pairs(self.sizes)]
+
+
+def _pairs(numbers: Sequence[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(numbers[::2], numbers[1::2]))
+
+
+def _definition(images: Tensor, channels_last: bool, *settings: Any) -> list[Tensor]:
+    check_pyramid(images, channels_last, *settings)
+    sizes, factors, mode, antialias, mean, std, dtype, valid = settings
     return reference.pyramid_resize(
         images.permute(0, 3, 1, 2) if channels_last else images,
-        list(zip(sizes[::2], sizes[1::2])),
-        [(y, x) if y else None for y, x in zip(factors[::2], factors[1::2])],
+        _pairs(sizes),
+        [(y, x) if y else None for y, x in _pairs(factors)],
         mode,
         antialias,
         mean,
         std,
         dtype,
-        None if valid is None else list(zip(valid[::2], valid[1::2])),
+        None if valid is None else _pairs(valid),
     )
 
 
 def _problem(
-    images: Tensor,
-    shape: Sequence[int],
-    channels_last: bool,
-    levels: list[Tensor],
-    sizes: list[int],
-    factors: list[float],
-    mode: str,
-    antialias: bool,
-    mean: list[float] | None,
-    std: list[float] | None,
-    valid: list[int] | None,
+    images: Tensor, shape: Sequence[int], channels_last: bool, levels: list[Tensor], settings: _Settings
 ) -> Any:
     """A call of a kernel, which reads images and writes levels or, in the backward, the gradients the other way."""
     batch, channels, height, width = shape
@@ -228,81 +239,54 @@ def _problem(
         channels_last=channels_last,
         image_dtype=DTYPE_TAGS[images.dtype],
         levels=[pointer(level) for level in levels],
-        sizes=sizes,
-        factors=factors,
+        sizes=settings.sizes,
+        factors=settings.factors,
         level_dtype=DTYPE_TAGS[levels[0].dtype],
-        filter=MODES[mode],
-        antialias=antialias,
-        mean=mean or [],
-        scale=[1.0 / x for x in std or []],
-        valid_sizes=valid or [],
+        filter=MODES[settings.mode],
+        antialias=settings.antialias,
+        mean=settings.mean or [],
+        scale=[1.0 / x for x in settings.std or []],
+        valid_sizes=settings.valid or [],
     )
 
 
-def _forward(
-    images: Tensor,
-    channels_last: bool,
-    sizes: list[int],
-    factors: list[float],
-    mode: str,
-    antialias: bool,
-    mean: list[float] | None,
-    std: list[float] | None,
-    dtype: torch.dtype,
-    valid: list[int] | None,
-) -> list[Tensor]:
+def _forward(images: Tensor, channels_last: bool, *given: Any) -> list[Tensor]:
     refuse_forward_mode("pyramid_resize", images)
-    settings = sizes, factors, mode, antialias, mean, std, dtype, valid
+    settings = _Settings(*given)
     shape = check_pyramid(images, channels_last, *settings)
-    batch, channels = shape[:2]
     if not has_kernels(images):
         # An op may not return its input.
         return [level.clone() for level in _definition(images, channels_last, *settings)]
-    if not images.is_contiguous():
-        images = images.contiguous()
-    levels = [images.new_empty(batch, channels, h, w, dtype=dtype) for h, w in zip(sizes[::2], sizes[1::2])]
-    if batch:
-        problem = _problem(images, shape, channels_last, levels, sizes, factors, mode, antialias, mean, std, valid)
-        launch("pyramid_resize_forward", images, problem)
+    images = images.contiguous()
+    levels = settings.new_levels(images, *shape[:2])
+    if shape[0]:
+        launch("pyramid_resize_forward", images, _problem(images, shape, channels_last, levels, settings))
     return levels
 
 
-def _backward(
-    grads: list[Tensor],
-    shape: list[int],
-    sizes: list[int],
-    factors: list[float],
-    mode: str,
-    antialias: bool,
-    mean: list[float] | None,
-    std: list[float] | None,
-    dtype: torch.dtype,
-    valid: list[int] | None,
-) -> Tensor:
+def _backward(grads: list[Tensor], shape: list[int], *given: Any) -> Tensor:
     refuse_forward_mode("pyramid_resize", *grads)
-    settings = sizes, factors, mode, antialias, mean, std
-    check_pyramid_gradients(grads, shape, *settings, dtype, valid)
+    settings = _Settings(*given)
+    check_pyramid_gradients(grads, shape, *settings)
     if not has_kernels(grads[0]):
-        zeros = grads[0].new_zeros(shape, dtype=dtype)  # the op is linear but for a constant
-        final = grads[0].dtype, valid
-        (grad,) = definition_gradients(lambda x: _definition(x, False, *settings, *final), [zeros], grads)
-        return grad
+        zeros = grads[0].new_zeros(shape, dtype=settings.dtype)  # the op is linear but for a constant
+        forward = settings._replace(dtype=grads[0].dtype)
+        return definition_gradients(lambda x: _definition(x, False, *forward), [zeros], grads)[0]
     grads = [grad.contiguous() for grad in grads]
-    out = grads[0].new_empty(shape, dtype=dtype)
+    out = grads[0].new_empty(shape, dtype=settings.dtype)
     if shape[0]:
-        no_mean = [0.0] * len(std) if std else None
-        problem = _problem(out, shape, False, grads, sizes, factors, mode, antialias, no_mean, std, valid)
-        launch("pyramid_resize_backward", out, problem)
+        if settings.std:
+            settings = settings._replace(mean=[0.0] * len(settings.std))
+        launch("pyramid_resize_backward", out, _problem(out, shape, False, grads, settings))
     return out
 
 
 # --- without data ---------------------------------------------------------------------------------------------------
 
 
-def _fake(images: Tensor, channels_last: bool, sizes: list[int], *settings: Any) -> list[Tensor]:
-    batch, channels, _, _ = check_pyramid(images, channels_last, sizes, *settings)
-    dtype = settings[-2]
-    return [images.new_empty(batch, channels, h, w, dtype=dtype) for h, w in zip(sizes[::2], sizes[1::2])]
+def _fake(images: Tensor, channels_last: bool, *settings: Any) -> list[Tensor]:
+    shape = check_pyramid(images, channels_last, *settings)
+    return _Settings(*settings).new_levels(images, *shape[:2])
 
 
 def _backward_fake(grads: list[Tensor], shape: list[int], *settings: Any) -> Tensor:
@@ -310,7 +294,7 @@ def _backward_fake(grads: list[Tensor], shape: list[int], *settings: Any) -> Ten
     return grads[0].new_empty(shape, dtype=settings[-2])
 
 
-def _flops(images: Sequence[int], channels_last: bool, *settings: Any, out_shape: Any = None, **_: Any) -> int:
+def _flops(images: Sequence[int], channels_last: bool, *settings: Any, **_: Any) -> int:
     """A multiply-add for every pixel that an output pixel takes from, as torch's own resampling is counted.
 
     The published figures leave the resizing of images out.
@@ -319,30 +303,24 @@ def _flops(images: Sequence[int], channels_last: bool, *settings: Any, out_shape
     return _flops_of_planes(images[0] * (3 if channels_last else images[1]), height, width, *settings)
 
 
-def _backward_flops(grads: Any, shape: Sequence[int], *settings: Any, out_shape: Any = None, **_: Any) -> int:
+def _backward_flops(grads: Any, shape: Sequence[int], *settings: Any, **_: Any) -> int:
     batch, channels, height, width = shape
     return _flops_of_planes(batch * channels, height, width, *settings)
 
 
-def _flops_of_planes(
-    planes: int,
-    height: int,
-    width: int,
-    sizes: Sequence[int],
-    factors: Sequence[float],
-    mode: str,
-    antialias: bool,
-    *_: Any,
-) -> int:
+def _flops_of_planes(planes: int, height: int, width: int, *given: Any) -> int:
+    settings = _Settings(*given)
+    bilinear, antialias = settings.mode == "bilinear", settings.antialias
+
     def taps(before: int, after: int, factor: float) -> int:
         """Pixels of an axis that an output pixel takes from: one where they are copied; of filters the longest."""
-        if before == after and (factor in (0.0, 1.0) or mode == "bilinear" or antialias):
+        if before == after and (factor in (0.0, 1.0) or bilinear or antialias):
             return 1
-        count = 2 if mode == "bilinear" else 4
+        count = 2 if bilinear else 4
         return math.ceil(count * max(1.0, 1 / factor if factor else before / after)) if antialias else count
 
     flops = 0
-    for h, w, fy, fx in zip(sizes[::2], sizes[1::2], factors[::2], factors[1::2]):
+    for (h, w), (fy, fx) in zip(_pairs(settings.sizes), _pairs(settings.factors)):
         flops += 2 * planes * h * w * taps(height, h, fy) * taps(width, w, fx)
     return flops
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import piip
-from piip.errors import CheckpointError, MissingFile
+from piip.errors import CheckpointError
 from piip.files import replacing
 from piip.weights.find import find_weights
 from piip.weights.integrity import BLANK, KEY
@@ -47,9 +47,8 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Where weights came from, and what their file says of them (None where it says nothing)."""
+    """What the file of weights says of them, None where it says nothing."""
 
-    file: Path
     class_names: list[str] | None = None
     config: dict[str, Any] | None = None
     step: int | None = None
@@ -98,16 +97,13 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], LoadedWeights]:
 
     Raises CheckpointError when the file is missing, half-written or of another kind.
     """
-    if not file.is_file():
-        raise MissingFile(f"weights not found: {file}")
     state, beside = read_state_dict(file)
-    return state, LoadedWeights(file, **_known(beside))
+    return state, LoadedWeights(**_known(beside))
 
 
 def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
     """Loads a run, a checkpoint or a weight file (see `find_weights`) into the model; every tensor must be there.
 
-    Returns where the weights came from and the class names they were trained on, to be compared with those of the data.
     Raises CheckpointError; the model is then unchanged.
     """
     return load_file(model, find_weights(Path(path)))

@@ -1,8 +1,9 @@
-"""Checksums, which tell a damaged file before anything of it is believed.
+"""Checksums, by which a damaged file is found before anything in it is used.
 
-A JSON document of ours holds the SHA-256 of itself under the key `checksum`, and a weight file in the metadata of its
-header, where their own 64 digits count as zeros. meta.json of a checkpoint also lists the SHA-256 of every file beside
-it. Files from before there were checksums, and those of others, are read without. A file is checked once per process.
+A JSON document of ours holds its own SHA-256 under the key `checksum`, and a weight file holds its own in the metadata
+of its header. While it is computed, the 64 digits of the checksum itself are zeros. meta.json of a checkpoint also
+lists the SHA-256 of every file beside it. Older files and those of others have no checksum, and are read without a
+check. A file is checked once per process.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from piip.errors import CheckpointError, MissingFile
+from piip.errors import CheckpointError, MissingFile, first_line
 from piip.weights.integrity import check_weight_file
 from piip.weights.unpickle import load_pickle
 
@@ -148,8 +148,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except Exception as error:  # a damaged or hostile archive makes zipfile, zlib and numpy raise anything
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{path} is damaged or not an archive of numpy arrays: {first_line}") from None
+        raise CheckpointError(f"{path} is damaged or not an archive of numpy arrays: {first_line(error)}") from None
 
 
 def strip_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

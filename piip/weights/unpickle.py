@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from piip.errors import CheckpointError
+from piip.errors import CheckpointError, first_line
 
 
 def load_pickle(path: Path, *, foreign: bool = False) -> Any:
@@ -50,8 +50,7 @@ def _why(error: Exception) -> str:
         return f"asks for code to be run ({code[1]}), and is not loaded; get it from a source that you trust"
     if isinstance(error, pickle.UnpicklingError):
         return "is damaged or not a checkpoint of torch.save"
-    first_line = next(iter(str(error).splitlines()), type(error).__name__)
-    return f"is damaged or not a checkpoint of torch.save: {first_line}"
+    return f"is damaged or not a checkpoint of torch.save: {first_line(error)}"
 
 
 class _StandIn:

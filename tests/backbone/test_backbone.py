@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from piip.backbone.build import build_backbone, group_ends
+from piip.backbone.build import group_ends
 from piip.backbone.config import BackboneConfig, InteractionConfig
 from piip.backbone.piip import PIIP
 from piip.errors import ConfigError
@@ -32,7 +32,7 @@ def backbone_config(letters: str, **interaction: object) -> BackboneConfig:
 
 @pytest.mark.parametrize("letters", ["B", "TB", "TSB", "TSBL", "TSBLH", "TTT", "LT"])
 def test_any_number_and_mixture_of_branches_gives_a_pyramid_of_the_last_branchs_width(letters: str) -> None:
-    backbone = build_backbone(backbone_config(letters))
+    backbone = PIIP(backbone_config(letters))
     maps = backbone(torch.randn(2, 3, 96, 160))
     width = TINY[letters[-1]][0]
     assert [tuple(x.shape) for x in maps] == [
@@ -43,7 +43,7 @@ def test_any_number_and_mixture_of_branches_gives_a_pyramid_of_the_last_branchs_
 
 @pytest.mark.parametrize("attention", ["deformable", "dense"])
 def test_every_parameter_gets_a_finite_gradient(attention: str) -> None:
-    backbone = build_backbone(backbone_config("TSB", attention=attention))
+    backbone = PIIP(backbone_config("TSB", attention=attention))
     for name, parameter in backbone.named_parameters():
         if name.endswith("gamma"):  # zero at the start, which hides what is behind it
             nn.init.normal_(parameter)
@@ -55,7 +55,7 @@ def test_every_parameter_gets_a_finite_gradient(attention: str) -> None:
 
 def test_fresh_interactions_leave_the_branches_as_they_are() -> None:
     """Their gains start at zero, so that training begins from the pretrained branches."""
-    backbone = build_backbone(backbone_config("TSB")).eval()
+    backbone = PIIP(backbone_config("TSB")).eval()
     images = torch.randn(1, 3, 64, 160)
     with_interactions = backbone(images)
     backbone.interactions = nn.ModuleList()
@@ -64,7 +64,7 @@ def test_fresh_interactions_leave_the_branches_as_they_are() -> None:
 
 
 def test_both_directions_of_a_unit_see_the_other_branch_as_it_was() -> None:
-    unit = build_backbone(backbone_config("TS")).interactions[0].units[0].eval()
+    unit = PIIP(backbone_config("TS")).interactions[0].units[0].eval()
     for name, parameter in unit.named_parameters():
         if name.endswith("gamma"):
             nn.init.normal_(parameter)
@@ -100,7 +100,7 @@ def test_impossible_interactions_are_refused(interactions: object, message: str)
 
 
 def test_layers_for_learning_rate_decay_follow_the_deepest_branch() -> None:
-    backbone: PIIP = build_backbone(backbone_config("SBL"))
+    backbone: PIIP = PIIP(backbone_config("SBL"))
     layers = backbone.layer_ids()
     assert backbone.depth == 6
     assert layers["branches.2.pos_embed"] == layers["branches.0.patch_embed.proj.weight"] == 0
@@ -111,7 +111,7 @@ def test_layers_for_learning_rate_decay_follow_the_deepest_branch() -> None:
 
 
 def test_interaction_without_projection_norm_or_ffn_has_no_such_parameters() -> None:
-    unit = build_backbone(backbone_config("TS", projection=False, norm="none", ffn_ratio=0)).interactions[0].units[0]
+    unit = PIIP(backbone_config("TS", projection=False, norm="none", ffn_ratio=0)).interactions[0].units[0]
     assert {name.split(".")[1] for name, _ in unit.named_parameters()} == {"gamma", "attn"}
     fine, coarse = unit(torch.randn(1, 4, 4, 32), torch.randn(1, 3, 3, 64))
     assert fine.shape == (1, 4, 4, 32)
@@ -152,7 +152,7 @@ CONVNEXT = {"type": "convnext", "model": "convnext_atto"}
     ],
 )
 def test_a_pyramid_of_intermediate_merges(finest: dict, coarsest: dict, channels: list, strides: list) -> None:
-    backbone = build_backbone(hybrid_config(finest, coarsest))
+    backbone = PIIP(hybrid_config(finest, coarsest))
     assert [tuple(spec) for spec in backbone.specs] == list(zip(channels, strides, strict=True))
     maps = backbone(torch.randn(1, 3, 128, 64))
     assert [tuple(x.shape) for x in maps] == [(1, c, 128 // s, 64 // s) for c, s in backbone.specs]
@@ -161,7 +161,7 @@ def test_a_pyramid_of_intermediate_merges(finest: dict, coarsest: dict, channels
 
 
 def test_only_plain_vits_take_part_in_layer_decay() -> None:
-    backbone = build_backbone(hybrid_config(CONVNEXT, VIT))
+    backbone = PIIP(hybrid_config(CONVNEXT, VIT))
     assert backbone.depth == 4
     layers = backbone.layer_ids()
     assert {name.split(".")[1] for name in layers} == {"1"}
@@ -177,7 +177,7 @@ def test_only_plain_vits_take_part_in_layer_decay() -> None:
 )
 def test_outputs_that_are_no_pyramid_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_backbone(hybrid_config(CONVNEXT, VIT, **settings))
+        PIIP(hybrid_config(CONVNEXT, VIT, **settings))
 
 
 def test_settings_of_every_branch_are_filled_in_and_may_be_overridden() -> None:

@@ -6,8 +6,8 @@ import pytest
 import timm
 import torch
 
-from piip.backbone.build import build_backbone
 from piip.backbone.config import BackboneConfig
+from piip.backbone.piip import PIIP
 from piip.branches.convnext.config import ConvNeXtConfig
 from piip.errors import ConfigError
 
@@ -31,7 +31,7 @@ def test_a_single_convnext_gives_its_own_stages() -> None:
         "interactions": [[1, 4, 11, 14]],
         "outputs": [0, 1, 2],
     }
-    backbone = build_backbone(BackboneConfig.model_validate(config)).eval()
+    backbone = PIIP(BackboneConfig.model_validate(config)).eval()
     assert [tuple(spec) for spec in backbone.specs] == [(40, 4), (80, 8), (160, 16), (320, 32)]
     network = timm.create_model("convnext_atto", features_only=True).eval()
     ours = backbone.branches[0].state_dict()

@@ -21,14 +21,14 @@ def vit(**settings: Any) -> ViT:
 
 
 def attention(**settings: Any) -> Attention:
-    """Plain global attention, but for these settings."""
-    plain = {"window_size": 0, "qkv_bias": "all", "make_qk_norm": None, "relative_position": False}
-    return Attention(**plain | settings)
+    """The attention of a block with these settings."""
+    config = ViTConfig(**{"depth": 1, "num_heads": 2} | settings)
+    return Attention(config, window_size=config.window_size)
 
 
 def test_window_attention_is_global_attention_inside_each_zero_padded_window() -> None:
-    windowed = attention(dim=16, num_heads=2, window_size=4)
-    everywhere = attention(dim=16, num_heads=2)
+    windowed = attention(embed_dim=16, window_size=4)
+    everywhere = attention(embed_dim=16)
     everywhere.load_state_dict(windowed.state_dict())
     x = torch.randn(2, 6, 9, 16)
     padded = F.pad(x, (0, 0, 0, 3, 0, 2))
@@ -73,13 +73,13 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 
 def test_queries_and_keys_are_normalised_over_all_heads_together() -> None:
     torch.manual_seed(0)
-    normed = attention(dim=16, num_heads=4, qkv_bias="none", make_qk_norm=nn.RMSNorm)
+    normed = attention(embed_dim=16, num_heads=4, qkv_bias="none", qk_norm=True, norm="rms")
     for norm in (normed.q_norm, normed.k_norm):
         nn.init.normal_(norm.weight)
     x = torch.randn(2, 3, 5, 16)
     q, k, v = normed.qkv(x.flatten(1, 2)).chunk(3, dim=-1)
     q, k = (
-        y / (y.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt() * norm.weight
+        y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
         for y, norm in ((q, normed.q_norm), (k, normed.k_norm))
     )
     heads = [
@@ -91,7 +91,7 @@ def test_queries_and_keys_are_normalised_over_all_heads_together() -> None:
 
 
 def test_a_relative_position_bias_depends_on_the_offset_alone() -> None:
-    biased = attention(dim=8, num_heads=2, window_size=3, qkv_bias="qv", relative_position=True)
+    biased = attention(embed_dim=8, window_size=3, qkv_bias="qv", position="relative")
     assert biased.qkv.bias is None
     bias_of = biased.position_bias
     nn.init.normal_(bias_of.table)

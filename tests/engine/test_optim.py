@@ -82,7 +82,8 @@ def test_frozen_parameters_are_in_no_group_and_a_wrong_layer_id_is_refused() -> 
 
 def test_set_lr_keeps_each_groups_scale() -> None:
     parameters = [("early", nn.Parameter(torch.zeros(2, 2))), ("late", nn.Parameter(torch.zeros(2, 2)))]
-    optimizer = build_optimizer(parameters, {"early": 0}, 3, OptimConfig(lr=1.0, layer_decay=0.5, betas=(0.8, 0.9)))
+    config = OptimConfig(lr=1.0, layer_decay=0.5, betas=(0.8, 0.9))
+    optimizer = build_optimizer(parameter_groups(parameters, {"early": 0}, 3, config), config)
     schedule = ScheduleConfig(epochs=3, milestones=(1,), warmup_iterations=0)
     assert set_lr(optimizer, 4, base=1.0, schedule=schedule, epoch_length=4) == pytest.approx(0.1)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.025, 0.1])
@@ -145,7 +146,7 @@ def test_the_released_classification_schedule_is_timms_as_the_official_loop_step
     """Which tells it of an epoch at its end; the two groups share start and floor, not the full rate."""
     config = load_config("classification/piip_tsb_368_192_128")
     parameters = [("backbone.branches.0.norm", nn.Parameter(torch.zeros(2))), ("new", nn.Parameter(torch.zeros(2)))]
-    ours = build_optimizer(parameters, {}, 2, config.optim, new={"new"})
+    ours = build_optimizer(parameter_groups(parameters, {}, 2, config.optim, new={"new"}), config.optim)
     theirs = torch.optim.AdamW(
         [{"params": [parameter], "lr": 3e-5 * factor} for (_, parameter), factor in zip(parameters, (1, 10))]
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from piip.backbone.build import build_backbone
+from piip.backbone.piip import PIIP
 from piip.config.load import load_config
 from piip.data.batch import Batch
 from piip.heads.base import Head
@@ -44,7 +44,7 @@ class Brightness(Head):
 
 def test_loss_detect_and_restore_are_enough() -> None:
     config = load_config(NANO["mask_rcnn"]).model
-    backbone = build_backbone(config.backbone)
+    backbone = PIIP(config.backbone)
     model = Model(backbone=backbone, neck=config.neck.build(backbone.specs), head=Brightness(), config=config).eval()
     images, sizes, originals = torch.randn(2, 3, 64, 64), [(64, 60), (50, 64)], [(128, 120), (25, 32)]
     outputs = model.head.detect(model.features(images), sizes)

@@ -69,7 +69,7 @@ def place(where: str, request: pytest.FixtureRequest) -> Iterator[torch.device]:
         pytest.skip("no CUDA device")
     found = torch.device(where)
     has_kernels = _extension.has_kernels(torch.empty(0, device=found))
-    assert has_kernels, f"the extension has no kernels for {found}: {_extension.describe()}"
+    assert has_kernels, f"the extension has no kernels for {found}: {_extension.LOAD_ERROR or _extension._C}"
     yield found
 
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from piip.branches.base import Branch, Tokens
 from piip.branches.convnext.config import ConvNeXtConfig
-from piip.branches.convnext.pretrained import fit_pretrained
+from piip.branches.convnext.pretrained import NAMES
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
 
@@ -55,7 +55,8 @@ class ConvNeXt(Branch):
 
     def fit_pretrained(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """timm's names, transformers' and those of its authors."""
-        return fit_pretrained(tensors, self.state_dict())
+        own = self.state_dict()
+        return {key if key in own else NAMES.get(key) or key: tensor for key, tensor in tensors.items()}
 
     def _blocks(self) -> list[list[nn.Module]]:
         """The blocks of every stage, in order; the first stage has no downsampling layer."""

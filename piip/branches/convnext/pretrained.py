@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from piip.weights.names import Names
 
 # transformers' names, behind that of the network, and ours.
@@ -28,15 +24,10 @@ _FACEBOOK = [
     ("stages.{i}.{j}.{rest}", "stages.{i}.blocks.{j}.{rest}"),
 ]
 _HEADS = [("layernorm.{rest}", "norm.{rest}")]
-_NAMES = Names(
+NAMES = Names(
     [
         *((f"{network}.{theirs}", ours) for network in ("convnext", "convnext_model") for theirs, ours in HUB + _HEADS),
         ("classifier.{rest}", "head.{rest}"),
         *_FACEBOOK,
     ]
 )
-
-
-def fit_pretrained(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published network's tensors under our names; expected: the state dict of the branch."""
-    return {key if key in expected else _NAMES.get(key) or key: tensor for key, tensor in tensors.items()}

@@ -5,20 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 
 def resample_pos_embed(pos_embed: Tensor, tokens: int) -> Tensor:
     """A learned (1, L, C) position embedding, without prefix tokens, resized (bicubic) to `tokens` square cells."""
     length = pos_embed.shape[1]
-    side = int(length**0.5)
+    side, target = int(length**0.5), int(tokens**0.5)
     patches = pos_embed[:, length - side * side :].float()
-    target = int(tokens**0.5)
-    if side == target:
-        return patches
-    grid = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(target, target), mode="bicubic", align_corners=False)
-    return grid.flatten(2).transpose(1, 2)
+    return resample_abs_pos_embed(patches, [target] * 2, [side] * 2, num_prefix_tokens=0, antialias=False)
 
 
 def resample_patches(weight: Tensor, size: tuple[int, int]) -> Tensor:

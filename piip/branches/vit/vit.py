@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerScale, Mlp, trunc_normal_
+from timm.layers import DropPath, LayerScale, Mlp, PatchEmbed, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,37 +22,25 @@ from piip.branches.vit.pretrained import ORIGINS, fit_pretrained
 from piip.by_size import BySize
 from piip.features import FeatureSpec
 
-MakeNorm = Callable[[int], nn.Module]
-
 
 class Attention(nn.Module):
     """Multi-head self-attention over the whole map, or inside windows of window_size x window_size tokens.
 
     window_size: 0 attends over the whole map.
-    qkv_bias: "all", "qv" (learned for queries and values, none for keys) or "none".
-    make_qk_norm: makes a norm of a given width; queries and keys are then normalised over all heads together.
-    relative_position: adds a learned bias for every offset between two tokens of a window.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        num_heads: int,
-        window_size: int,
-        qkv_bias: str,
-        make_qk_norm: MakeNorm | None,
-        relative_position: bool,
-    ) -> None:
+    def __init__(self, config: ViTConfig, *, window_size: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        dim, heads = config.embed_dim, config.num_heads
+        self.num_heads = heads
         self.window_size = window_size
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias == "all")
-        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
-        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias == "qv" else None
-        self.q_norm = make_qk_norm(dim) if make_qk_norm else None
-        self.k_norm = make_qk_norm(dim) if make_qk_norm else None
-        self.position_bias = WindowPositionBias(size=window_size, num_heads=num_heads) if relative_position else None
+        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias == "all")
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if config.qkv_bias == "qv" else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if config.qkv_bias == "qv" else None
+        self.q_norm = make_norm(config) if config.qk_norm else None
+        self.k_norm = make_norm(config) if config.qk_norm else None
+        relative = config.position == "relative"
+        self.position_bias = WindowPositionBias(size=window_size, num_heads=heads) if relative else None
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,18 +66,15 @@ class Attention(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
-        qkv = self._qkv(x).view(batch, height * width, 3, dim)
-        q, k, v = qkv.unbind(2)
+        bias = self._qkv_bias()
+        qkv = self.qkv(x) if bias is None else F.linear(x, self.qkv.weight, bias)
+        q, k, v = qkv.view(batch, height * width, 3, dim).unbind(2)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in (q, k, v))  # each (B, M, L, D)
-        bias = self.position_bias(v.dtype) if self.position_bias is not None else None
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        offset_bias = None if self.position_bias is None else self.position_bias(v.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=offset_bias)
         return x.transpose(1, 2).reshape(batch, height, width, dim)
-
-    def _qkv(self, x: Tensor) -> Tensor:
-        bias = self._qkv_bias()
-        return self.qkv(x) if bias is None else F.linear(x, self.qkv.weight, bias)
 
     def _qkv_bias(self) -> Tensor | None:
         """The biases of queries and values, with zeros for the keys between them; None if qkv has its own or none."""
@@ -146,27 +131,17 @@ def merge_windows(windows: Tensor, shape: torch.Size) -> Tensor:
 class Block(nn.Module):
     """Pre-norm transformer block with layer scale and stochastic depth."""
 
-    def __init__(
-        self,
-        *,
-        attention: Attention,
-        dim: int,
-        mlp_ratio: float,
-        make_norm: MakeNorm,
-        activation: str,
-        layer_scale: float | None,
-        drop_path: float,
-        checkpoint_activations: bool,
-    ) -> None:
+    def __init__(self, config: ViTConfig, *, window_size: int, drop_path: float) -> None:
         super().__init__()
-        self.checkpoint_activations = checkpoint_activations
-        self.norm1 = make_norm(dim)
-        self.attn = attention
-        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, init_values=layer_scale)
-        self.norm2 = make_norm(dim)
-        gelu = nn.GELU if activation == "gelu" else partial(nn.GELU, approximate="tanh")
-        self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), act_layer=gelu)
-        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, init_values=layer_scale)
+        dim = config.embed_dim
+        self.checkpoint_activations = config.checkpoint_activations
+        self.norm1 = make_norm(config)
+        self.attn = Attention(config, window_size=window_size)
+        self.ls1 = make_scale(config)
+        self.norm2 = make_norm(config)
+        gelu = nn.GELU if config.activation == "gelu" else partial(nn.GELU, approximate="tanh")
+        self.mlp = Mlp(dim, hidden_features=int(dim * config.mlp_ratio), act_layer=gelu)
+        self.ls2 = make_scale(config)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,18 +162,6 @@ class Block(nn.Module):
         return torch.addcmul(x, scale.gamma, y)
 
 
-class PatchEmbed(nn.Module):
-    """Non-overlapping patches; remainder pixels at the bottom and right are dropped."""
-
-    def __init__(self, *, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), contiguous: else every norm would copy it."""
-        return self.proj(images).permute(0, 2, 3, 1).contiguous()
-
-
 class ViT(Branch):
     """A vision transformer without final norm; parameter names are timm's."""
 
@@ -206,32 +169,20 @@ class ViT(Branch):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        dim, relative = config.embed_dim, config.position == "relative"
-        make_norm: MakeNorm = partial(nn.RMSNorm if config.norm == "rms" else nn.LayerNorm, eps=config.norm_eps)
+        dim = config.embed_dim
         self.pretrain_grid = config.pretrain_size // config.patch_size
-        self.patch_embed = PatchEmbed(dim=dim, patch_size=config.patch_size)
-        self.pos_embed = None if relative else nn.Parameter(torch.zeros(1, self.pretrain_grid**2, dim))
+        self.patch_embed = PatchEmbed(None, patch_size=config.patch_size, embed_dim=dim, output_fmt="NHWC")
+        positions = nn.Parameter(torch.zeros(1, self.pretrain_grid**2, dim))
+        self.pos_embed = positions if config.position == "absolute" else None
         self.frame_embed = nn.Parameter(torch.zeros(1, 1, dim)) if config.frame_embed else None
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         self._resize_pos_embed: Callable[..., Tensor] = resize_pos_embed
-        self.embed_norm = make_norm(dim) if config.embed_norm else nn.Identity()
+        self.embed_norm = make_norm(config) if config.embed_norm else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(
-                attention=Attention(
-                    dim=dim,
-                    num_heads=config.num_heads,
-                    window_size=0 if index in config.global_blocks else config.window_size,
-                    qkv_bias=config.qkv_bias,
-                    make_qk_norm=make_norm if config.qk_norm else None,
-                    relative_position=relative,
-                ),
-                dim=dim,
-                mlp_ratio=config.mlp_ratio,
-                make_norm=make_norm,
-                activation=config.activation,
-                layer_scale=config.layer_scale,
+                config,
+                window_size=0 if index in config.global_blocks else config.window_size,
                 drop_path=drop_path,
-                checkpoint_activations=config.checkpoint_activations,
             )
             for index, drop_path in enumerate(drop_path_rates(config))
         )
@@ -253,8 +204,11 @@ class ViT(Branch):
                     nn.init.zeros_(module.bias)
 
     def embed(self, images: Tensor) -> Tokens:
-        """Images (B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), position embedding added."""
-        x = self.patch_embed(images)
+        """Images (B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), position embedding added.
+
+        Remainder pixels at the bottom and right are dropped.
+        """
+        x = self.patch_embed(images).contiguous()  # else every norm would copy it
         if self.pos_embed is not None:
             x = x + self._resize_pos_embed(self.pos_embed, self.pretrain_grid, (x.shape[1], x.shape[2]), x.dtype)
         if self.frame_embed is not None:
@@ -283,6 +237,18 @@ class ViT(Branch):
         """0 for the patch and position embeddings, i + 1 for block i."""
         parts = parameter.split(".")
         return int(parts[1]) + 1 if parts[0] == "blocks" else 0
+
+
+def make_norm(config: ViTConfig) -> nn.Module:
+    """A norm over the width of a branch."""
+    return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.embed_dim, eps=config.norm_eps)
+
+
+def make_scale(config: ViTConfig) -> nn.Module:
+    """The gains of a residual, where a branch has them."""
+    if config.layer_scale is None:
+        return nn.Identity()
+    return LayerScale(config.embed_dim, init_values=config.layer_scale)
 
 
 def drop_path_rates(config: ViTConfig) -> list[float]:

@@ -15,7 +15,7 @@ _CLASSES: dict[str, BranchClass] = {
     "UnifiedBertEncoder": "uniperceiver",
     "ConvNextHFWrapper": "convnext",
 }
-_PYRAMIDS = ("PIIPTwoBranch", "PIIPThreeBranch", "PIIPFourBranch")
+PYRAMIDS = ("PIIPTwoBranch", "PIIPThreeBranch", "PIIPFourBranch")
 
 # Settings of the official classes that the mapping below reads, or that change neither weights nor results.
 _BRANCH_KEYS = {
@@ -37,7 +37,7 @@ def backbone_settings(
 ) -> dict[str, Any]:
     """The backbone by our keys; resolution: of a single branch, in pixels, where its settings do not say."""
     kind = backbone["type"]
-    if kind not in _PYRAMIDS:
+    if kind not in PYRAMIDS:
         if kind not in _CLASSES:
             raise ValueError(f"backbone {kind}")
         branch = _branch(backbone, _CLASSES[kind], "model.backbone", unmapped)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from piip.official.configs.backbone import backbone_settings
+from piip.official.configs.backbone import PYRAMIDS, backbone_settings
 
-_PYRAMIDS = {2: "PIIPTwoBranch", 3: "PIIPThreeBranch", 4: "PIIPFourBranch"}
 # How that code's InternViT6B differs from the one of the detectors where a config says nothing.
 _DEFAULTS = {"norm_layer_type": "ln", "qk_normalization": False, "use_cls_token": True, "drop_rate": 0.0}
 
@@ -32,7 +31,7 @@ def classification_settings(official: Mapping[str, Any], unmapped: list[str]) ->
             unmapped.append(f"model.backbone.{name}.model_type {kind} for weights of another class")
         # Their position embeddings have the grid of the branch's own image.
         backbone[name] = branch | {"real_size": branch["img_size"], "pretrain_img_size": branch["img_size"]}
-    settings = backbone_settings({"type": _PYRAMIDS[len(names)], **backbone}, unmapped)
+    settings = backbone_settings({"type": PYRAMIDS[len(names) - 2], **backbone}, unmapped)
     for branch, class_token in zip(settings["branches"], class_tokens, strict=True):
         branch |= {"class_token": class_token, "drop_path_schedule": "constant"}
     size = {"size": settings["resolutions"][0]}

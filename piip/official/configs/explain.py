@@ -99,7 +99,7 @@ def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _same_branches(config: Config, theirs: Sequence[Mapping[str, Any]]) -> bool:
-    """Apart from the pretrained weights, whose files have other names here, and unnamed defaults."""
+    """Whether branches have the settings of others, but for `init`, whose files have other names here."""
     ours = config.model.backbone.branches
     if len(ours) != len(theirs):
         return False

@@ -1,4 +1,4 @@
-"""mmdetection-style Python configs, read as data: of their syntax tree literals are evaluated, and nothing is run."""
+"""mmdetection-style Python configs, read as data: the literals in them are evaluated, and no code is run."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _CLASSES = 1000
 
 
 def paper_script(backbone: BackboneConfig) -> Literal["classification", "detection"] | None:
-    """The script a table would have counted this backbone with: the first where it can, else the second.
+    """The script that counted such a backbone for the tables: the classification one if it can, else the detection one.
 
     None where no table could have had it: with branches that the official code has no class for, with a ConvNeXt of no
     published size, whose layers are not known here, and without a merge but for class tokens in all branches.
@@ -49,7 +49,7 @@ def paper_script(backbone: BackboneConfig) -> Literal["classification", "detecti
 
 
 def paper_count(backbone: BackboneConfig) -> Count:
-    """The count as the paper's tables have it, by `paper_script`. Raises ConfigError where neither script reaches."""
+    """The count of the paper's tables, by the script that `paper_script` names. Raises ConfigError if it names none."""
     script = paper_script(backbone)
     if script is None:
         raise ConfigError(
@@ -137,5 +137,5 @@ def detection_count(backbone: BackboneConfig) -> Count:
         # Only the released three-branch network owns the finest level where DINO does not ask for it.
         finest = backbone.finest_level or len(backbone.branches) == 3
         levels = pyramid(outputs[0], outputs[min(1, len(outputs) - 1)], finest=finest, single=not several)
-        parts.append(Part("pyramid", levels.params_only if several else levels))
+        parts.append(Part("pyramid", Cost(levels.params) if several else levels))
     return Count(tuple(parts))
