@@ -72,18 +72,14 @@ def _starts(length: int, window: int, stride: int) -> list[int]:
     return [max(min(step * stride, length - window), 0) for step in range(steps + 1)]
 
 
-def most_likely(
-    logits: Tensor, size: tuple[int, int], *, max_probabilities: int | None = None
-) -> tuple[Tensor, Tensor]:
+def most_likely(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Of logits (classes, h, w) resized to `size` (H, W): labels (H, W) int64, and their probabilities (H, W) float32.
 
-    Resized bilinearly without aligned corners. It goes over the image in strips of at most `max_probabilities` numbers,
-    as many as suit the device if it is not given, or of one row.
+    Resized bilinearly without aligned corners. It goes over the image in strips of one row or more, which hold at most
+    as many probabilities as suit the device.
     """
-    if max_probabilities is None:
-        max_probabilities = MAX_PROBABILITIES if host.is_host(logits.device) else MAX_PROBABILITIES_ON_DEVICE
-    classes = logits.shape[0]
-    rows = max(1, max_probabilities // (classes * size[1]))
+    most = MAX_PROBABILITIES if host.is_host(logits.device) else MAX_PROBABILITIES_ON_DEVICE
+    rows = max(1, most // (len(logits) * size[1]))
     # Sampling rows by hand lets a strip be resized by itself; it is what interpolate does, see its align_corners.
     source = (torch.arange(size[0], device=logits.device) + 0.5) * (logits.shape[1] / size[0]) - 0.5
     source = source.clamp(min=0)

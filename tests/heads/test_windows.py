@@ -85,9 +85,12 @@ def test_a_window_that_covers_the_batch_gives_the_whole_image(look) -> None:
 
 @pytest.mark.parametrize("size", [(12, 20), (24, 40), (31, 57), (7, 11), (12, 33), (1, 1)])
 @pytest.mark.parametrize("strip", [1, 3000, 10**9])
-def test_labels_are_those_of_logits_resized_at_once(size: tuple[int, int], strip: int) -> None:
+def test_labels_are_those_of_logits_resized_at_once(
+    size: tuple[int, int], strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "MAX_PROBABILITIES", strip)
     logits = 3 * torch.randn(6, 12, 20, generator=torch.Generator().manual_seed(1))
-    labels, scores = most_likely(logits, size, max_probabilities=strip)
+    labels, scores = most_likely(logits, size)
     resized = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0].softmax(0)
     expected, label = resized.max(0)
     assert torch.equal(labels, label)

@@ -101,7 +101,7 @@ class DINO(DetectionHead):
         objects = gather_objects(targets, image_sizes)
         copies = 2 * number_of_groups(objects, self.config.denoising_queries)
         noise = draw_noise(
-            (copies, len(targets), objects.max_objects),
+            (copies, len(targets), objects.labels.shape[1]),
             num_classes=self.config.num_classes,
             label_noise=self.config.label_noise,
             device=objects.boxes.device,
