@@ -9,29 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from piip.data.sets.shapes.config import ShapesData
-from piip.data.sets.shapes.generated import save_image, write_once
-from piip.data.sets.shapes.instances import CLASS_NAMES, draw_image, shape_generator
+from piip.data.sets.shapes.config import CLASS_NAMES, ShapesData
+from piip.data.sets.shapes.instances import draw_image, save_image, shape_generator
 
-# Part of the cache's name: raise it when the drawing changes.
-_VERSION = 1
 # Side of the picture an object is cut from, as a multiple of that of the crop; the crop is then enlarged a little.
 _SCENE = 2
 # Side of the crop as a multiple of the object's longer one.
 _MARGIN = (1.05, 1.4)
 
 
-def write_crops(config: ShapesData) -> Path:
-    """Makes sure that the set exists below `config.root`, whole or not at all; one crop per image of the set.
-
-    Returns its folder, with a folder for every class. Raises PiipError when the files cannot be written.
-    """
-    final = config.root / f"crops-{config.split}-{config.images}x{config.size}-seed{config.seed}-v{_VERSION}"
-    write_once(final, lambda folder: _write(config, folder))
-    return final
-
-
-def _write(config: ShapesData, folder: Path) -> None:
+def write(config: ShapesData, folder: Path) -> None:
+    """Draws one crop per image of the set, in a folder for every class."""
     for name in CLASS_NAMES:
         (folder / name).mkdir()
     for number in range(config.images):

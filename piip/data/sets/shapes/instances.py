@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as mask_utils
 
-from piip.data.sets.shapes.config import ShapesData
-from piip.data.sets.shapes.generated import save_image, write_once
+from piip.conventions import JPEG_QUALITY
+from piip.data.sets.shapes.config import CLASS_NAMES, ShapesData
 from piip.data.transforms.sample import generator
 from piip.files import sync
+from piip.signals import check_stop
 
-CLASS_NAMES = ["circle", "rectangle", "triangle", "star", "cross"]
-
-# Part of the cache's name: raise it when the drawing changes.
-_VERSION = 2
 _SMALLEST, _LARGEST = 28 / 256, 120 / 256
 _OBJECTS = (2, 6)
 _SUPERSAMPLING = 4
@@ -39,22 +36,13 @@ Floats = NDArray[np.float32]
 Points = NDArray[np.float64]
 
 
-def write_shapes(config: ShapesData) -> tuple[Path, Path]:
-    """Makes sure that the set exists below `config.root`, whole or not at all.
-
-    Returns the folder of the images and the annotation file. Raises PiipError when the files cannot be written.
-    """
-    final = config.root / f"{config.split}-{config.images}x{config.size}-seed{config.seed}-v{_VERSION}"
-    write_once(final, lambda folder: _write(config, folder))
-    return final / "images", final / "annotations.json"
-
-
 def shape_generator(config: ShapesData, number: int) -> np.random.Generator:
     """The random stream of an image: the split is part of its key, so training and evaluation never share one."""
     return generator(config.seed, ("train", "val").index(config.split), number)
 
 
-def _write(config: ShapesData, folder: Path) -> None:
+def write(config: ShapesData, folder: Path) -> None:
+    """Draws the set into the folder images, with annotations.json beside it."""
     (folder / "images").mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -69,6 +57,16 @@ def _write(config: ShapesData, folder: Path) -> None:
     text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
     (folder / "annotations.json").write_text(text, encoding="utf-8")
     sync(folder / "annotations.json")
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Writes an image, in the format that the path's ending names, and waits until it is on the disk.
+
+    Raises Stopped or KeyboardInterrupt where a signal asks for it: a set may take minutes.
+    """
+    check_stop()
+    image.save(path, quality=JPEG_QUALITY)
+    sync(path)
 
 
 def _describe(label: int, visible: NDArray[np.bool_]) -> dict[str, Any]:

@@ -10,15 +10,21 @@ from PIL import Image
 
 from piip.data.sets.image_folder.dataset import ImageFolderDataset
 from piip.data.sets.shapes import crops as shape_crops
-from piip.data.sets.shapes.config import ShapesData
-from piip.data.sets.shapes.crops import draw_crop, write_crops
-from piip.data.sets.shapes.instances import CLASS_NAMES, draw_image
+from piip.data.sets.shapes.config import CLASS_NAMES, ShapesData
+from piip.data.sets.shapes.crops import draw_crop
+from piip.data.sets.shapes.generated import write_once
+from piip.data.sets.shapes.instances import draw_image
 from piip.data.transforms.sample import generator
 from piip.errors import PiipError
 
 
 def config(root: Path, **changes: object) -> ShapesData:
     return ShapesData(**({"root": root, "form": "crops", "images": 12, "size": 64} | changes))
+
+
+def write_crops(config: ShapesData) -> Path:
+    write_once(config)
+    return config.folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,8 +12,9 @@ from pycocotools import mask as mask_utils
 
 from piip.data.sets.instances.dataset import InstanceDataset
 from piip.data.sets.shapes import instances as shapes
-from piip.data.sets.shapes.config import ShapesData
-from piip.data.sets.shapes.instances import CLASS_NAMES, draw_image, write_shapes
+from piip.data.sets.shapes.config import CLASS_NAMES, ShapesData
+from piip.data.sets.shapes.generated import write_once
+from piip.data.sets.shapes.instances import draw_image
 from piip.data.transforms.sample import generator
 from piip.errors import PiipError
 from tests.metrics.perfect import score_of_truth
@@ -21,6 +22,11 @@ from tests.metrics.perfect import score_of_truth
 
 def config(root: Path, **changes: object) -> ShapesData:
     return ShapesData(**({"root": root, "images": 4, "size": 96} | changes))
+
+
+def write_shapes(config: ShapesData) -> tuple[Path, Path]:
+    write_once(config)
+    return config.folder / "images", config.folder / "annotations.json"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
