@@ -39,7 +39,9 @@ def build_loader(
     rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
     world = world if world is not None else torch.distributed.get_world_size() if distributed else 1
     data = config.data
+    transforms = data.train_transforms if training else data.val_transforms
     sampler: TrainSampler | EvalSampler
+    mixing = None
     if training:
         sampler = TrainSampler(
             aspect_ratios=dataset.aspect_ratios,
@@ -49,19 +51,15 @@ def build_loader(
             rank=rank,
             world=world,
         )
-    else:
-        sampler = EvalSampler(images=len(dataset), batch_size=data.eval_batch_size, rank=rank, world=world)
-    transforms = data.train_transforms if training else data.val_transforms
-    mixing = None
-    if training:
         mixing = transforms.build_mixing(
             num_classes=len(dataset.class_names),
             batch_size=data.batch_size // (world * config.optim.accumulate),
             seed=config.train.seed,
         )
-    batches = partial(
-        collate, mean=config.model.mean, std=config.model.std, divisor=transforms.pad_divisor, mixing=mixing
-    )
+    else:
+        sampler = EvalSampler(images=len(dataset), batch_size=data.eval_batch_size, rank=rank, world=world)
+    model = config.model
+    batches = partial(collate, mean=model.mean, std=model.std, divisor=transforms.pad_divisor, mixing=mixing)
     loader: DataLoader[Batch] = DataLoader(
         Samples(dataset, transforms, config.train.seed, training),
         batch_sampler=sampler,

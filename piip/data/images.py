@@ -44,16 +44,11 @@ _FORMATS = tuple(
 # The endings of images, as they are looked for in folders.
 IMAGE_SUFFIXES = frozenset(ending for name in _FORMATS for ending in _ENDINGS[name])
 # The endings of images that are not read; such files are passed over with a warning.
-UNREAD_SUFFIXES = (
-    frozenset(
-        {
-            *(".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".jxr", ".tga", ".psd", ".svg", ".ico", ".eps", ".exr"),
-            *(".hdr", ".pfm", ".dcm", ".pcx", ".dds", ".qoi", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf"),
-            *(ending for endings in _ENDINGS.values() for ending in endings),
-        }
-    )
-    - IMAGE_SUFFIXES
-)
+_OTHERS = (
+    ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".jxr", ".tga", ".psd", ".svg", ".ico", ".eps", ".exr", ".hdr",
+    ".pfm", ".dcm", ".pcx", ".dds", ".qoi", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf",
+)  # fmt: skip
+UNREAD_SUFFIXES = frozenset(_OTHERS).union(*_ENDINGS.values()) - IMAGE_SUFFIXES
 
 # Pillow's plugins raise all of these on damaged files.
 _DECODE_ERRORS = (

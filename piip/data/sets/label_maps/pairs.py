@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -91,20 +92,27 @@ def check_pairs(config: LabelMapData, pairs: Sequence[Pair], classes: int, findi
         values, pixels = np.unique(stored, return_counts=True)
         wrong = [value for value in values.tolist() if value != NO_LABEL and not 0 <= value < classes + first]
         if wrong:
-            what = (
-                f"label map {config.labels / pair.labels} holds {wrong[0]}, but its {classes} classes have the numbers "
-                f"{first} to {classes - 1 + first}, and {NO_LABEL} is no label; correct the map or the class names"
-            )
+            what = label_fault(config.labels / pair.labels, wrong[0], classes, first)
             findings.add("label without a class", what, "error")
         known = values <= NO_LABEL
         counts[values[known]] += pixels[known]
     if counts[NO_LABEL] and counts[0] and not counts[1:NO_LABEL].any():
-        what = (
-            f"the label maps in {config.labels} hold only 0 and {NO_LABEL}, and {NO_LABEL} is never a label; save what "
-            "is to be found as 1"
-        )
-        findings.add("maps of 0 and 255 alone", what, "error")
+        findings.add("maps of 0 and 255 alone", only_no_label_fault(config.labels), "error")
     return counts
+
+
+def label_fault(path: Path, label: int, classes: int, first: int) -> str:
+    """What is said of a map with a label that no class has. first: the number of the first class in the files."""
+    return (
+        f"label map {path} holds {label}, but its {classes} classes have the numbers {first} to {classes - 1 + first}, "
+        f"and {NO_LABEL} is no label; correct the map or the class names"
+    )
+
+
+def only_no_label_fault(folder: Path) -> str:
+    """What is said of maps in which nothing but the background has a label."""
+    fault = f"the label maps of {folder} hold only 0 and {NO_LABEL}, which is never a label"
+    return f"{fault}; save what is to be found as 1"
 
 
 def inspect_pairs(config: LabelMapData, name: str) -> Split:

@@ -44,9 +44,8 @@ def transform_label_map(sample: Sample, config: SegmentationTransforms, rng: np.
 def _size(image: Tensor, long: int | None, short: int) -> tuple[int, int]:
     """(h, w) within the limits; without a long one the shorter side becomes `short`, as in the released evaluation."""
     height, width = image.shape[-2:]
-    return resized_size(
-        height, width, (short * max(height, width) / min(height, width) if long is None else long, short)
-    )
+    limit = short * max(height, width) / min(height, width) if long is None else long
+    return resized_size(height, width, (limit, short))
 
 
 def _draw_part(labels: Tensor, side: int, max_share: float, rng: np.random.Generator) -> tuple[slice, slice]:
