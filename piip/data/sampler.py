@@ -6,12 +6,11 @@ state of its own. They run in the parent process; the number of loader processes
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 from piip.data.transforms.sample import generator
 from piip.errors import ConfigError
@@ -81,16 +80,8 @@ class TrainSampler(Sampler[list[Key]]):
             yield [(self._epoch, int(index)) for index in images[first : first + per_batch]]
 
 
-class EvalSampler(Sampler[list[Key]]):
+class EvalSampler(BatchSampler):
     """Batches of one rank in evaluation: every image on exactly one rank, in order; ranks may get unequal numbers."""
 
     def __init__(self, *, images: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self._indices: Sequence[int] = range(rank, images, world)
-        self._batch_size = batch_size
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._indices) / self._batch_size)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for first in range(0, len(self._indices), self._batch_size):
-            yield [(0, index) for index in self._indices[first : first + self._batch_size]]
+        super().__init__([(0, index) for index in range(rank, images, world)], batch_size, drop_last=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -56,7 +55,12 @@ class ImageFolderDataset(ImageDataset):
                 self.report.add(f"folder left out, not listed in {listed}", folder)
         self.folders, self.class_names = list(names), distinct_names(names)
         self._labels_by_folder = {folder: label for label, folder in enumerate(self.folders)}
-        files = [*self._list()]
+        files: list[str] = []
+        for folder in self.folders:
+            own = [*list_images(root, self.report, folder)]
+            if not own:
+                self.report.add(_EMPTY, folder)
+            files += own
         kept = names_in_part(files, config.part)
         self._files = Records(file for file in files if file in kept)
         if not len(self._files):
@@ -66,14 +70,6 @@ class ImageFolderDataset(ImageDataset):
         if self.report.counts:
             level = logging.WARNING if {_EMPTY, IRREGULAR, UNREAD} & self.report.counts.keys() else logging.INFO
             logger.log(level, "%s", self.report)
-
-    def _list(self) -> Iterator[str]:
-        """The files of one class after the other, relative to the root."""
-        for folder in self.folders:
-            files = list(list_images(self.source, self.report, folder))
-            if not files:
-                self.report.add(_EMPTY, folder)
-            yield from files
 
     def __len__(self) -> int:
         return len(self._files)

@@ -82,7 +82,8 @@ def _describe(label: int, visible: NDArray[np.bool_]) -> dict[str, Any]:
 
 def draw_image(size: int, rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, NDArray[np.bool_]]]]:
     """One image of size x size pixels and its objects from back to front: (label, visible mask (size, size))."""
-    canvas = _texture(size, size, rng, _colour(rng), contrast=0.5)
+    background = rng.uniform(0.12, 0.95, 3).astype(np.float32)  # neither black nor white
+    canvas = _texture(size, size, rng, background, contrast=0.5)
     owner = np.full((size, size), -1, dtype=np.int16)  # which object a pixel belongs to
     labels: list[int] = []
     areas: list[int] = []
@@ -163,11 +164,6 @@ def _paint(canvas: Floats, alpha: Floats, label: int, rng: np.random.Generator) 
     rim = Image.fromarray((alpha * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(max(height, width) / 20))
     fill *= 0.62 + 0.38 * (np.asarray(rim, dtype=np.float32)[..., None] / 255)
     canvas += alpha[..., None] * (fill - canvas)
-
-
-def _colour(rng: np.random.Generator) -> Floats:
-    """A random RGB colour, neither black nor white."""
-    return rng.uniform(0.12, 0.95, 3).astype(np.float32)
 
 
 def _class_colour(label: int, rng: np.random.Generator) -> Floats:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 from piip.data.transforms.detection.config import DetectionTransforms
 from piip.data.transforms.resize import resize_image, resize_masks, resized_size
 from piip.data.transforms.sample import Sample
+
+# The entries (n, 4) xyxy of a target.
+_BOXES = ("boxes", "crowd_boxes")
 
 
 def transform_objects(sample: Sample, config: DetectionTransforms, rng: np.random.Generator | None) -> Sample:
@@ -45,8 +47,8 @@ def _resize(sample: Sample, scale: tuple[int, int]) -> Sample:
     if "target" in sample:
         factors = torch.tensor([new[1] / old[1], new[0] / old[0]] * 2, dtype=torch.float32)
         target = changed["target"] = dict(sample["target"])
-        for name, boxes in _boxes(target):
-            target[name] = clip_boxes_to_image(boxes * factors, new)
+        for name in _BOXES:
+            target[name] = clip_boxes_to_image(target[name] * factors, new)
         if "masks" in target:
             target["masks"] = resize_masks(target["masks"], new)
     return changed
@@ -62,8 +64,8 @@ def _crop(sample: Sample, sides: tuple[int, int], rng: np.random.Generator) -> S
     (top, bottom), (left, right) = (_draw_span(length, sides, rng) for length in (height, width))
     target = dict(sample["target"])
     shift = torch.tensor([left, top] * 2, dtype=torch.float32)
-    for name, boxes in _boxes(target):
-        boxes = clip_boxes_to_image(boxes - shift, (bottom - top, right - left))
+    for name in _BOXES:
+        boxes = clip_boxes_to_image(target[name] - shift, (bottom - top, right - left))
         kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         target[name] = boxes[kept]
         if name == "boxes":
@@ -82,13 +84,9 @@ def _draw_span(length: int, sides: tuple[int, int], rng: np.random.Generator) ->
 def _flip(sample: Sample) -> Sample:
     width = sample["image"].shape[-1]
     target = dict(sample["target"])
-    for name, boxes in _boxes(target):
-        target[name] = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+    for name in _BOXES:
+        left, top, right, bottom = target[name].unbind(1)
+        target[name] = torch.stack([width - right, top, width - left, bottom], dim=1)
     if "masks" in target:
         target["masks"] = target["masks"].flip(-1)
     return sample | {"image": sample["image"].flip(-1), "target": target}
-
-
-def _boxes(target: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """The entries (n, 4) xyxy of a target."""
-    return [(name, target[name]) for name in ("boxes", "crowd_boxes")]
