@@ -17,11 +17,9 @@ _BOXES = ("boxes", "crowd_boxes")
 
 
 def transform_objects(sample: Sample, config: DetectionTransforms, rng: np.random.Generator | None) -> Sample:
-    """Zooms, resizes, crops and flips a sample as the config says.
+    """Zooms, resizes, crops and flips image, boxes, crowd_boxes and masks; see `TransformsConfig.apply`.
 
-    sample: `image` uint8 (3, H, W) and, for training, `target` with boxes, labels, masks and crowd_boxes in its pixels.
-    rng: draws all choices; without one the first scale is taken, and nothing is cropped or flipped.
-    Returns the sample with image and target changed.
+    Without rng the first scale is taken, and nothing is cropped or flipped.
     """
     if rng is None:
         return _resize(sample, config.resize[0])

@@ -17,11 +17,9 @@ _CROP_TRIES = 10
 
 
 def transform_label_map(sample: Sample, config: SegmentationTransforms, rng: np.random.Generator | None) -> Sample:
-    """Resizes, crops, flips and distorts a sample as the config says.
+    """Resizes, crops, flips and distorts an image and its label_map (H, W) uint8; see `TransformsConfig.apply`.
 
-    sample: `image` uint8 (3, H, W) and, for training, `target` with label_map (H, W) uint8, 255 for no label.
-    rng: draws all choices; without one the image is only resized.
-    Returns the sample with image and target changed.
+    Without rng the image is only resized.
     """
     image: Tensor = sample["image"]
     if rng is None:
