@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,12 +77,6 @@ _UPRIGHT = {
 }
 
 
-class IndexHeader(NamedTuple):
-    height: int
-    width: int
-    bits: int
-
-
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
     """The image at `path` as uint8 RGB (3, H, W), turned upright by its EXIF orientation.
 
@@ -148,14 +142,14 @@ def read_indices(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXEL
 
     Raises DataError as `read_image` does, and for a PNG that stores colours.
     """
-    header = read_index_header(path)
+    _, _, bits = read_index_header(path)
     with _decoded(path, max_pixels, ("PNG",)) as image:
         # Pillow spreads greys of two and four bits over 0 to 255.
-        step = {2: 85, 4: 17}.get(header.bits, 1) if image.mode == "L" else 1
+        step = {2: 85, 4: 17}.get(bits, 1) if image.mode == "L" else 1
         return np.asarray(image).astype(np.int32) // step
 
 
-def read_index_header(path: str | os.PathLike[str]) -> IndexHeader:
+def read_index_header(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     """Height, width and bits per pixel of a PNG that `read_indices` can read, from the first bytes of the file.
 
     Raises DataError naming the file when it is missing, no PNG, or one that stores colours.
@@ -171,7 +165,7 @@ def read_index_header(path: str | os.PathLike[str]) -> IndexHeader:
     _, _, width, height, bits, colour_type = _PNG_HEADER.unpack(start)
     if colour_type not in (_GREY, _PALETTE):
         raise DataError(f"{name} stores colours, not one number per pixel; save it as a grey or palette PNG")
-    return IndexHeader(height, width, bits)
+    return height, width, bits
 
 
 @contextmanager

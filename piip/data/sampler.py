@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import Sampler
 
 from piip.data.transforms.sample import generator
 from piip.errors import ConfigError
@@ -80,8 +80,15 @@ class TrainSampler(Sampler[list[Key]]):
             yield [(self._epoch, int(index)) for index in images[first : first + per_batch]]
 
 
-class EvalSampler(BatchSampler):
+class EvalSampler(Sampler[list[Key]]):
     """Batches of one rank in evaluation: every image on exactly one rank, in order; ranks may get unequal numbers."""
 
     def __init__(self, *, images: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        super().__init__([(0, index) for index in range(rank, images, world)], batch_size, drop_last=False)
+        keys = [(0, index) for index in range(rank, images, world)]
+        self._batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return iter(self._batches)

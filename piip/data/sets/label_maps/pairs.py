@@ -59,8 +59,8 @@ def find_pairs(config: LabelMapData, report: Report) -> Iterator[Pair]:
     kept = names_in_part(images.values(), config.part)
     for stem, name in images.items():
         if name in kept:
-            header = read_index_header(config.labels / maps[stem])
-            yield Pair(name, maps[stem], header.height, header.width)
+            height, width, _ = read_index_header(config.labels / maps[stem])
+            yield Pair(name, maps[stem], height, width)
 
 
 def _stem(name: str, suffix: str) -> str | None:

@@ -61,7 +61,7 @@ class ShapesData(DatasetConfig):
         return self.as_read().default_metrics()
 
     def build(self, *, training: bool) -> ImageDataset:
-        from piip.data.sets.shapes.generated import write_once
+        from piip.data.sets.shapes.writers import write_once
 
         write_once(self)
         return self.as_read().build(training=training)

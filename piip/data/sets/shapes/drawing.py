@@ -1,27 +1,19 @@
-"""The generated data set: textured shapes that overlap on textured backgrounds, as JPEG and COCO-format JSON files.
+"""Textured shapes that overlap on textured backgrounds, drawn from a random stream.
 
-An image is a function of (seed, split, number), so that a set is the same wherever it is made. Objects are 24 to 120
-pixels at an image side of 256 and scale with it; masks are the visible parts, decided pixel by pixel.
+Objects are 24 to 120 pixels at an image side of 256 and scale with it; masks are the visible parts, decided pixel by
+pixel.
 """
 
 from __future__ import annotations
 
 import colorsys
-import json
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
-from pycocotools import mask as mask_utils
 
-from piip.conventions import JPEG_QUALITY
-from piip.data.sets.shapes.config import CLASS_NAMES, ShapesData
-from piip.data.transforms.sample import generator
-from piip.files import sync
-from piip.signals import check_stop
+from piip.data.sets.shapes.config import CLASS_NAMES
 
 _SMALLEST, _LARGEST = 28 / 256, 120 / 256
 _OBJECTS = (2, 6)
@@ -31,53 +23,13 @@ _SUPERSAMPLING = 4
 _MOST_TURN = math.radians(20)
 _HUE_SPREAD = 50 / 360
 _LEAST_VISIBLE = 0.5
+# Side of the picture that a crop is cut from, as a multiple of that of the crop, which is then enlarged a little.
+_SCENE = 2
+# Side of what is cut out as a multiple of the object's longer one.
+_MARGIN = (1.05, 1.4)
 
 Floats = NDArray[np.float32]
 Points = NDArray[np.float64]
-
-
-def shape_generator(config: ShapesData, number: int) -> np.random.Generator:
-    """The random stream of an image: the split is part of its key, so training and evaluation never share one."""
-    return generator(config.seed, ("train", "val").index(config.split), number)
-
-
-def write(config: ShapesData, folder: Path) -> None:
-    """Draws the set into the folder images, with annotations.json beside it."""
-    (folder / "images").mkdir()
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number in range(config.images):
-        image_id, file_name = number + 1, f"{number + 1:06d}.jpg"
-        picture, objects = draw_image(config.size, shape_generator(config, number))
-        save_image(picture, folder / "images" / file_name)
-        images.append({"id": image_id, "file_name": file_name, "height": config.size, "width": config.size})
-        for label, visible in objects:
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **_describe(label, visible)})
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASS_NAMES)]
-    text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    (folder / "annotations.json").write_text(text, encoding="utf-8")
-    sync(folder / "annotations.json")
-
-
-def save_image(image: Image.Image, path: Path) -> None:
-    """Writes an image, in the format that the path's ending names, and waits until it is on the disk.
-
-    Raises Stopped or KeyboardInterrupt where a signal asks for it: a set may take minutes.
-    """
-    check_stop()
-    image.save(path, quality=JPEG_QUALITY)
-    sync(path)
-
-
-def _describe(label: int, visible: NDArray[np.bool_]) -> dict[str, Any]:
-    rle = mask_utils.encode(np.asfortranarray(visible, dtype=np.uint8))
-    return {
-        "category_id": label + 1,
-        "bbox": mask_utils.toBbox(rle).tolist(),
-        "area": float(mask_utils.area(rle)),
-        "iscrowd": 0,
-        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-    }
 
 
 def draw_image(size: int, rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, NDArray[np.bool_]]]]:
@@ -198,3 +150,22 @@ def _clouds(height: int, width: int, rng: np.random.Generator) -> Floats:
         grid = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
         clouds += weight * np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
     return clouds
+
+
+def draw_crop(size: int, rng: np.random.Generator) -> tuple[Image.Image, int]:
+    """A square of size x size pixels around one object, and its label; parts of others may show beside it."""
+    scene, objects = draw_image(_SCENE * size, rng)
+    # The frontmost, which no other hides.
+    label, visible = objects[-1]
+    return scene.crop(_square(visible, rng)).resize((size, size), Image.Resampling.BICUBIC), label
+
+
+def _square(visible: NDArray[np.bool_], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a square within the picture that holds the mask, which is not in its middle."""
+    spans = [np.flatnonzero(visible.any(axis=axis))[[0, -1]] + (0, 1) for axis in (0, 1)]
+    longest = max(int(stop - start) for start, stop in spans)
+    side = min(math.ceil(longest * rng.uniform(*_MARGIN)), len(visible))
+    corner = [
+        int(rng.integers(max(0, stop - side), min(start, len(visible) - side) + 1)) for start, stop in spans
+    ]  # fmt: skip
+    return corner[0], corner[1], corner[0] + side, corner[1] + side
