@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from piip.data.findings import Findings
 from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
-from piip.data.report import Report
 from piip.errors import DataError
 
 # Kinds of entries in the report of a data set.
@@ -57,7 +57,7 @@ def ending_of(name: str) -> str:
 
 
 def list_files(
-    root: Path, suffixes: Collection[str], report: Report, folder: str = "", *, above: tuple[str, ...] = ()
+    root: Path, suffixes: Collection[str], report: Findings, folder: str = "", *, above: tuple[str, ...] = ()
 ) -> Iterator[str]:
     """The files with one of these endings below `root`, or only those below a folder in it, relative to `root`.
 
@@ -80,7 +80,7 @@ def list_files(
         yield from list_files(root, suffixes, report, prefix + name, above=(*above, real))
 
 
-def list_images(root: Path, report: Report, folder: str = "") -> Iterator[str]:
+def list_images(root: Path, report: Findings, folder: str = "") -> Iterator[str]:
     """The files of `list_files` that `read_image` reads; images in other formats are counted in the report."""
     for name in list_files(root, IMAGE_SUFFIXES | UNREAD_SUFFIXES, report, folder):
         if ending_of(name) in IMAGE_SUFFIXES:

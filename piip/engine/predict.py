@@ -12,9 +12,9 @@ from pathlib import Path
 from torch import Tensor
 
 from piip.config.experiment import Config
+from piip.data.findings import Findings
 from piip.data.folders import IRREGULAR, UNREAD, ending_of, list_folder
 from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image
-from piip.data.report import Report
 from piip.engine.device import choose_device, tf32
 from piip.engine.log import Bar, logging_to
 from piip.errors import DataError, PiipError, first_few
@@ -115,7 +115,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     patterns without images.
     """
     found: list[Path] = []
-    passed_over = Report(first_few([str(path) for path in paths]))
+    passed_over = Findings(first_few([str(path) for path in paths]))
     for given in map(Path, paths):
         if given.is_dir():
             listing = list_folder(given, IMAGE_SUFFIXES | UNREAD_SUFFIXES)

@@ -68,11 +68,10 @@ class MaskRCNN(DetectionHead):
     def loss(self, features: list[Tensor], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Training losses, float32 scalars; their sum is to be minimised.
 
-        features: pyramid maps (B, C, H, W), finest first; image_sizes: valid (h, w) of each image in the batch;
         targets: per image boxes (n, 4), labels (n,) and, with a mask branch, masks (n, h, w), of which it learns only
-        those that `has_mask` (n,) marks, where an image has that. Crowd regions play no
-        part, as in the released recipes. Every parameter gets a gradient, if of zeros, whatever the images hold. It
-        waits for the device twice, and once for every four images.
+        those that `has_mask` (n,) marks, where an image has that. Crowd regions play no part, as in the released
+        recipes. Every parameter gets a gradient, if of zeros, whatever the images hold. It waits for the device twice,
+        and once for every four images.
         """
         objects = [target["boxes"] for target in targets]
         outputs = self.rpn(features)

@@ -12,7 +12,6 @@ from piip.conventions import NO_LABEL
 from piip.data.findings import Findings
 from piip.data.images import read_indices, read_sized_image
 from piip.data.records import Records
-from piip.data.report import Report
 from piip.data.sets.base import ImageDataset
 from piip.data.sets.label_maps.class_names import read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
@@ -26,10 +25,9 @@ class LabelMapDataset(ImageDataset):
     """Images and label maps for semantic segmentation.
 
     The map of the image `a/b.jpg` is `a/b.png`: a grey or palette PNG of 1 to 16 bits whose stored numbers are the
-    labels. Maps belong to upright pixels, as images are read; 255 is no label. A map without an image is left out with
-    a warning. With `config.reduce_zero_label` 0 is no label either, and k stands for label k - 1, as in ADE20K.
+    labels. Maps belong to upright pixels, as images are read. A map without an image is left out with a warning.
 
-    Links are followed. Pairs and the headers of the maps are checked at once, the pixels of a file when it is read.
+    Pairs and the headers of the maps are checked at once, the pixels of a file when it is read.
     Raises DataError for images without a map, two images with the same map, files that are not PNGs of one number per
     pixel, and links in a circle.
     """
@@ -37,7 +35,7 @@ class LabelMapDataset(ImageDataset):
     provides = frozenset({"label_map"})
 
     def __init__(self, config: LabelMapData) -> None:
-        self.source, self.labels, self.report = config.images, config.labels, Report(str(config.labels))
+        self.source, self.labels, self.report = config.images, config.labels, Findings(str(config.labels))
         self.class_names, self.max_image_pixels = read_class_names(config.class_names), config.max_image_pixels
         if not 0 < len(self.class_names) <= NO_LABEL:
             raise DataError(f"{len(self.class_names)} classes for {self.labels}; label maps may have 1 to {NO_LABEL}")

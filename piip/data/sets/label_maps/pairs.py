@@ -16,7 +16,6 @@ from piip.data.check import Split
 from piip.data.findings import Findings
 from piip.data.folders import list_files, list_images
 from piip.data.images import read_index_header, read_indices, read_size, size_fault
-from piip.data.report import Report
 from piip.data.sets.label_maps.class_names import read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
 from piip.data.split import names_in_part
@@ -35,7 +34,7 @@ class Pair(NamedTuple):
     width: int
 
 
-def find_pairs(config: LabelMapData, report: Report) -> Iterator[Pair]:
+def find_pairs(config: LabelMapData, report: Findings) -> Iterator[Pair]:
     """The images with their maps, sorted by name.
 
     Raises DataError for images without a map, two images with the same map, and maps that are no PNGs of numbers.

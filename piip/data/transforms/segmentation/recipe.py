@@ -57,10 +57,9 @@ def _draw_part(labels: Tensor, side: int, max_share: float, rng: np.random.Gener
         return slice(tops[0], tops[0] + side), slice(tops[1], tops[1] + side)
 
     part = draw()
-    if max_share < 1:
-        for _ in range(_CROP_TRIES):
-            counts = torch.bincount(labels[part].flatten(), minlength=NO_LABEL + 1)[:NO_LABEL]
-            if counts.max() < max_share * counts.sum():
-                break
-            part = draw()
+    for _ in range(_CROP_TRIES if max_share < 1 else 0):
+        counts = torch.bincount(labels[part].flatten(), minlength=NO_LABEL + 1)[:NO_LABEL]
+        if counts.max() < max_share * counts.sum():
+            break
+        part = draw()
     return part
