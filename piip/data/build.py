@@ -23,21 +23,17 @@ def build_loader(
     dataset: ImageDataset,
     *,
     training: bool,
-    rank: int | None = None,
-    world: int | None = None,
     pin_memory: bool = False,
     check: Callable[[], None] | None = None,
 ) -> Loader:
-    """The batches of one rank: of training (shuffled, augmented) or of evaluation (each image once over all ranks).
+    """The batches of this process: of training (shuffled, augmented) or of evaluation (each image once over all).
 
-    rank, world: default to those of torch.distributed, or to one process.
     pin_memory: prepare batches for asynchronous copies to a GPU.
     check: called from time to time while a batch of the loader processes is waited for; what it raises ends the wait.
     Raises ConfigError when the batch size does not fit processes, accumulation or data.
     """
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
-    world = world if world is not None else torch.distributed.get_world_size() if distributed else 1
+    rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
     data = config.data
     transforms = data.train_transforms if training else data.val_transforms
     sampler: TrainSampler | EvalSampler

@@ -1,4 +1,4 @@
-"""What was repaired, dropped, clipped or replaced from files to samples, and what only the user can decide."""
+"""What was repaired, dropped or replaced between files and samples, and what only the user can decide."""
 
 from __future__ import annotations
 

@@ -42,7 +42,6 @@ class Mixing:
 
     @property
     def changes_pixels(self) -> bool:
-        """Whether images are mixed or erased in, for which they must be normalised; else only labels are."""
         return self._erase is not None or self._mixup is not None
 
     def __call__(
