@@ -35,9 +35,8 @@ class MaskHead(nn.Module):
             else:
                 nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, pooled: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Pooled boxes (R, C, 14, 14) -> float32 logits (R, classes, 28, 28)."""
-        x = pooled
         for conv in self.convs:
             x = F.relu(conv(x))
         return self.logits(F.relu(self.upsample(x))).float()

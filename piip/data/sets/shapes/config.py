@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 CLASS_NAMES = ["circle", "rectangle", "triangle", "star", "cross"]
 
-# What the folders of a form are called: raise the number of the version when its drawing changes.
-_PREFIXES = {"instances": "", "label_maps": "maps-", "crops": "crops-"}
-_VERSIONS = {"instances": 2, "label_maps": 1, "crops": 1}
+# What folders of a form are called, and the version of its drawing: raise it when that changes.
+_FORMS = {"instances": ("", 2), "label_maps": ("maps-", 1), "crops": ("crops-", 1)}
 
 
 class ShapesData(DatasetConfig):
@@ -43,8 +42,8 @@ class ShapesData(DatasetConfig):
     @property
     def folder(self) -> Path:
         """Where the set lies once it is written."""
-        name = f"{self.split}-{self.images}x{self.size}-seed{self.seed}-v{_VERSIONS[self.form]}"
-        return self.root / f"{_PREFIXES[self.form]}{name}"
+        prefix, version = _FORMS[self.form]
+        return self.root / f"{prefix}{self.split}-{self.images}x{self.size}-seed{self.seed}-v{version}"
 
     def as_read(self) -> DatasetConfig:
         """The written set, in the format of its files."""

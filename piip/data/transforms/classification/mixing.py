@@ -47,8 +47,7 @@ class Mixing:
     def __call__(
         self, images: Tensor, targets: list[dict[str, Tensor]], key: tuple[int, int]
     ) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """images: (B, 3, H, W), normalised and float if they are changed (in place); targets: with label; key: epoch
-        and index of the first image.
+        """images: (B, 3, H, W), normalised and float if they are changed (in place); targets: with label.
 
         Returns the images, and targets with probabilities (classes,) float32 instead of a label that is mixed
         or smoothed.
