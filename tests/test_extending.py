@@ -33,8 +33,8 @@ from piip.branches.config import BranchConfig
 from piip.config.experiment import ModelConfig
 from piip.config.load import load_config
 from piip.config.strict import Component
+from piip.data.findings import Findings
 from piip.data.images import read_image
-from piip.data.report import Report
 from piip.data.sets.base import ImageDataset
 from piip.data.sets.config import DatasetConfig
 from piip.data.transforms.config import TransformsConfig
@@ -193,7 +193,7 @@ class Dots(ImageDataset):
     provides = frozenset({"points"})
 
     def __init__(self, config: DotsConfig) -> None:
-        self.source, self.report, self._config = config.file, Report(str(config.file)), config
+        self.source, self.report, self._config = config.file, Findings(str(config.file)), config
         self._images: list[tuple[Path, list[list[float]]]] = []
         for number, line in enumerate(config.file.read_text().splitlines(), 1):
             name, _, dots = line.partition(": ")

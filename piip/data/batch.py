@@ -149,15 +149,11 @@ def collate(
 
     mean, std: RGB in 0..255; they are needed where `mixing` works on normalised pixels.
     """
-    whole: list[Sample] = []
-    unread: list[Unread] = []
     for sample in samples:
         if isinstance(sample, PiipError):
             return sample
-        if isinstance(sample, Unread):
-            unread.append(sample)
-        else:
-            whole.append(sample)
+    unread = [sample for sample in samples if isinstance(sample, Unread)]
+    whole = [sample for sample in samples if isinstance(sample, dict)]
     images = [sample["image"] for sample in whole]
     normalised = mixing is not None and mixing.changes_pixels
     pixels = normalise_and_pad(images, mean, std, divisor) if normalised else pad(images, divisor)

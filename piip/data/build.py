@@ -23,23 +23,21 @@ def build_loader(
     dataset: ImageDataset,
     *,
     training: bool,
-    rank: int | None = None,
-    world: int | None = None,
     pin_memory: bool = False,
     check: Callable[[], None] | None = None,
 ) -> Loader:
-    """The batches of one rank: of training (shuffled, augmented) or of evaluation (each image once over all ranks).
+    """The batches of this process: of training (shuffled, augmented) or of evaluation (each image once over all).
 
-    rank, world: default to those of torch.distributed, or to one process.
     pin_memory: prepare batches for asynchronous copies to a GPU.
     check: called from time to time while a batch of the loader processes is waited for; what it raises ends the wait.
     Raises ConfigError when the batch size does not fit processes, accumulation or data.
     """
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
-    world = world if world is not None else torch.distributed.get_world_size() if distributed else 1
+    rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
     data = config.data
+    transforms = data.train_transforms if training else data.val_transforms
     sampler: TrainSampler | EvalSampler
+    mixing = None
     if training:
         sampler = TrainSampler(
             aspect_ratios=dataset.aspect_ratios,
@@ -49,19 +47,15 @@ def build_loader(
             rank=rank,
             world=world,
         )
-    else:
-        sampler = EvalSampler(images=len(dataset), batch_size=data.eval_batch_size, rank=rank, world=world)
-    transforms = data.train_transforms if training else data.val_transforms
-    mixing = None
-    if training:
         mixing = transforms.build_mixing(
             num_classes=len(dataset.class_names),
             batch_size=data.batch_size // (world * config.optim.accumulate),
             seed=config.train.seed,
         )
-    batches = partial(
-        collate, mean=config.model.mean, std=config.model.std, divisor=transforms.pad_divisor, mixing=mixing
-    )
+    else:
+        sampler = EvalSampler(images=len(dataset), batch_size=data.eval_batch_size, rank=rank, world=world)
+    model = config.model
+    batches = partial(collate, mean=model.mean, std=model.std, divisor=transforms.pad_divisor, mixing=mixing)
     loader: DataLoader[Batch] = DataLoader(
         Samples(dataset, transforms, config.train.seed, training),
         batch_sampler=sampler,

@@ -1,34 +1,37 @@
-"""What is found wrong in annotations: what was repaired, what was left out, and what nobody but the user can decide."""
+"""What was repaired, dropped or replaced between files and samples, and what only the user can decide."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from piip.data.report import Report
 from piip.errors import DataError, visible
 
 Effect = Literal["repaired", "left out", "error", "suspect", "note"]
 
-_SHOWN = 10
+# Examples of a kind that are kept, of errors and of others.
+_ERRORS, _EXAMPLES = 10, 3
 
 
 @dataclass
-class Findings(Report):
-    """A report that knows of each kind what came of it.
+class Findings:
+    """What was found: of each kind how often, the first examples with their ids or files, and what came of it.
 
     effects: by kind. repaired: nothing is lost. left out: an object, mask or image is not used. error: the data cannot
     be used before it is corrected. suspect: used as it is, though it looks wrong. note: worth knowing.
     """
 
+    source: str
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
     effects: dict[str, Effect] = field(default_factory=dict)
 
     def add(self, kind: str, what: str, effect: Effect = "left out", *, count: int = 1) -> None:
-        super().add(kind, what)
-        self.counts[kind] += count - 1
+        self.counts[kind] = self.counts.get(kind, 0) + count
         self.effects[kind] = effect
-        if effect == "error" and len(self.examples[kind]) < self.counts[kind] <= _SHOWN and count == 1:
-            self.examples[kind].append(what)
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < (_ERRORS if effect == "error" else _EXAMPLES):
+            examples.append(what)
 
     def of(self, *effects: Effect) -> dict[str, int]:
         """How often the kinds with one of these effects were found."""
@@ -50,8 +53,8 @@ class Findings(Report):
         raise DataError("\n".join([*lines, f"`piip data check {source}` shows everything that is wrong"]))
 
     def __str__(self) -> str:
-        notes = {kind for kind, effect in self.effects.items() if effect in ("note", "suspect")}
-        if not notes:
-            return super().__str__()
-        counts = {kind: count for kind, count in self.counts.items() if kind not in notes}
-        return str(Report(self.source, counts, self.examples))
+        parts = []
+        for kind, count in self.of("repaired", "left out", "error").items():
+            more = ", ..." if count > len(self.examples[kind]) else ""
+            parts.append(f"{count} x {kind} ({', '.join(self.examples[kind])}{more})")
+        return f"{self.source}: {'; '.join(parts) or 'nothing dropped, clipped or replaced'}"

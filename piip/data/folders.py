@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from piip.data.findings import Findings
 from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
-from piip.data.report import Report
 from piip.errors import DataError
 
 # Kinds of entries in the report of a data set.
@@ -56,37 +56,34 @@ def ending_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def list_files(root: Path, suffixes: Collection[str], report: Report, folder: str = "") -> Iterator[str]:
+def list_files(
+    root: Path, suffixes: Collection[str], report: Findings, folder: str = "", *, above: tuple[str, ...] = ()
+) -> Iterator[str]:
     """The files with one of these endings below `root`, or only those below a folder in it, relative to `root`.
 
     The files of a folder come before those of the folders in it, each sorted by name. Names that begin with a dot are
     passed over, and what is no regular file, which is counted in the report. Links are followed wherever they lead, for
-    large sets are often linked together.
+    large sets are often linked together. above: the real folders that this one lies in, known to the calls for those.
     Raises DataError for folders that cannot be read and for links to a folder that they lie in.
     """
-    above = (os.path.realpath(root),) if folder else ()
-    return _below(root, folder, suffixes, report, above)
-
-
-def list_images(root: Path, report: Report, folder: str = "") -> Iterator[str]:
-    """The files of `list_files` that `read_image` reads; images in other formats are counted in the report."""
-    for name in list_files(root, IMAGE_SUFFIXES | UNREAD_SUFFIXES, report, folder):
-        if ending_of(name) in IMAGE_SUFFIXES:
-            yield name
-        else:
-            report.add(UNREAD, name)
-
-
-def _below(root: Path, folder: str, suffixes: Collection[str], report: Report, above: tuple[str, ...]) -> Iterator[str]:
-    """above: the real folders that this one lies in."""
     real = os.path.realpath(root / folder)
+    if folder and not above:
+        above = (os.path.realpath(root),)
     if real in above:
         raise DataError(f"{root / folder} is a link to a folder that it lies in; remove it")
     found = list_folder(root / folder, suffixes)
     prefix = f"{folder}/" if folder else ""
     for name in found.irregular:
         report.add(IRREGULAR, prefix + name)
-    for name in found.files:
-        yield prefix + name
+    yield from (prefix + name for name in found.files)
     for name in found.folders:
-        yield from _below(root, prefix + name, suffixes, report, (*above, real))
+        yield from list_files(root, suffixes, report, prefix + name, above=(*above, real))
+
+
+def list_images(root: Path, report: Findings, folder: str = "") -> Iterator[str]:
+    """The files of `list_files` that `read_image` reads; images in other formats are counted in the report."""
+    for name in list_files(root, IMAGE_SUFFIXES | UNREAD_SUFFIXES, report, folder):
+        if ending_of(name) in IMAGE_SUFFIXES:
+            yield name
+        else:
+            report.add(UNREAD, name)

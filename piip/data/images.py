@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,16 +45,11 @@ _FORMATS = tuple(
 # The endings of images, as they are looked for in folders.
 IMAGE_SUFFIXES = frozenset(ending for name in _FORMATS for ending in _ENDINGS[name])
 # The endings of images that are not read; such files are passed over with a warning.
-UNREAD_SUFFIXES = (
-    frozenset(
-        {
-            *(".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".jxr", ".tga", ".psd", ".svg", ".ico", ".eps", ".exr"),
-            *(".hdr", ".pfm", ".dcm", ".pcx", ".dds", ".qoi", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf"),
-            *(ending for endings in _ENDINGS.values() for ending in endings),
-        }
-    )
-    - IMAGE_SUFFIXES
-)
+_OTHERS = (
+    ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jxl", ".jxr", ".tga", ".psd", ".svg", ".ico", ".eps", ".exr", ".hdr",
+    ".pfm", ".dcm", ".pcx", ".dds", ".qoi", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf",
+)  # fmt: skip
+UNREAD_SUFFIXES = frozenset(_OTHERS).union(*_ENDINGS.values()) - IMAGE_SUFFIXES
 
 # Pillow's plugins raise all of these on damaged files.
 _DECODE_ERRORS = (
@@ -81,12 +76,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class IndexHeader(NamedTuple):
-    height: int
-    width: int
-    bits: int
 
 
 def read_image(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
@@ -165,14 +154,14 @@ def read_indices(path: str | os.PathLike[str], max_pixels: int = MAX_IMAGE_PIXEL
 
     Raises DataError as `read_image` does, and for a PNG that stores colours.
     """
-    header = read_index_header(path)
+    _, _, bits = read_index_header(path)
     with _decoded(path, max_pixels, ("PNG",)) as image:
         # Pillow spreads greys of two and four bits over 0 to 255.
-        step = {2: 85, 4: 17}.get(header.bits, 1) if image.mode == "L" else 1
+        step = {2: 85, 4: 17}.get(bits, 1) if image.mode == "L" else 1
         return np.asarray(image).astype(np.int32) // step
 
 
-def read_index_header(path: str | os.PathLike[str]) -> IndexHeader:
+def read_index_header(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     """Height, width and bits per pixel of a PNG that `read_indices` can read, from the first bytes of the file.
 
     Raises DataError naming the file when it is missing, no PNG, or one that stores colours.
@@ -188,7 +177,7 @@ def read_index_header(path: str | os.PathLike[str]) -> IndexHeader:
     _, _, width, height, bits, colour_type = _PNG_HEADER.unpack(start)
     if colour_type not in (_GREY, _PALETTE):
         raise DataError(f"{name} stores colours, not one number per pixel; save it as a grey or palette PNG")
-    return IndexHeader(height, width, bits)
+    return height, width, bits
 
 
 @contextmanager

@@ -20,20 +20,17 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
             yield batch.to(device)
         return
     copies, source = torch.cuda.Stream(device), iter(batches)
-    coming = _copy(source, device, copies)
+
+    def begin_to_copy() -> Batch | None:
+        batch = next(source, None)
+        with torch.cuda.stream(copies):
+            return None if batch is None else batch.to(device, non_blocking=True)
+
+    coming = begin_to_copy()
     while coming is not None:
         batch, current = coming, torch.cuda.current_stream(device)
         current.wait_stream(copies)
         # Its memory belongs to the stream of the copies, which would reuse it as soon as Python lets go of it.
         batch.record_stream(current)
-        coming = _copy(source, device, copies)
+        coming = begin_to_copy()
         yield batch
-
-
-def _copy(source: Iterator[Batch], device: torch.device, copies: torch.cuda.Stream) -> Batch | None:
-    """Begins to copy the next batch, if there is one."""
-    batch = next(source, None)
-    if batch is None:
-        return None
-    with torch.cuda.stream(copies):
-        return batch.to(device, non_blocking=True)

@@ -6,8 +6,7 @@ state of its own. They run in the parent process; the number of loader processes
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,12 +84,11 @@ class EvalSampler(Sampler[list[Key]]):
     """Batches of one rank in evaluation: every image on exactly one rank, in order; ranks may get unequal numbers."""
 
     def __init__(self, *, images: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self._indices: Sequence[int] = range(rank, images, world)
-        self._batch_size = batch_size
+        keys = [(0, index) for index in range(rank, images, world)]
+        self._batches = [keys[first : first + batch_size] for first in range(0, len(keys), batch_size)]
 
     def __len__(self) -> int:
-        return math.ceil(len(self._indices) / self._batch_size)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for first in range(0, len(self._indices), self._batch_size):
-            yield [(0, index) for index in self._indices[first : first + self._batch_size]]
+        return iter(self._batches)

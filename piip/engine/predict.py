@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from piip.config.experiment import Config
+from piip.data.findings import Findings
 from piip.data.folders import UNREAD, ending_of, list_images
 from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image
-from piip.data.report import Report
 from piip.engine.device import choose_device, tf32
 from piip.engine.log import Bar, logging_to
 from piip.errors import DataError, PiipError, first_few
@@ -123,7 +123,7 @@ def find_images(paths: Sequence[str | Path], output: Path | None = None) -> dict
     does not exist, and for folders and patterns without images.
     """
     found: dict[Path, Path] = {}
-    passed_over = Report(first_few([str(path) for path in paths]))
+    passed_over = Findings(first_few([str(path) for path in paths]))
     for given in map(Path, paths):
         if given.is_dir():
             root, own = given, "" if output is None else os.path.relpath(output.resolve(), given.resolve())

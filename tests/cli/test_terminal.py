@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from piip.cli import errors
 from piip.cli.console import facts, print_json
 from piip.cli.tables import class_table, print_table
-from piip.data.report import Report
+from piip.data.findings import Findings
 from piip.engine.log import logging_to
 from piip.errors import DataError, first_few, visible
 from piip.files import to_json
@@ -78,7 +78,7 @@ def test_a_log_has_one_line_a_record_whatever_the_names(
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", "300")
         monkeypatch.setenv("NO_COLOR", "1")
-    report = Report(HOSTILE)
+    report = Findings(HOSTILE)
     report.add("box dropped", HOSTILE)
     with logging_to(tmp_path / "train.log"):
         logging.getLogger("piip.data").warning("%s", report)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
+import torch
 
 from piip.config.experiment import Config
 from piip.config.load import config_from_dict
@@ -33,6 +38,16 @@ def make_config(root: Path, *, workers: int = 0, accumulate: int = 1, **data: ob
             "schedule": {"epochs": 1},
         }
     )
+
+
+@contextmanager
+def as_rank(rank: int, world: int) -> Iterator[None]:
+    """Within the block, this process is one of several that train together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "is_initialized", lambda: True)
+        patch.setattr(torch.distributed, "get_rank", lambda: rank)
+        patch.setattr(torch.distributed, "get_world_size", lambda: world)
+        yield
 
 
 def epoch(loader: Loader, number: int, start: int = 0) -> list[Batch]:

@@ -19,7 +19,7 @@ from piip.data.sampler import EvalSampler, TrainSampler
 from piip.data.sets.instances.dataset import InstanceDataset
 from piip.data.transforms.batch import prepare
 from piip.errors import ConfigError, DataError
-from tests.data.loader_cases import epoch, make_config
+from tests.data.loader_cases import as_rank, epoch, make_config
 from tests.engine.tiny import tiny_segmentation_config
 
 
@@ -152,8 +152,8 @@ def test_batch_sizes_that_do_not_divide_are_a_config_error(root: Path) -> None:
     message = (
         "data.batch_size 4 is not divisible by 2 processes x optim.accumulate 3; set data.batch_size to a multiple of 6"
     )
-    with pytest.raises(ConfigError, match=message):
-        build_loader(config, dataset, training=True, rank=0, world=2)
+    with as_rank(0, world=2), pytest.raises(ConfigError, match=message):
+        build_loader(config, dataset, training=True)
 
 
 def test_too_few_images_for_one_step_are_a_config_error(root: Path) -> None:
@@ -176,7 +176,8 @@ def test_evaluation_sees_each_image_exactly_once_over_the_ranks(root: Path, worl
     dataset = config.data.val.build(training=False)
     seen = []
     for rank in range(world):
-        loader = build_loader(config, dataset, training=False, rank=rank, world=world)
+        with as_rank(rank, world):
+            loader = build_loader(config, dataset, training=False)
         batches = list(loader)
         assert len(batches) == len(loader)
         assert all(batch.targets == [] for batch in batches)

@@ -13,7 +13,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from piip.heads.mask_rcnn.boxes import MAX_LOG_RATIO, clip, decode, encode, level_anchors, make_anchors
 
-CPU = torch.device("cpu")
+LIKE = torch.zeros(1)
 ONES = (1.0, 1.0, 1.0, 1.0)
 
 
@@ -26,7 +26,7 @@ def random_boxes(count: int, *, size: float = 100, seed: int = 0) -> Tensor:
 
 
 def test_anchors_are_centred_on_cell_corners_and_ordered_by_row_column_ratio() -> None:
-    anchors = make_anchors((2, 3), stride=4, scale=8, ratios=(0.5, 1, 2), device=CPU)
+    anchors = make_anchors(LIKE, (2, 3), stride=4, scale=8, ratios=(0.5, 1, 2))
     assert anchors.shape == (2 * 3 * 3, 4)
     long, short = 32 * math.sqrt(2) / 2, 32 / math.sqrt(2) / 2
     first = torch.tensor([[-long, -short, long, short], [-16, -16, 16, 16], [-short, -long, short, long]])
@@ -37,7 +37,7 @@ def test_anchors_are_centred_on_cell_corners_and_ordered_by_row_column_ratio() -
 
 def test_anchor_areas_and_ratios_hold_at_every_stride() -> None:
     for stride in (4, 8, 16, 32, 64):
-        anchors = make_anchors((1, 2), stride=stride, scale=8, ratios=(0.25, 1, 3), device=CPU)
+        anchors = make_anchors(LIKE, (1, 2), stride=stride, scale=8, ratios=(0.25, 1, 3))
         width, height = (anchors[:, 2:] - anchors[:, :2]).unbind(1)
         torch.testing.assert_close(width * height, torch.full((6,), float(8 * stride) ** 2))
         torch.testing.assert_close(height / width, torch.tensor([0.25, 1, 3] * 2))
@@ -96,7 +96,7 @@ def test_anchors_kept_from_an_evaluation_serve_training() -> None:
     with torch.inference_mode():
         anchors = level_anchors(torch.zeros(1), (2, 3), 4, 7, (1.0, 2.0))
     assert not anchors.is_inference()
-    assert torch.equal(anchors, make_anchors((2, 3), stride=4, scale=7, ratios=(1.0, 2.0), device=CPU))
+    assert torch.equal(anchors, make_anchors(LIKE, (2, 3), stride=4, scale=7, ratios=(1.0, 2.0)))
 
 
 def test_anchors_of_a_traced_network_are_not_kept() -> None:

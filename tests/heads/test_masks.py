@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from piip import host
 from piip.heads.mask_rcnn import masks as module
-from piip.heads.mask_rcnn.masks import MaskHead, mask_targets, paste_in_chunks, paste_masks, paste_one_by_one
+from piip.heads.mask_rcnn.config import MaskRCNNConfig
+from piip.heads.mask_rcnn.masks import MaskHead, mask_targets, paste_masks
 
 
 def blobs(count: int, height: int, width: int, *, seed: int = 0) -> Tensor:
@@ -104,13 +106,19 @@ def detections(count: int) -> tuple[Tensor, Tensor]:
     return F.interpolate(torch.rand(count, 1, 5, 5, generator=generator), size=(28, 28), mode="bicubic")[:, 0], boxes
 
 
+def paste_as_on_a_device(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "is_host", lambda device: False)
+        return paste_masks(probabilities, boxes, size)
+
+
 def paste_three_at_a_time(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PASTE_PIXELS", 3 * size[0] * size[1])
-        return paste_in_chunks(probabilities, boxes, size)
+        return paste_as_on_a_device(probabilities, boxes, size)
 
 
-PASTES = [paste_masks, paste_one_by_one, paste_in_chunks, paste_three_at_a_time]
+PASTES = [paste_masks, paste_as_on_a_device, paste_three_at_a_time]
 
 
 @pytest.mark.parametrize("paste", PASTES)
@@ -154,18 +162,18 @@ def test_pasting_nothing_and_boxes_without_area(paste: Callable[..., Tensor]) ->
 
 
 def test_the_head_predicts_twice_the_pooled_size_and_starts_from_kaiming() -> None:
-    head = MaskHead(channels=24, num_classes=5, mask_channels=48, mask_convs=2)
+    head = MaskHead(MaskRCNNConfig(num_classes=5, mask_channels=48, mask_convs=2), channels=24)
     assert head(torch.randn(3, 24, 14, 14)).shape == (3, 5, 28, 28)
     assert head(torch.randn(0, 24, 14, 14)).shape == (0, 5, 28, 28)
     for layer, fan_out in ((head.convs[0], 48 * 9), (head.convs[1], 48 * 9), (head.upsample, 48 * 4), (head.logits, 5)):
         assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.12)
         assert not layer.bias.any()
-    without = MaskHead(channels=24, num_classes=5, mask_channels=48, mask_convs=0)
+    without = MaskHead(MaskRCNNConfig(num_classes=5, mask_channels=48, mask_convs=0), channels=24)
     assert without(torch.randn(1, 24, 14, 14)).shape == (1, 5, 28, 28)
 
 
 def test_the_loss_is_the_mean_entropy_of_the_true_class() -> None:
-    head = MaskHead(channels=8, num_classes=3, mask_channels=8, mask_convs=1)
+    head = MaskHead(MaskRCNNConfig(num_classes=3, mask_channels=8, mask_convs=1), channels=8)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 3, 28, 28, generator=generator, requires_grad=True)
     targets = (torch.rand(4, 28, 28, generator=generator) > 0.5).float()
@@ -179,7 +187,7 @@ def test_the_loss_is_the_mean_entropy_of_the_true_class() -> None:
 
 
 def test_the_loss_of_no_mask_is_zero_and_still_reaches_every_parameter() -> None:
-    head = MaskHead(channels=8, num_classes=3, mask_channels=8, mask_convs=2)
+    head = MaskHead(MaskRCNNConfig(num_classes=3, mask_channels=8, mask_convs=2), channels=8)
     loss = head.loss(head(torch.zeros(0, 8, 14, 14)), torch.zeros(0).long(), torch.zeros(0, 28, 28))["loss_mask"]
     loss.backward()
     assert loss.item() == 0

@@ -12,6 +12,7 @@ from torchvision.ops import box_iou, nms, roi_align
 
 from piip import host
 from piip.heads.mask_rcnn.boxes import MAX_LOG_RATIO
+from piip.heads.mask_rcnn.config import MaskRCNNConfig
 from piip.heads.mask_rcnn.roi import UNUSED, BoxHead, Samples, box_levels, pool
 from piip.heads.mask_rcnn.rpn import Proposals
 
@@ -24,8 +25,7 @@ def build(
     *, roi_batch: int = 16, score_threshold: float = 0.05, nms: float = 0.5, max_detections: int = 100
 ) -> BoxHead:
     torch.manual_seed(0)
-    return BoxHead(
-        channels=4,
+    config = MaskRCNNConfig(
         num_classes=CLASSES,
         fc_channels=8,
         roi_batch=roi_batch,
@@ -33,6 +33,7 @@ def build(
         nms=nms,
         max_detections=max_detections,
     )
+    return BoxHead(config, channels=4)
 
 
 def square_boxes(*sides: float) -> Tensor:
@@ -183,8 +184,7 @@ def test_background_is_never_detected() -> None:
 
 
 def test_a_fresh_box_head_is_unsure_and_stays_near_its_proposals() -> None:
-    settings = {"roi_batch": 1, "score_threshold": 0, "nms": 1, "max_detections": 1}
-    head = BoxHead(channels=64, num_classes=80, fc_channels=256, **settings)
+    head = BoxHead(MaskRCNNConfig(num_classes=80, fc_channels=256), channels=64)
     assert head.cls.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert head.reg.weight.std().item() == pytest.approx(0.001, rel=0.05)
     for layer, fans in ((head.fc1, 64 * 49 + 256), (head.fc2, 512)):

@@ -11,6 +11,7 @@ from torchvision.ops import box_iou
 
 from piip.features import FeatureSpec
 from piip.heads.mask_rcnn.boxes import MAX_LOG_RATIO, make_anchors
+from piip.heads.mask_rcnn.config import MaskRCNNConfig
 from piip.heads.mask_rcnn.rpn import RPN, RPNOutputs
 
 SPECS = [FeatureSpec(8, 4), FeatureSpec(8, 8), FeatureSpec(8, 16)]
@@ -20,8 +21,8 @@ CODER = BoxCoder(weights=(1, 1, 1, 1), bbox_xform_clip=MAX_LOG_RATIO)
 
 def build(*, rpn_batch: int = 10_000, rpn_proposals: int = 1000, rpn_nms: float = 0.7) -> RPN:
     torch.manual_seed(0)
-    anchors = {"anchor_scale": 4, "anchor_ratios": (0.5, 1, 2)}
-    rpn = RPN(specs=SPECS, **anchors, rpn_batch=rpn_batch, rpn_proposals=rpn_proposals, rpn_nms=rpn_nms)
+    config = MaskRCNNConfig(anchor_scale=4, rpn_batch=rpn_batch, rpn_proposals=rpn_proposals, rpn_nms=rpn_nms)
+    rpn = RPN(config, SPECS)
     for parameter in rpn.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return rpn
@@ -43,7 +44,7 @@ def test_outputs_lie_in_anchor_order(features: list[Tensor]) -> None:
     for x, spec, logits, deltas, anchors in zip(features, SPECS, *outputs, strict=True):
         hidden = F.relu(rpn.conv(x))
         height, width = x.shape[2:]
-        expected = make_anchors((height, width), stride=spec.stride, scale=4, ratios=(0.5, 1, 2), device=x.device)
+        expected = make_anchors(x, (height, width), stride=spec.stride, scale=4, ratios=(0.5, 1, 2))
         assert torch.equal(anchors, expected)
         row, column, ratio = height - 1, 2, 1
         index = (row * width + column) * 3 + ratio
@@ -133,7 +134,7 @@ def test_proposals_equal_those_worked_out_one_by_one(features: list[Tensor], pre
 
 
 def test_of_equal_saturated_scores_the_first_anchors_are_proposed() -> None:
-    anchors = make_anchors((4, 4), stride=64, scale=0.5, ratios=(1,), device=torch.device("cpu"))
+    anchors = make_anchors(torch.zeros(1), (4, 4), stride=64, scale=0.5, ratios=(1,))
     logits = torch.tensor([[30.0] * 8 + [90.0] * 8])  # different logits, but the sigmoid of both is 1
     rpn = build()
     (boxes, scores), = rpn.propose(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from piip import host
 from piip.heads import windows
-from piip.heads.windows import Windows, most_likely
+from piip.heads.windows import most_likely, slide
 
 
 @pytest.fixture
@@ -17,13 +17,6 @@ def look():
     """A network of three classes that sees only its window: a convolution with padding."""
     weight = torch.randn(3, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     return lambda part: F.conv2d(part, weight, padding=2)
-
-
-def slide(look, images: Tensor, sizes: list[tuple[int, int]], *, window: int, stride: int) -> Tensor:
-    windows = Windows(images, sizes, window=window, stride=stride)
-    for seen in windows:
-        windows.add(look(seen))
-    return windows.mean()
 
 
 def official_slide(look, image: Tensor, window: int, stride: int) -> Tensor:
@@ -85,9 +78,12 @@ def test_a_window_that_covers_the_batch_gives_the_whole_image(look) -> None:
 
 @pytest.mark.parametrize("size", [(12, 20), (24, 40), (31, 57), (7, 11), (12, 33), (1, 1)])
 @pytest.mark.parametrize("strip", [1, 3000, 10**9])
-def test_labels_are_those_of_logits_resized_at_once(size: tuple[int, int], strip: int) -> None:
+def test_labels_are_those_of_logits_resized_at_once(
+    size: tuple[int, int], strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "MAX_PROBABILITIES", strip)
     logits = 3 * torch.randn(6, 12, 20, generator=torch.Generator().manual_seed(1))
-    labels, scores = most_likely(logits, size, max_probabilities=strip)
+    labels, scores = most_likely(logits, size)
     resized = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0].softmax(0)
     expected, label = resized.max(0)
     assert torch.equal(labels, label)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from piip.conventions import ImageId
-from piip.data.report import Report
+from piip.data.findings import Findings
 from piip.errors import ConfigError, DataError, first_few, visible
 
 
@@ -27,7 +27,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     class_names: list[str]
     source: Path
-    report: Report
+    report: Findings
     aspect_ratios: NDArray[np.float64]
     provides: frozenset[str]
 

@@ -12,13 +12,14 @@ from piip.errors import DataError
 
 
 def pad(images: Sequence[Tensor], divisor: int) -> Tensor:
-    """One batch (B, 3, H, W) of uint8 images (3, h, w), zero-padded at the bottom and right; (0, 3, 0, 0) of none.
+    """One batch (B, 3, H, W) of images (3, h, w), zero-padded at the bottom and right; (0, 3, 0, 0) of none.
 
     H and W are the largest h and w rounded up to a multiple of `divisor`.
     """
     if not images:
         return torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-    batch = images[0].new_zeros(len(images), 3, *_padded_size(images, divisor))
+    height, width = (-(-max(image.shape[dim] for image in images) // divisor) * divisor for dim in (1, 2))
+    batch = images[0].new_zeros(len(images), 3, height, width)
     for image, place in zip(images, batch, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
     return batch
@@ -26,17 +27,8 @@ def pad(images: Sequence[Tensor], divisor: int) -> Tensor:
 
 def normalise_and_pad(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float], divisor: int) -> Tensor:
     """The same in float32, normalised before it is padded. mean and std are RGB in 0..255."""
-    device = images[0].device
-    batch = torch.zeros(len(images), 3, *_padded_size(images, divisor), device=device)
-    offset, gain = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
-    for image, place in zip(images, batch, strict=True):
-        torch.sub(image, offset, out=place[:, : image.shape[1], : image.shape[2]]).div_(gain)
-    return batch
-
-
-def _padded_size(images: Sequence[Tensor], divisor: int) -> tuple[int, int]:
-    height, width = (-(-max(image.shape[dim] for image in images) // divisor) * divisor for dim in (1, 2))
-    return height, width
+    offset, gain = (torch.tensor(values, device=images[0].device)[:, None, None] for values in (mean, std))
+    return pad([(image - offset).div_(gain) for image in images], divisor)
 
 
 def prepare(images: Sequence[Tensor], transforms: TransformsConfig) -> tuple[Tensor, list[tuple[int, int]]]:

@@ -55,7 +55,7 @@ def draw_noise(shape: tuple[int, int, int], *, num_classes: int, label_noise: fl
 
 def number_of_groups(objects: Objects, queries: int) -> int:
     """As many groups as fit into `queries` positive ones of the image with the most objects, and at least one."""
-    return max(1, queries // max(1, objects.max_objects))
+    return max(1, queries // max(1, objects.labels.shape[1]))
 
 
 def add_noise(objects: Objects, noise: Noise, *, box_noise: float) -> Denoising:

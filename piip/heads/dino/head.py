@@ -93,7 +93,6 @@ class DINO(DetectionHead):
     def loss(self, features: list[Tensor], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Training losses, float32 scalars; their sum is to be minimised.
 
-        features: pyramid maps (B, C, H, W), finest first; image_sizes: valid (h, w) of each image in the batch;
         targets: per image boxes (n, 4) and labels (n,). Masks and crowd regions play no part. Names are those of the
         released code: of the last decoder layer plain, of an earlier one with "d0." and so on before them, of the
         proposals with "interm_", of denoising with "dn_". Every parameter gets a gradient, whatever the images hold.
@@ -101,7 +100,7 @@ class DINO(DetectionHead):
         objects = gather_objects(targets, image_sizes)
         copies = 2 * number_of_groups(objects, self.config.denoising_queries)
         noise = draw_noise(
-            (copies, len(targets), objects.max_objects),
+            (copies, len(targets), objects.labels.shape[1]),
             num_classes=self.config.num_classes,
             label_noise=self.config.label_noise,
             device=objects.boxes.device,

@@ -25,11 +25,6 @@ class Objects(NamedTuple):
     pixels: Tensor
     counts: list[int]
 
-    @property
-    def max_objects(self) -> int:
-        """N."""
-        return self.labels.shape[1]
-
     def repeat(self, times: int) -> Objects:
         """The same objects `times` times: N * times per image, all of one repetition before the next."""
         boxes, labels, valid = self.boxes.repeat(1, times, 1), self.labels.repeat(1, times), self.valid.repeat(1, times)

@@ -18,32 +18,25 @@ from piip.by_size import BySize
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
 
 
-def make_anchors(
-    grid: tuple[int, int], *, stride: int, scale: float, ratios: Sequence[float], device: torch.device
-) -> Tensor:
+def make_anchors(like: Tensor, grid: tuple[int, int], stride: int, scale: float, ratios: tuple[float, ...]) -> Tensor:
     """Anchors of one pyramid level, centred on the top left corners of its cells.
 
-    grid: (H, W) of the level.
+    like: a tensor on the same device. grid: (H, W) of the level.
     scale: an anchor has the area of a square of scale * stride pixels.
     ratios: height to width, one anchor each.
     Returns (H * W * A, 4): rows, then columns, then ratios.
     """
     root = torch.tensor(ratios).sqrt()
     half_width, half_height = stride * (1 / root) * scale / 2, stride * root * scale / 2
-    base = torch.stack([-half_width, -half_height, half_width, half_height], dim=1).to(device, non_blocking=True)
-    y, x = (torch.arange(cells, dtype=torch.float32, device=device) * stride for cells in grid)
+    base = torch.stack([-half_width, -half_height, half_width, half_height], dim=1).to(like.device, non_blocking=True)
+    y, x = (torch.arange(cells, dtype=torch.float32, device=like.device) * stride for cells in grid)
     y, x = torch.meshgrid(y, x, indexing="ij")
     corners = torch.stack([x, y, x, y], dim=-1)
     return (corners[:, :, None] + base).reshape(-1, 4)
 
 
-def _level_anchors(like: Tensor, grid: tuple[int, int], stride: int, scale: float, ratios: tuple[float, ...]) -> Tensor:
-    """`make_anchors` on the device of a tensor, from hashable arguments."""
-    return make_anchors(grid, stride=stride, scale=scale, ratios=ratios, device=like.device)
-
-
 # Most steps ask for the same: the five levels of the last eight pyramids are kept.
-level_anchors = BySize(_level_anchors, limit=40)
+level_anchors = BySize(make_anchors, limit=40)
 
 
 def encode(boxes: Tensor, targets: Tensor, *, stds: Sequence[float]) -> Tensor:

@@ -56,31 +56,9 @@ class MaskRCNN(DetectionHead):
         self.config = config
         self.strides = [spec.stride for spec in specs[:POOLED_LEVELS]]
         channels = specs[0].channels
-        self.rpn = RPN(
-            specs=specs,
-            anchor_scale=config.anchor_scale,
-            anchor_ratios=config.anchor_ratios,
-            rpn_batch=config.rpn_batch,
-            rpn_proposals=config.rpn_proposals,
-            rpn_nms=config.rpn_nms,
-        )
-        self.box = BoxHead(
-            channels=channels,
-            num_classes=config.num_classes,
-            fc_channels=config.fc_channels,
-            roi_batch=config.roi_batch,
-            score_threshold=config.score_threshold,
-            nms=config.nms,
-            max_detections=config.max_detections,
-        )
-        self.mask: MaskHead | None = None
-        if config.masks:
-            self.mask = MaskHead(
-                channels=channels,
-                num_classes=config.num_classes,
-                mask_channels=config.mask_channels,
-                mask_convs=config.mask_convs,
-            )
+        self.rpn = RPN(config, specs)
+        self.box = BoxHead(config, channels)
+        self.mask = MaskHead(config, channels) if config.masks else None
 
     def class_layers(self) -> dict[nn.Module, int]:
         """The classifier of boxes, with the background last; the boxes, of four numbers per class; and the masks."""
@@ -90,11 +68,10 @@ class MaskRCNN(DetectionHead):
     def loss(self, features: list[Tensor], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Training losses, float32 scalars; their sum is to be minimised.
 
-        features: pyramid maps (B, C, H, W), finest first; image_sizes: valid (h, w) of each image in the batch;
         targets: per image boxes (n, 4), labels (n,) and, with a mask branch, masks (n, h, w), of which it learns only
-        those that `has_mask` (n,) marks, where an image has that. Crowd regions play no
-        part, as in the released recipes. Every parameter gets a gradient, if of zeros, whatever the images hold. It
-        waits for the device twice, and once for every four images.
+        those that `has_mask` (n,) marks, where an image has that. Crowd regions play no part, as in the released
+        recipes. Every parameter gets a gradient, if of zeros, whatever the images hold. It waits for the device twice,
+        and once for every four images.
         """
         objects = [target["boxes"] for target in targets]
         outputs = self.rpn(features)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from piip import host
+from piip.heads.mask_rcnn.config import MaskRCNNConfig
 
 POOLED = 14
 SIDE = 2 * POOLED  # of a predicted mask, in cells
@@ -20,23 +21,22 @@ PASTE_PIXELS = 2**26
 
 
 class MaskHead(nn.Module):
-    """Convolutions, an upsampling by two, and one mask per class."""
+    """Convolutions, an upsampling by two, and one mask per class. channels: of the pyramid."""
 
-    def __init__(self, *, channels: int, num_classes: int, mask_channels: int, mask_convs: int) -> None:
+    def __init__(self, config: MaskRCNNConfig, channels: int) -> None:
         super().__init__()
-        widths = [channels] + [mask_channels] * mask_convs
+        widths = [channels] + [config.mask_channels] * config.mask_convs
         self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths))
-        self.upsample = nn.ConvTranspose2d(widths[-1], mask_channels, 2, stride=2)
-        self.logits = nn.Conv2d(mask_channels, num_classes, 1)
+        self.upsample = nn.ConvTranspose2d(widths[-1], config.mask_channels, 2, stride=2)
+        self.logits = nn.Conv2d(config.mask_channels, config.num_classes, 1)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, pooled: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Pooled boxes (R, C, 14, 14) -> float32 logits (R, classes, 28, 28)."""
-        x = pooled
         for conv in self.convs:
             x = F.relu(conv(x))
         return self.logits(F.relu(self.upsample(x))).float()
@@ -71,30 +71,21 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
     Bilinear between the centres of mask cells, and towards zero beyond the outermost; evaluated at pixel centres.
     Returns (n, h, w) bool for size (h, w).
     """
-    # A CPU saves the pixels outside of the box; a GPU would have to wait for the boxes to reach the host.
-    paste = paste_one_by_one if host.is_host(boxes.device) else paste_in_chunks
+    probabilities, boxes = probabilities.float(), boxes.float()
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=boxes.device)
     with torch.autocast(boxes.device.type, enabled=False):
-        return paste(probabilities.float(), boxes.float(), size)
-
-
-def paste_one_by_one(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """`paste_masks`, each mask only where its box is: beyond it, interpolation with zero stays below the threshold."""
-    rows, columns = _bilinear_weights(boxes, size)
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=boxes.device)
-    for index, (left, top, right, bottom) in enumerate(pixel_bounds(boxes, size).tolist()):
-        resampled = rows[index, top:bottom] @ probabilities[index] @ columns[index, left:right].T
-        torch.ge(resampled, THRESHOLD, out=masks[index, top:bottom, left:right])
-    return masks
-
-
-def paste_in_chunks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """`paste_masks` into whole images, as many at a time as PASTE_PIXELS allow."""
-    rows, columns = _bilinear_weights(boxes, size)
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=boxes.device)
-    step = max(1, PASTE_PIXELS // max(1, size[0] * size[1]))
-    for start in range(0, len(boxes), step):
-        part = slice(start, start + step)
-        torch.ge(rows[part] @ probabilities[part] @ columns[part].mT, THRESHOLD, out=masks[part])
+        rows, columns = _bilinear_weights(boxes, size)
+        if host.is_host(boxes.device):
+            # Each mask only where its box is: beyond it, interpolation with zero stays below the threshold.
+            for index, (left, top, right, bottom) in enumerate(pixel_bounds(boxes, size).tolist()):
+                resampled = rows[index, top:bottom] @ probabilities[index] @ columns[index, left:right].T
+                torch.ge(resampled, THRESHOLD, out=masks[index, top:bottom, left:right])
+            return masks
+        # A device would have to be waited for until the boxes are on the host: whole images, several at a time.
+        step = max(1, PASTE_PIXELS // max(1, size[0] * size[1]))
+        for start in range(0, len(boxes), step):
+            part = slice(start, start + step)
+            torch.ge(rows[part] @ probabilities[part] @ columns[part].mT, THRESHOLD, out=masks[part])
     return masks
 
 

@@ -13,6 +13,7 @@ from torchvision.ops import roi_align
 
 from piip import host
 from piip.heads.mask_rcnn.boxes import clip, decode, encode, take_rows
+from piip.heads.mask_rcnn.config import MaskRCNNConfig
 from piip.heads.mask_rcnn.rpn import Proposals
 from piip.heads.mask_rcnn.sampling import IGNORED, assign, drawn_first, sample
 from piip.heads.mask_rcnn.suppression import best, suppress
@@ -74,23 +75,13 @@ class Samples(NamedTuple):
 class BoxHead(nn.Module):
     """Two shared layers, then a class and, for every class, a box.
 
-    channels: of the pyramid. The background is the last class. The other settings are those of `MaskRCNNConfig`.
+    channels: of the pyramid. The background is the last class.
     """
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        num_classes: int,
-        fc_channels: int,
-        roi_batch: int,
-        score_threshold: float,
-        nms: float,
-        max_detections: int,
-    ) -> None:
+    def __init__(self, config: MaskRCNNConfig, channels: int) -> None:
         super().__init__()
-        self.num_classes, self.roi_batch = num_classes, roi_batch
-        self.score_threshold, self.nms, self.max_detections = score_threshold, nms, max_detections
+        num_classes, fc_channels = config.num_classes, config.fc_channels
+        self.config, self.num_classes = config, num_classes
         self.fc1 = nn.Linear(channels * POOLED**2, fc_channels)
         self.fc2 = nn.Linear(fc_channels, fc_channels)
         self.cls = nn.Linear(fc_channels, num_classes + 1)
@@ -129,9 +120,9 @@ class BoxHead(nn.Module):
         ]
         assigned = pad_sequence(owners, batch_first=True, padding_value=IGNORED)
         positive, negative = sample(
-            assigned, num_samples=self.roi_batch, positive_fraction=POSITIVE_FRACTION, lengths=lengths
+            assigned, num_samples=self.config.roi_batch, positive_fraction=POSITIVE_FRACTION, lengths=lengths
         )
-        chosen = drawn_first(positive, negative, self.roi_batch)
+        chosen = drawn_first(positive, negative, self.config.roi_batch)
         assigned = assigned.gather(1, chosen)
         # The label padded at the end is the one of the background.
         padded = F.pad(pad_sequence(labels, batch_first=True), (0, 1), value=self.num_classes)
@@ -141,7 +132,7 @@ class BoxHead(nn.Module):
         num_positives = positive.sum(dim=1).tolist()
         return [
             Samples(corners[image, :n], classes[image, :n], assigned[image, :n], num_positives[image])
-            for image, n in enumerate(min(self.roi_batch, length) for length in lengths)
+            for image, n in enumerate(min(self.config.roi_batch, length) for length in lengths)
         ]
 
     def loss(self, logits: Tensor, deltas: Tensor, samples: list[Samples], objects: list[Tensor]) -> dict[str, Tensor]:
@@ -183,7 +174,7 @@ class BoxHead(nn.Module):
         scores = logits.softmax(dim=1)[:, : self.num_classes].unflatten(0, (batch, rows))
         scores = torch.where(real[..., None], scores, 0).flatten(1)
         likeliest, pairs = best(scores, min(candidates, scores.shape[1]))
-        labels, usable = pairs % self.num_classes, likeliest > self.score_threshold
+        labels, usable = pairs % self.num_classes, likeliest > self.config.score_threshold
         starts = take_rows(proposals.boxes, pairs // self.num_classes)
         boxes = decode(starts, take_rows(deltas.view(batch, -1, 4), pairs), stds=STDS)
         boxes = clip(boxes, image_sizes)
@@ -193,8 +184,8 @@ class BoxHead(nn.Module):
             labels,
             usable,
             num_groups=self.num_classes,
-            threshold=self.nms,
-            limit=self.max_detections,
+            threshold=self.config.nms,
+            limit=self.config.max_detections,
         )
         *numbers, full = torch.cat([counts, usable[:, -1].any()[None]]).tolist()
         if full and candidates < scores.shape[1]:

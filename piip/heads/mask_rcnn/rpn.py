@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from piip.features import FeatureSpec
 from piip.heads.base import Sizes
 from piip.heads.mask_rcnn.boxes import clip, decode, encode, level_anchors, take_rows
+from piip.heads.mask_rcnn.config import MaskRCNNConfig
 from piip.heads.mask_rcnn.sampling import assign, drawn_first, sample
 from piip.heads.mask_rcnn.suppression import best, suppress
 
@@ -43,24 +44,13 @@ class Proposals(NamedTuple):
 class RPN(nn.Module):
     """Predicts for every anchor whether it lies on an object, and how to move it there.
 
-    specs: the pyramid, one width for all levels. The other settings are those of `MaskRCNNConfig`.
+    specs: the pyramid, one width for all levels.
     """
 
-    def __init__(
-        self,
-        *,
-        specs: Sequence[FeatureSpec],
-        anchor_scale: float,
-        anchor_ratios: Sequence[float],
-        rpn_batch: int,
-        rpn_proposals: int,
-        rpn_nms: float,
-    ) -> None:
+    def __init__(self, config: MaskRCNNConfig, specs: Sequence[FeatureSpec]) -> None:
         super().__init__()
-        channels, num_anchors = specs[0].channels, len(anchor_ratios)
-        self.strides = [spec.stride for spec in specs]
-        self.anchor_scale, self.anchor_ratios = anchor_scale, tuple(anchor_ratios)
-        self.rpn_batch, self.rpn_proposals, self.rpn_nms = rpn_batch, rpn_proposals, rpn_nms
+        channels, num_anchors = specs[0].channels, len(config.anchor_ratios)
+        self.config, self.strides = config, [spec.stride for spec in specs]
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.cls = nn.Conv2d(channels, num_anchors, 1)
         self.reg = nn.Conv2d(channels, num_anchors * 4, 1)
@@ -75,7 +65,7 @@ class RPN(nn.Module):
             outputs.logits.append(self.cls(hidden).permute(0, 2, 3, 1).flatten(1).float())
             outputs.deltas.append(self.reg(hidden).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
             grid = (x.shape[2], x.shape[3])
-            outputs.anchors.append(level_anchors(x, grid, stride, self.anchor_scale, self.anchor_ratios))
+            outputs.anchors.append(level_anchors(x, grid, stride, self.config.anchor_scale, self.config.anchor_ratios))
         return outputs
 
     def loss(self, outputs: RPNOutputs, objects: list[Tensor]) -> dict[str, Tensor]:
@@ -90,9 +80,9 @@ class RPN(nn.Module):
             negative_iou=NEGATIVE_IOU,
             min_iou=MIN_IOU,
         )
-        masks = sample(assigned, num_samples=self.rpn_batch, positive_fraction=POSITIVE_FRACTION)
+        masks = sample(assigned, num_samples=self.config.rpn_batch, positive_fraction=POSITIVE_FRACTION)
         # As many anchors per image, whatever was drawn: a number that had to reach the host would be waited for.
-        drawn = drawn_first(*masks, self.rpn_batch)
+        drawn = drawn_first(*masks, self.config.rpn_batch)
         positive, negative = (mask.gather(1, drawn) for mask in masks)
         logits, deltas = (torch.cat(levels, dim=1) for levels in (outputs.logits, outputs.deltas))
         entropy = F.binary_cross_entropy_with_logits(logits.gather(1, drawn), positive.float(), reduction="none")
@@ -133,8 +123,8 @@ class RPN(nn.Module):
             torch.cat(levels),
             (candidates[..., 2:] > candidates[..., :2]).all(dim=-1),
             num_groups=len(levels),
-            threshold=self.rpn_nms,
-            limit=self.rpn_proposals,
+            threshold=self.config.rpn_nms,
+            limit=self.config.rpn_proposals,
         )
         real = torch.arange(index.shape[1], device=index.device) < counts[:, None]
         return Proposals(

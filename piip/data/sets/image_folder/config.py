@@ -28,7 +28,6 @@ class ImageFolderData(DatasetConfig):
         description="text file with one 'folder name' per line, which also gives the order; imagenet: the 1000 synsets "
         "and their names; else folders in their order",
     )
-
     part: Part = Field("all", description=PART)
 
     @classmethod

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from piip.data.findings import Findings
 from piip.data.folders import IRREGULAR, UNREAD, list_folder, list_images
 from piip.data.images import IMAGE_SUFFIXES, read_image
 from piip.data.records import Records
-from piip.data.report import Report
 from piip.data.sets.base import ImageDataset
 from piip.data.sets.image_folder.class_names import distinct_names, read_folder_names
 from piip.data.sets.image_folder.config import ImageFolderData
@@ -29,9 +28,8 @@ class ImageFolderDataset(ImageDataset):
 
     Without a class-name file every folder is a class, in order of their names, as torchvision's ImageFolder has it.
     With one, such as a line 'n01440764 tench' per class, folders that it does not list are left out.
-    Links are followed. Names that begin with a dot, and files without an image's ending, are passed over; images of
-    other formats, and what is no regular file, are passed over with a warning.
-    An empty folder keeps its label, with a warning: a small validation set need not have every class.
+    Which files count is said by `list_images`; what it passes over is in a warning. An empty folder keeps its
+    label, with a warning: a small validation set need not have every class.
     Raises DataError for a missing root, folders missing from it, bad lines, links in a circle, and no image at all.
     """
 
@@ -39,7 +37,7 @@ class ImageFolderDataset(ImageDataset):
 
     def __init__(self, config: ImageFolderData) -> None:
         root, listed = config.root, config.class_names
-        self.source, self.max_image_pixels, self.report = root, config.max_image_pixels, Report(str(root))
+        self.source, self.max_image_pixels, self.report = root, config.max_image_pixels, Findings(str(root))
         found, loose, _ = list_folder(root, IMAGE_SUFFIXES)
         hint = "; images lie directly in it, but need a folder per class" if loose else ""
         if not found:
@@ -56,7 +54,12 @@ class ImageFolderDataset(ImageDataset):
                 self.report.add(f"folder left out, not listed in {listed}", folder)
         self.folders, self.class_names = list(names), distinct_names(names)
         self._labels_by_folder = {folder: label for label, folder in enumerate(self.folders)}
-        files = [*self._list()]
+        files: list[str] = []
+        for folder in self.folders:
+            own = [*list_images(root, self.report, folder)]
+            if not own:
+                self.report.add(_EMPTY, folder)
+            files += own
         kept = names_in_part(files, config.part)
         self._files = Records(file for file in files if file in kept)
         if not len(self._files):
@@ -66,14 +69,6 @@ class ImageFolderDataset(ImageDataset):
         if self.report.counts:
             level = logging.WARNING if {_EMPTY, IRREGULAR, UNREAD} & self.report.counts.keys() else logging.INFO
             logger.log(level, "%s", self.report)
-
-    def _list(self) -> Iterator[str]:
-        """The files of one class after the other, relative to the root."""
-        for folder in self.folders:
-            files = list(list_images(self.source, self.report, folder))
-            if not files:
-                self.report.add(_EMPTY, folder)
-            yield from files
 
     def __len__(self) -> int:
         return len(self._files)

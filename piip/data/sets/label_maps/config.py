@@ -30,7 +30,6 @@ class LabelMapData(DatasetConfig):
     reduce_zero_label: bool = Field(
         False, description="0 in the files is no label and 1 the first one, as in ADE20K; 255 is never a label"
     )
-
     image_suffix: str = Field("", description="what stands behind the common stem in names of images, as _leftImg8bit")
     label_suffix: str = Field("", description="the same in names of label maps, as _gtFine_labelTrainIds")
     part: Part = Field("all", description=PART)

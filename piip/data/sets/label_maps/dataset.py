@@ -12,11 +12,10 @@ from piip.conventions import NO_LABEL
 from piip.data.findings import Findings
 from piip.data.images import read_indices, read_sized_image
 from piip.data.records import Records
-from piip.data.report import Report
 from piip.data.sets.base import ImageDataset
 from piip.data.sets.label_maps.class_names import read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
-from piip.data.sets.label_maps.pairs import check_pairs, find_pairs
+from piip.data.sets.label_maps.pairs import check_pairs, find_pairs, label_fault
 from piip.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -26,10 +25,9 @@ class LabelMapDataset(ImageDataset):
     """Images and label maps for semantic segmentation.
 
     The map of the image `a/b.jpg` is `a/b.png`: a grey or palette PNG of 1 to 16 bits whose stored numbers are the
-    labels. Maps belong to upright pixels, as images are read; 255 is no label. A map without an image is left out with
-    a warning. With `config.reduce_zero_label` 0 is no label either, and k stands for label k - 1, as in ADE20K.
+    labels. Maps belong to upright pixels, as images are read. A map without an image is left out with a warning.
 
-    Links are followed. Pairs and the headers of the maps are checked at once, the pixels of a file when it is read.
+    Pairs and the headers of the maps are checked at once, the pixels of a file when it is read.
     Raises DataError for images without a map, two images with the same map, files that are not PNGs of one number per
     pixel, and links in a circle.
     """
@@ -37,7 +35,7 @@ class LabelMapDataset(ImageDataset):
     provides = frozenset({"label_map"})
 
     def __init__(self, config: LabelMapData) -> None:
-        self.source, self.labels, self.report = config.images, config.labels, Report(str(config.labels))
+        self.source, self.labels, self.report = config.images, config.labels, Findings(str(config.labels))
         self.class_names, self.max_image_pixels = read_class_names(config.class_names), config.max_image_pixels
         if not 0 < len(self.class_names) <= NO_LABEL:
             raise DataError(f"{len(self.class_names)} classes for {self.labels}; label maps may have 1 to {NO_LABEL}")
@@ -76,9 +74,5 @@ class LabelMapDataset(ImageDataset):
         labels = np.where(unlabelled, NO_LABEL, stored - self._first)
         wrong = ~unlabelled & (labels >= len(self.class_names))
         if wrong.any():
-            last = len(self.class_names) - 1 + self._first
-            raise DataError(
-                f"label map {path} holds {stored[wrong].min()}, but its {len(self.class_names)} classes have the "
-                f"numbers {self._first} to {last}, and {NO_LABEL} is no label; correct the map or the class names"
-            )
+            raise DataError(label_fault(path, stored[wrong].min(), len(self.class_names), self._first))
         return {"label_map": torch.from_numpy(labels.astype(np.uint8))}

@@ -15,12 +15,13 @@ from piip.data.folders import ending_of
 from piip.data.images import IMAGE_SUFFIXES, read_index_header, read_indices
 from piip.data.sets.label_maps.class_names import read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
+from piip.data.sets.label_maps.pairs import only_no_label_fault
 from piip.errors import DataError
 
 # Names of folders of label maps, and of the images beside them; files of class names, one per line.
 _LABELS = (
-    *("labels", "label", "masks", "mask", "annotations", "annotation", "gt", "gtfine", "segmentationclass", "targets"),
-)
+    "labels", "label", "masks", "mask", "annotations", "annotation", "gt", "gtfine", "segmentationclass", "targets",
+)  # fmt: skip
 _IMAGES = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "photos", "inputs", "input")
 _NAMES = ("classes.txt", "class_names.txt", "names.txt", "labels.txt")
 _LOOKED_AT = 50
@@ -89,13 +90,8 @@ def _suffixes(photo: str, maps: list[str]) -> tuple[str, str]:
     """What a photo's stem and that of its map have behind what they share: the map that shares most is its own."""
     if photo in maps:
         return "", ""
-    shared, best = max((_shared(photo, name), name) for name in maps)
+    shared, best = max((len(os.path.commonprefix([photo, name])), name) for name in maps)  # noqa: RUF071
     return photo[shared:], best[shared:]
-
-
-def _shared(a: str, b: str) -> int:
-    """How many characters two names begin with alike."""
-    return next((place for place, pair in enumerate(zip(a, b)) if pair[0] != pair[1]), min(len(a), len(b)))
 
 
 def _read_names(tree: Tree, sets: Sequence[LabelMapData]) -> list[str]:
@@ -109,8 +105,5 @@ def _read_names(tree: Tree, sets: Sequence[LabelMapData]) -> list[str]:
             values |= {*np.unique(read_indices(path)).tolist()}
     labels = values - {NO_LABEL}
     if labels <= {0} and NO_LABEL in values:
-        raise DataError(
-            f"the label maps of {tree.folder} hold only 0 and {NO_LABEL}, which is never a label; save what is to be "
-            "found as 1"
-        )
+        raise DataError(only_no_label_fault(tree.folder))
     return [f"label {label}" for label in range(max(labels) + 1)]

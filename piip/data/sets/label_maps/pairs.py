@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,6 @@ from piip.data.check import Split
 from piip.data.findings import Findings
 from piip.data.folders import list_files, list_images
 from piip.data.images import read_index_header, read_indices, read_size, size_fault
-from piip.data.report import Report
 from piip.data.sets.label_maps.class_names import read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
 from piip.data.split import names_in_part
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
     width: int
 
 
-def find_pairs(config: LabelMapData, report: Report) -> Iterator[Pair]:
+def find_pairs(config: LabelMapData, report: Findings) -> Iterator[Pair]:
     """The images with their maps, sorted by name.
 
     Raises DataError for images without a map, two images with the same map, and maps that are no PNGs of numbers.
@@ -58,8 +58,8 @@ def find_pairs(config: LabelMapData, report: Report) -> Iterator[Pair]:
     kept = names_in_part(images.values(), config.part)
     for stem, name in images.items():
         if name in kept:
-            header = read_index_header(config.labels / maps[stem])
-            yield Pair(name, maps[stem], header.height, header.width)
+            height, width, _ = read_index_header(config.labels / maps[stem])
+            yield Pair(name, maps[stem], height, width)
 
 
 def _stem(name: str, suffix: str) -> str | None:
@@ -91,20 +91,27 @@ def check_pairs(config: LabelMapData, pairs: Sequence[Pair], classes: int, findi
         values, pixels = np.unique(stored, return_counts=True)
         wrong = [value for value in values.tolist() if value != NO_LABEL and not 0 <= value < classes + first]
         if wrong:
-            what = (
-                f"label map {config.labels / pair.labels} holds {wrong[0]}, but its {classes} classes have the numbers "
-                f"{first} to {classes - 1 + first}, and {NO_LABEL} is no label; correct the map or the class names"
-            )
+            what = label_fault(config.labels / pair.labels, wrong[0], classes, first)
             findings.add("label without a class", what, "error")
         known = values <= NO_LABEL
         counts[values[known]] += pixels[known]
     if counts[NO_LABEL] and counts[0] and not counts[1:NO_LABEL].any():
-        what = (
-            f"the label maps in {config.labels} hold only 0 and {NO_LABEL}, and {NO_LABEL} is never a label; save what "
-            "is to be found as 1"
-        )
-        findings.add("maps of 0 and 255 alone", what, "error")
+        findings.add("maps of 0 and 255 alone", only_no_label_fault(config.labels), "error")
     return counts
+
+
+def label_fault(path: Path, label: int, classes: int, first: int) -> str:
+    """What is said of a map with a label that no class has. first: the number of the first class in the files."""
+    return (
+        f"label map {path} holds {label}, but its {classes} classes have the numbers {first} to {classes - 1 + first}, "
+        f"and {NO_LABEL} is no label; correct the map or the class names"
+    )
+
+
+def only_no_label_fault(folder: Path) -> str:
+    """What is said of maps in which nothing but the background has a label."""
+    fault = f"the label maps of {folder} hold only 0 and {NO_LABEL}, which is never a label"
+    return f"{fault}; save what is to be found as 1"
 
 
 def inspect_pairs(config: LabelMapData, name: str) -> Split:

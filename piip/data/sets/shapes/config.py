@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from piip.data.sets.coco.config import CocoData
 from piip.data.sets.config import DatasetConfig
-from piip.metrics.config import AccuracyConfig, CocoMetricConfig, MetricConfig, MIoUConfig
+from piip.data.sets.image_folder.config import ImageFolderData
+from piip.data.sets.label_maps.config import LabelMapData
+from piip.metrics.config import MetricConfig
 
 if TYPE_CHECKING:
     from piip.data.sets.base import ImageDataset
+
+CLASS_NAMES = ["circle", "rectangle", "triangle", "star", "cross"]
+
+# What folders of a form are called, and the version of its drawing: raise it when that changes.
+_FORMS = {"instances": ("", 2), "label_maps": ("maps-", 1), "crops": ("crops-", 1)}
 
 
 class ShapesData(DatasetConfig):
@@ -31,25 +39,28 @@ class ShapesData(DatasetConfig):
     def check_files(self, key: str) -> None:
         """Nothing has to be there: what is missing is drawn."""
 
-    def default_metrics(self) -> tuple[MetricConfig, ...]:
+    @property
+    def folder(self) -> Path:
+        """Where the set lies once it is written."""
+        prefix, version = _FORMS[self.form]
+        return self.root / f"{prefix}{self.split}-{self.images}x{self.size}-seed{self.seed}-v{version}"
+
+    def as_read(self) -> DatasetConfig:
+        """The written set, in the format of its files."""
+        images = self.folder / "images"
         if self.form == "crops":
-            return (AccuracyConfig(),)
-        return (MIoUConfig() if self.form == "label_maps" else CocoMetricConfig(),)
+            return ImageFolderData(root=self.folder)
+        if self.form == "label_maps":
+            # The background is a class, as `wall` or `sky` are in photographs.
+            names = ("background", *CLASS_NAMES)
+            return LabelMapData(images=images, labels=self.folder / "labels", class_names=names)
+        return CocoData(images=images, annotations=self.folder / "annotations.json")
+
+    def default_metrics(self) -> tuple[MetricConfig, ...]:
+        return self.as_read().default_metrics()
 
     def build(self, *, training: bool) -> ImageDataset:
-        if self.form == "crops":
-            from piip.data.sets.image_folder.config import ImageFolderData
-            from piip.data.sets.shapes.crops import write_crops
+        from piip.data.sets.shapes.writers import write_once
 
-            return ImageFolderData(root=write_crops(self)).build(training=training)
-        if self.form == "label_maps":
-            from piip.data.sets.label_maps.config import LabelMapData
-            from piip.data.sets.shapes.label_maps import MAP_CLASS_NAMES, write_shape_maps
-
-            images, labels = write_shape_maps(self)
-            return LabelMapData(images=images, labels=labels, class_names=MAP_CLASS_NAMES).build(training=training)
-        from piip.data.sets.coco.config import CocoData
-        from piip.data.sets.shapes.instances import write_shapes
-
-        images, annotations = write_shapes(self)
-        return CocoData(images=images, annotations=annotations).build(training=training)
+        write_once(self)
+        return self.as_read().build(training=training)

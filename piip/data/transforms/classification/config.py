@@ -58,7 +58,6 @@ class ClassificationTransforms(TransformsConfig):
 
     @property
     def long_side(self) -> int:
-        """The side that images have in training, in pixels."""
         return self.size
 
     @field_validator("rand_augment")

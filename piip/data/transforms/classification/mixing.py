@@ -42,14 +42,12 @@ class Mixing:
 
     @property
     def changes_pixels(self) -> bool:
-        """Whether images are mixed or erased in, for which they must be normalised; else only labels are."""
         return self._erase is not None or self._mixup is not None
 
     def __call__(
         self, images: Tensor, targets: list[dict[str, Tensor]], key: tuple[int, int]
     ) -> tuple[Tensor, list[dict[str, Tensor]]]:
-        """images: (B, 3, H, W), normalised and float if they are changed (in place); targets: with label; key: epoch
-        and index of the first image.
+        """images: (B, 3, H, W), normalised and float if they are changed (in place); targets: with label.
 
         Returns the images, and targets with probabilities (classes,) float32 instead of a label that is mixed
         or smoothed.

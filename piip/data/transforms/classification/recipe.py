@@ -36,10 +36,9 @@ _FILL = tuple(round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN)
 
 
 def transform_labelled(sample: Sample, config: ClassificationTransforms, rng: np.random.Generator | None) -> Sample:
-    """Brings an image to (3, size, size) as the config says; its label stays.
+    """Brings an image to (3, size, size); its label stays. See `TransformsConfig.apply`.
 
-    sample: `image` uint8 (3, H, W). rng: draws all choices; without one the image is resized to size / crop_ratio and
-    its centre taken. Returns the sample with the image changed.
+    Without rng the image is resized to size / crop_ratio and its centre taken.
     """
     image = Image.fromarray(sample["image"].permute(1, 2, 0).cpu().numpy())
     if rng is None:

@@ -56,7 +56,6 @@ class DetectionTransforms(TransformsConfig):
 
     @property
     def long_side(self) -> int:
-        """The longest side that images have in training, in pixels."""
         return self.crop or max(long for long, _ in self.resize)
 
     def transform(self, sample: Sample, rng: np.random.Generator | None) -> Sample:

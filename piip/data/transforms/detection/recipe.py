@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from piip.data.transforms.detection.config import DetectionTransforms
 from piip.data.transforms.resize import resize_image, resize_masks, resized_size
 from piip.data.transforms.sample import Sample
 
+# The entries (n, 4) xyxy of a target.
+_BOXES = ("boxes", "crowd_boxes")
+
 
 def transform_objects(sample: Sample, config: DetectionTransforms, rng: np.random.Generator | None) -> Sample:
-    """Zooms, resizes, crops and flips a sample as the config says.
+    """Zooms, resizes, crops and flips image, boxes, crowd_boxes and masks; see `TransformsConfig.apply`.
 
-    sample: `image` uint8 (3, H, W) and, for training, `target` with boxes, labels, masks and crowd_boxes in its pixels.
-    rng: draws all choices; without one the first scale is taken, and nothing is cropped or flipped.
-    Returns the sample with image and target changed.
+    Without rng the first scale is taken, and nothing is cropped or flipped.
     """
     if rng is None:
         return _resize(sample, config.resize[0])
@@ -43,10 +44,11 @@ def _resize(sample: Sample, scale: tuple[int, int]) -> Sample:
     changed = sample | {"image": resize_image(sample["image"], new)}
     if "target" in sample:
         factors = torch.tensor([new[1] / old[1], new[0] / old[0]] * 2, dtype=torch.float32)
-        target = {name: _clip(boxes * factors, new) for name, boxes in _boxes(sample["target"])}
-        if "masks" in sample["target"]:
-            target["masks"] = resize_masks(sample["target"]["masks"], new)
-        changed["target"] = sample["target"] | target
+        target = changed["target"] = dict(sample["target"])
+        for name in _BOXES:
+            target[name] = clip_boxes_to_image(target[name] * factors, new)
+        if "masks" in target:
+            target["masks"] = resize_masks(target["masks"], new)
     return changed
 
 
@@ -58,20 +60,17 @@ def _crop(sample: Sample, sides: tuple[int, int], rng: np.random.Generator) -> S
     """
     height, width = sample["image"].shape[-2:]
     (top, bottom), (left, right) = (_draw_span(length, sides, rng) for length in (height, width))
-    changed = sample | {"image": sample["image"][:, top:bottom, left:right]}
-    if "target" in sample:
-        target = dict(sample["target"])
-        shift = torch.tensor([left, top] * 2, dtype=torch.float32)
-        for name, boxes in _boxes(target):
-            boxes = _clip(boxes - shift, (bottom - top, right - left))
-            kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            target[name] = boxes[kept]
-            if name == "boxes":
-                target |= {other: target[other][kept] for other in ("labels", "masks", "has_mask") if other in target}
-        if "masks" in target:
-            target["masks"] = target["masks"][:, top:bottom, left:right]
-        changed["target"] = target
-    return changed
+    target = dict(sample["target"])
+    shift = torch.tensor([left, top] * 2, dtype=torch.float32)
+    for name in _BOXES:
+        boxes = clip_boxes_to_image(target[name] - shift, (bottom - top, right - left))
+        kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        target[name] = boxes[kept]
+        if name == "boxes":
+            target |= {other: target[other][kept] for other in ("labels", "masks", "has_mask") if other in target}
+    if "masks" in target:
+        target["masks"] = target["masks"][:, top:bottom, left:right]
+    return sample | {"image": sample["image"][:, top:bottom, left:right], "target": target}
 
 
 def _draw_span(length: int, sides: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
@@ -82,23 +81,10 @@ def _draw_span(length: int, sides: tuple[int, int], rng: np.random.Generator) ->
 
 def _flip(sample: Sample) -> Sample:
     width = sample["image"].shape[-1]
-    changed = sample | {"image": sample["image"].flip(-1)}
-    if "target" in sample:
-        target = {
-            name: torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
-            for name, boxes in _boxes(sample["target"])
-        }
-        if "masks" in sample["target"]:
-            target["masks"] = sample["target"]["masks"].flip(-1)
-        changed["target"] = sample["target"] | target
-    return changed
-
-
-def _boxes(target: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """The entries (n, 4) xyxy of a target."""
-    return [(name, target[name]) for name in ("boxes", "crowd_boxes")]
-
-
-def _clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    limits = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32)
-    return boxes.clamp(min=torch.zeros(4), max=limits)
+    target = dict(sample["target"])
+    for name in _BOXES:
+        left, top, right, bottom = target[name].unbind(1)
+        target[name] = torch.stack([width - right, top, width - left, bottom], dim=1)
+    if "masks" in target:
+        target["masks"] = target["masks"].flip(-1)
+    return sample | {"image": sample["image"].flip(-1), "target": target}

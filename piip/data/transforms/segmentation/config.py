@@ -42,7 +42,6 @@ class SegmentationTransforms(TransformsConfig):
 
     @property
     def long_side(self) -> int:
-        """The longest side that images have in training, in pixels."""
         return self.crop or self.resize[0] or self.resize[1]
 
     def transform(self, sample: Sample, rng: np.random.Generator | None) -> Sample:

@@ -54,11 +54,8 @@ def rgb_to_hsv(image: Tensor) -> Tensor:
     value = pixels.amax(0)
     spread = value - pixels.amin(0)
     saturation_steps, hue_steps = _reciprocals(255), _reciprocals(_HUES / 6)
-    sector = torch.where(
-        value == red,
-        green - blue,
-        torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread),
-    )
+    sector = torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread)
+    sector = torch.where(value == red, green - blue, sector)
     hue = (sector * hue_steps[spread] + 2048) >> 12
     saturation = (spread * saturation_steps[value] + 2048) >> 12
     return torch.stack([torch.where(hue < 0, hue + _HUES, hue), saturation, value]).to(torch.uint8)

@@ -17,11 +17,9 @@ _CROP_TRIES = 10
 
 
 def transform_label_map(sample: Sample, config: SegmentationTransforms, rng: np.random.Generator | None) -> Sample:
-    """Resizes, crops, flips and distorts a sample as the config says.
+    """Resizes, crops, flips and distorts an image and its label_map (H, W) uint8; see `TransformsConfig.apply`.
 
-    sample: `image` uint8 (3, H, W) and, for training, `target` with label_map (H, W) uint8, 255 for no label.
-    rng: draws all choices; without one the image is only resized.
-    Returns the sample with image and target changed.
+    Without rng the image is only resized.
     """
     image: Tensor = sample["image"]
     if rng is None:
@@ -44,9 +42,8 @@ def transform_label_map(sample: Sample, config: SegmentationTransforms, rng: np.
 def _size(image: Tensor, long: int | None, short: int) -> tuple[int, int]:
     """(h, w) within the limits; without a long one the shorter side becomes `short`, as in the released evaluation."""
     height, width = image.shape[-2:]
-    return resized_size(
-        height, width, (short * max(height, width) / min(height, width) if long is None else long, short)
-    )
+    limit = short * max(height, width) / min(height, width) if long is None else long
+    return resized_size(height, width, (limit, short))
 
 
 def _draw_part(labels: Tensor, side: int, max_share: float, rng: np.random.Generator) -> tuple[slice, slice]:
@@ -60,10 +57,9 @@ def _draw_part(labels: Tensor, side: int, max_share: float, rng: np.random.Gener
         return slice(tops[0], tops[0] + side), slice(tops[1], tops[1] + side)
 
     part = draw()
-    if max_share < 1:
-        for _ in range(_CROP_TRIES):
-            counts = torch.bincount(labels[part].flatten(), minlength=NO_LABEL + 1)[:NO_LABEL]
-            if counts.max() < max_share * counts.sum():
-                break
-            part = draw()
+    for _ in range(_CROP_TRIES if max_share < 1 else 0):
+        counts = torch.bincount(labels[part].flatten(), minlength=NO_LABEL + 1)[:NO_LABEL]
+        if counts.max() < max_share * counts.sum():
+            break
+        part = draw()
     return part

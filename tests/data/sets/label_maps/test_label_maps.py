@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from piip.data.images import read_indices
-from piip.data.sets.label_maps.ade20k import ADE20K_CLASSES
-from piip.data.sets.label_maps.class_names import read_class_names
+from piip.data.sets.label_maps.class_names import ADE20K_CLASSES, read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
 from piip.data.sets.label_maps.dataset import LabelMapDataset
 from piip.errors import DataError

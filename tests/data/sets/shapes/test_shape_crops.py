@@ -9,16 +9,21 @@ import pytest
 from PIL import Image
 
 from piip.data.sets.image_folder.dataset import ImageFolderDataset
-from piip.data.sets.shapes import crops as shape_crops
-from piip.data.sets.shapes.config import ShapesData
-from piip.data.sets.shapes.crops import draw_crop, write_crops
-from piip.data.sets.shapes.instances import CLASS_NAMES, draw_image
+from piip.data.sets.shapes import writers
+from piip.data.sets.shapes.config import CLASS_NAMES, ShapesData
+from piip.data.sets.shapes.drawing import draw_crop, draw_image
+from piip.data.sets.shapes.writers import write_once
 from piip.data.transforms.sample import generator
 from piip.errors import PiipError
 
 
 def config(root: Path, **changes: object) -> ShapesData:
     return ShapesData(**({"root": root, "form": "crops", "images": 12, "size": 64} | changes))
+
+
+def write_crops(config: ShapesData) -> Path:
+    write_once(config)
+    return config.folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -72,7 +77,7 @@ def test_a_crop_is_a_square_in_the_picture_with_the_whole_frontmost_object(
 
 def test_a_written_set_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_crops(config(tmp_path))
-    monkeypatch.setattr(shape_crops, "draw_crop", None)  # drawing again would fail
+    monkeypatch.setattr(writers, "draw_crop", None)  # drawing again would fail
     assert write_crops(config(tmp_path)) == folder
 
 
@@ -86,7 +91,7 @@ def test_a_set_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
         drawn.append(picture)
         return picture, label
 
-    monkeypatch.setattr(shape_crops, "draw_crop", draw_two)
+    monkeypatch.setattr(writers, "draw_crop", draw_two)
     with pytest.raises(PiipError, match=r"cannot write the generated images to .*crops-train-12x64.*No space left"):
         write_crops(config(tmp_path))
     assert len(drawn) == 2

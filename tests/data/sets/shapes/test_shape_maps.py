@@ -9,8 +9,7 @@ import torch
 
 from piip.data.sets.instances.dataset import InstanceDataset
 from piip.data.sets.label_maps.dataset import LabelMapDataset
-from piip.data.sets.shapes.config import ShapesData
-from piip.data.sets.shapes.instances import CLASS_NAMES
+from piip.data.sets.shapes.config import CLASS_NAMES, ShapesData
 
 
 def config(root: Path, **changes: object) -> ShapesData:

@@ -11,9 +11,10 @@ import pytest
 from pycocotools import mask as mask_utils
 
 from piip.data.sets.instances.dataset import InstanceDataset
-from piip.data.sets.shapes import instances as shapes
-from piip.data.sets.shapes.config import ShapesData
-from piip.data.sets.shapes.instances import CLASS_NAMES, draw_image, write_shapes
+from piip.data.sets.shapes import drawing, writers
+from piip.data.sets.shapes.config import CLASS_NAMES, ShapesData
+from piip.data.sets.shapes.drawing import draw_image
+from piip.data.sets.shapes.writers import write_once
 from piip.data.transforms.sample import generator
 from piip.errors import PiipError
 from tests.metrics.perfect import score_of_truth
@@ -21,6 +22,11 @@ from tests.metrics.perfect import score_of_truth
 
 def config(root: Path, **changes: object) -> ShapesData:
     return ShapesData(**({"root": root, "images": 4, "size": 96} | changes))
+
+
+def write_shapes(config: ShapesData) -> tuple[Path, Path]:
+    write_once(config)
+    return config.folder / "images", config.folder / "annotations.json"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -50,7 +56,7 @@ def test_an_image_does_not_depend_on_how_many_are_drawn(tmp_path: Path) -> None:
 def test_a_written_set_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, annotations = write_shapes(config(tmp_path))
     before = annotations.stat().st_mtime_ns
-    monkeypatch.setattr(shapes, "draw_image", None)  # drawing again would fail
+    monkeypatch.setattr(writers, "draw_image", None)  # drawing again would fail
     assert write_shapes(config(tmp_path)) == (images, annotations)
     assert annotations.stat().st_mtime_ns == before
 
@@ -64,7 +70,7 @@ def test_a_set_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.M
         drawn.append(draw_image(size, rng))
         return drawn[-1]
 
-    monkeypatch.setattr(shapes, "draw_image", draw_two)
+    monkeypatch.setattr(writers, "draw_image", draw_two)
     with pytest.raises(PiipError, match=r"cannot write the generated images to .*train-4x96.*No space left on device"):
         write_shapes(config(tmp_path))
     assert len(drawn) == 2
@@ -111,7 +117,7 @@ def test_masks_lie_where_the_objects_are_painted(monkeypatch: pytest.MonkeyPatch
     """The same scenes in flat colours, one per object: a colour shows all over its mask, but for the soft edge."""
     # No blend of two of these, as on a soft edge, is a third one.
     flat_colours = [(0, 1, 0), (1, 0, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1)]
-    paint = shapes._paint
+    paint = drawing._paint
     painted: list[int] = []
 
     def paint_flat(canvas: np.ndarray, alpha: np.ndarray, label: int, rng: np.random.Generator) -> None:
@@ -124,7 +130,7 @@ def test_masks_lie_where_the_objects_are_painted(monkeypatch: pytest.MonkeyPatch
         _, objects = draw_image(128, generator(number))
         painted.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(shapes, "_paint", paint_flat)
+            patch.setattr(drawing, "_paint", paint_flat)
             picture, flat_objects = draw_image(128, generator(number))
         pixels = np.asarray(picture)
         assert len(objects) == len(flat_objects) == len(painted)

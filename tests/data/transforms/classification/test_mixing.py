@@ -19,6 +19,7 @@ from piip.data.transforms.classification.config import ClassificationTransforms
 from piip.data.transforms.classification.mixing import MIX_STREAM, Mixing
 from piip.data.transforms.sample import drawing_from, generator
 from piip.errors import ConfigError
+from tests.data.loader_cases import as_rank
 
 CLASSES = 7
 
@@ -144,8 +145,8 @@ def make_config(root: Path, *, workers: int = 0, **changes: Any) -> Config:
     )
 
 
-def epoch(config: Config, number: int, start: int = 0, **rank: int) -> list[Batch]:
-    loader = build_loader(config, config.data.train.build(training=True), training=True, **rank)
+def epoch(config: Config, number: int, start: int = 0) -> list[Batch]:
+    loader = build_loader(config, config.data.train.build(training=True), training=True)
     loader.set_epoch(number)
     loader.set_start(start)
     batches = list(loader)
@@ -175,14 +176,17 @@ def test_workers_and_resumption_change_no_bit_of_a_mixed_batch(root: Path) -> No
 
 def test_ranks_mix_differently(root: Path) -> None:
     config = make_config(root, augment="none", crop="centre", flip=0.0, erase=0.0, label_smoothing=0.0)
-    parts = [epoch(config, 0, rank=rank, world=2) for rank in range(2)]
+    parts = []
+    for rank in range(2):
+        with as_rank(rank, world=2):
+            parts.append(epoch(config, 0))
     largest = [[stacked(item.targets).max().item() for item in part] for part in parts]
     assert not np.allclose(*largest)
 
 
 def test_an_odd_share_of_a_rank_is_refused_before_training(root: Path) -> None:
-    with pytest.raises(ConfigError, match="a process has 1 in a batch"):
-        epoch(make_config(root), 0, rank=0, world=4)
+    with as_rank(0, world=4), pytest.raises(ConfigError, match="a process has 1 in a batch"):
+        epoch(make_config(root), 0)
 
 
 def test_evaluation_neither_mixes_nor_has_targets_but_truths(root: Path) -> None:

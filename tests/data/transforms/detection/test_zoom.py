@@ -33,8 +33,9 @@ def test_zooming_is_resize_crop_and_resize_and_then_comes_the_crop_to_the_traini
     config = DetectionTransforms.model_validate({"resize": SCALES, "zoom": zoom, "crop": 50, "flip": 0.5})
     y, x = np.mgrid[:60, :80]
     picture = np.stack([x * 3, y * 4, (x + y) % 251], axis=-1).astype(np.uint8)
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "crowd_boxes": torch.zeros(0, 4)}
     for seed in range(20):
-        sample = {"image": torch.from_numpy(picture).permute(2, 0, 1)}
+        sample = {"image": torch.from_numpy(picture).permute(2, 0, 1), "target": nothing}
         found = config.apply(sample, np.random.default_rng(seed))
         draw = np.random.default_rng(seed)
         draw.random()

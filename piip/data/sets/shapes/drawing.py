@@ -1,31 +1,20 @@
-"""The generated data set: textured shapes that overlap on textured backgrounds, as JPEG and COCO-format JSON files.
+"""Textured shapes that overlap on textured backgrounds, drawn from a random stream.
 
-An image is a function of (seed, split, number), so that a set is the same wherever it is made. Objects are 24 to 120
-pixels at an image side of 256 and scale with it; masks are the visible parts, decided pixel by pixel.
+Objects are 24 to 120 pixels at an image side of 256 and scale with it; masks are the visible parts, decided pixel by
+pixel.
 """
 
 from __future__ import annotations
 
 import colorsys
-import json
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
-from pycocotools import mask as mask_utils
 
-from piip.data.sets.shapes.config import ShapesData
-from piip.data.sets.shapes.generated import save_image, write_once
-from piip.data.transforms.sample import generator
-from piip.files import sync
+from piip.data.sets.shapes.config import CLASS_NAMES
 
-CLASS_NAMES = ["circle", "rectangle", "triangle", "star", "cross"]
-
-# Part of the cache's name: raise it when the drawing changes.
-_VERSION = 2
 _SMALLEST, _LARGEST = 28 / 256, 120 / 256
 _OBJECTS = (2, 6)
 _SUPERSAMPLING = 4
@@ -34,57 +23,19 @@ _SUPERSAMPLING = 4
 _MOST_TURN = math.radians(20)
 _HUE_SPREAD = 50 / 360
 _LEAST_VISIBLE = 0.5
+# Side of the picture that a crop is cut from, as a multiple of that of the crop, which is then enlarged a little.
+_SCENE = 2
+# Side of what is cut out as a multiple of the object's longer one.
+_MARGIN = (1.05, 1.4)
 
 Floats = NDArray[np.float32]
 Points = NDArray[np.float64]
 
 
-def write_shapes(config: ShapesData) -> tuple[Path, Path]:
-    """Makes sure that the set exists below `config.root`, whole or not at all.
-
-    Returns the folder of the images and the annotation file. Raises PiipError when the files cannot be written.
-    """
-    final = config.root / f"{config.split}-{config.images}x{config.size}-seed{config.seed}-v{_VERSION}"
-    write_once(final, lambda folder: _write(config, folder))
-    return final / "images", final / "annotations.json"
-
-
-def shape_generator(config: ShapesData, number: int) -> np.random.Generator:
-    """The random stream of an image: the split is part of its key, so training and evaluation never share one."""
-    return generator(config.seed, ("train", "val").index(config.split), number)
-
-
-def _write(config: ShapesData, folder: Path) -> None:
-    (folder / "images").mkdir()
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number in range(config.images):
-        image_id, file_name = number + 1, f"{number + 1:06d}.jpg"
-        picture, objects = draw_image(config.size, shape_generator(config, number))
-        save_image(picture, folder / "images" / file_name)
-        images.append({"id": image_id, "file_name": file_name, "height": config.size, "width": config.size})
-        for label, visible in objects:
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **_describe(label, visible)})
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASS_NAMES)]
-    text = json.dumps({"images": images, "annotations": annotations, "categories": categories})
-    (folder / "annotations.json").write_text(text, encoding="utf-8")
-    sync(folder / "annotations.json")
-
-
-def _describe(label: int, visible: NDArray[np.bool_]) -> dict[str, Any]:
-    rle = mask_utils.encode(np.asfortranarray(visible, dtype=np.uint8))
-    return {
-        "category_id": label + 1,
-        "bbox": mask_utils.toBbox(rle).tolist(),
-        "area": float(mask_utils.area(rle)),
-        "iscrowd": 0,
-        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-    }
-
-
 def draw_image(size: int, rng: np.random.Generator) -> tuple[Image.Image, list[tuple[int, NDArray[np.bool_]]]]:
     """One image of size x size pixels and its objects from back to front: (label, visible mask (size, size))."""
-    canvas = _texture(size, size, rng, _colour(rng), contrast=0.5)
+    background = rng.uniform(0.12, 0.95, 3).astype(np.float32)  # neither black nor white
+    canvas = _texture(size, size, rng, background, contrast=0.5)
     owner = np.full((size, size), -1, dtype=np.int16)  # which object a pixel belongs to
     labels: list[int] = []
     areas: list[int] = []
@@ -167,11 +118,6 @@ def _paint(canvas: Floats, alpha: Floats, label: int, rng: np.random.Generator) 
     canvas += alpha[..., None] * (fill - canvas)
 
 
-def _colour(rng: np.random.Generator) -> Floats:
-    """A random RGB colour, neither black nor white."""
-    return rng.uniform(0.12, 0.95, 3).astype(np.float32)
-
-
 def _class_colour(label: int, rng: np.random.Generator) -> Floats:
     """A random RGB colour around a class's typical hue; the hues of neighbouring classes overlap."""
     hue = label / len(CLASS_NAMES) + rng.uniform(-_HUE_SPREAD, _HUE_SPREAD)
@@ -204,3 +150,22 @@ def _clouds(height: int, width: int, rng: np.random.Generator) -> Floats:
         grid = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
         clouds += weight * np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC))
     return clouds
+
+
+def draw_crop(size: int, rng: np.random.Generator) -> tuple[Image.Image, int]:
+    """A square of size x size pixels around one object, and its label; parts of others may show beside it."""
+    scene, objects = draw_image(_SCENE * size, rng)
+    # The frontmost, which no other hides.
+    label, visible = objects[-1]
+    return scene.crop(_square(visible, rng)).resize((size, size), Image.Resampling.BICUBIC), label
+
+
+def _square(visible: NDArray[np.bool_], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a square within the picture that holds the mask, which is not in its middle."""
+    spans = [np.flatnonzero(visible.any(axis=axis))[[0, -1]] + (0, 1) for axis in (0, 1)]
+    longest = max(int(stop - start) for start, stop in spans)
+    side = min(math.ceil(longest * rng.uniform(*_MARGIN)), len(visible))
+    corner = [
+        int(rng.integers(max(0, stop - side), min(start, len(visible) - side) + 1)) for start, stop in spans
+    ]  # fmt: skip
+    return corner[0], corner[1], corner[0] + side, corner[1] + side
