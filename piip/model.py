@@ -167,12 +167,12 @@ class Model(nn.Module):
         if self.head.several_views:
             how = self._normalisation(images, image_sizes)
             (images,) = pyramid_resize(images, scale_factors=[1.0], **how)
-        return self.head.look_at(images, list(image_sizes), self._look)
-
-    def _look(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Any:
-        features = self.features(images, image_sizes)
-        with self._head_precision(images.device):
-            return self.head.detect(features, image_sizes)
+        views = self.head.views(images, list(image_sizes))
+        for view, view_sizes in views:
+            features = self.features(view, view_sizes)
+            with self._head_precision(view.device):
+                views.add(self.head.detect(features, view_sizes))
+        return views.outputs()
 
     def _normalisation(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> _Normalisation:
         """uint8 pixels are normalised within their valid sizes; other images are normalised already."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,8 +12,30 @@ from piip.errors import ConfigError
 
 # (h, w) of every image of a batch.
 Sizes = list[tuple[int, int]]
-# Runs the network on images (B, 3, H, W) and their valid (h, w), and returns what `Head.detect` does.
-Look = Callable[[Tensor, Sizes], Any]
+
+
+class Views:
+    """The views of a batch that the network is run on, one after the other, and the head's outputs for all of them.
+
+    Iteration gives the images (B, 3, H, W) of a view and their valid (h, w); what `Head.detect` returns for them goes
+    to `add` before the next view is asked for. After the last one, `outputs` returns what `Head.restore` takes.
+    Here the batch itself is the only view.
+    """
+
+    def __init__(self, images: Tensor, image_sizes: Sizes) -> None:
+        self.images, self.image_sizes = images, image_sizes
+        self._added: Any = None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Sizes]]:
+        yield self.images, self.image_sizes
+
+    def add(self, outputs: Any) -> None:
+        """Takes the head's outputs for the view that was given last."""
+        self._added = outputs
+
+    def outputs(self) -> Any:
+        """The head's outputs for the batch."""
+        return self._added
 
 
 class Head(nn.Module):
@@ -25,7 +47,7 @@ class Head(nn.Module):
 
     # Whether `loss` and `detect` stay under the caller's autocast and choose themselves what must be float32.
     mixed_precision = False
-    # Whether `look_at` makes images of its own, for which they must be normalised already.
+    # Whether `views` makes images of its own, for which they must be normalised already.
     several_views = False
 
     @abstractmethod
@@ -57,9 +79,9 @@ class Head(nn.Module):
         """The results in batch pixels, as `Model.infer` returns them."""
         return self.restore(outputs, image_sizes, image_sizes)
 
-    def look_at(self, images: Tensor, image_sizes: Sizes, look: Look) -> Any:
-        """Runs the network on images (B, 3, H, W) as they are, or on several views of them: what `restore` takes."""
-        return look(images, image_sizes)
+    def views(self, images: Tensor, image_sizes: Sizes) -> Views:
+        """The views of images (B, 3, H, W) that the network is run on: the images as they are, unless overridden."""
+        return Views(images, image_sizes)
 
     def pretrained(self, branch: int) -> dict[str, nn.Module]:
         """The modules of this head that the pretrained network of a branch has too: its final `norm` and its `head`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 
@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piip.features import FeatureSpec
-from piip.heads.base import Head, Look, Sizes
+from piip.heads.base import Head, Sizes, Views
 from piip.heads.config import SegmentationHeadConfig
-from piip.heads.windows import most_likely, slide
+from piip.heads.windows import Windows, most_likely
 
 resize = partial(F.interpolate, mode="bilinear", align_corners=False)
 
@@ -21,7 +21,7 @@ resize = partial(F.interpolate, mode="bilinear", align_corners=False)
 class SegmentationHead(Head):
     """A head that classifies every pixel; its `detect` returns logits (B, classes, h, w), float32, of any size.
 
-    This class looks at images in the windows, scales and flip of the config, and makes labels from the logits.
+    This class makes the views of an image, by the windows, scales and flip of the config, and labels from their logits.
     specs: the maps, finest first.
     """
 
@@ -31,35 +31,8 @@ class SegmentationHead(Head):
         super().__init__()
         self.config, self.specs = config, list(specs)
 
-    def look_at(self, images: Tensor, image_sizes: Sizes, look: Look) -> Tensor:
-        """Logits (B, classes, H, W); those of several views are the logarithm of their mean probabilities.
-
-        The views are the images at several scales, also mirrored; only the sum of them all is kept.
-        """
-        views = list(product(self.config.test_scales, (False, True) if self.config.test_flip else (False,)))
-        total: Tensor | None = None
-        for scale, mirrored in views:
-            seen, sizes = _scaled(images, image_sizes, scale, divisor=self.specs[-1].stride)
-            logits = self._look_at_one(_mirrored(seen, sizes) if mirrored else seen, sizes, look)
-            if views == [(1.0, False)]:
-                return logits
-            if mirrored:
-                logits = _mirrored(logits, sizes)
-            probabilities = resize(logits, size=images.shape[2:]).softmax(1)
-            total = probabilities if total is None else total.add_(probabilities)
-        assert total is not None  # there is a view
-        return (total / len(views)).clamp(min=torch.finfo(total.dtype).tiny).log()
-
-    def _look_at_one(self, images: Tensor, image_sizes: Sizes, look: Look) -> Tensor:
-        """Logits (B, classes, H, W) of a view, seen as a whole or in windows."""
-
-        def seen_whole(x: Tensor) -> Tensor:
-            logits = look(x, [(x.shape[2], x.shape[3])] * len(x))  # padding included
-            return resize(logits, size=x.shape[2:])
-
-        if self.config.window is None:
-            return seen_whole(images)
-        return slide(seen_whole, images, image_sizes, window=self.config.window, stride=self.config.stride)
+    def views(self, images: Tensor, image_sizes: Sizes) -> SegmentationViews:
+        return SegmentationViews(images, image_sizes, self.config, divisor=self.specs[-1].stride)
 
     def in_batch(self, outputs: Tensor, image_sizes: Sizes) -> Tensor:
         """Logits (B, classes, H, W) in batch pixels."""
@@ -76,6 +49,54 @@ class SegmentationHead(Head):
             labels, scores = most_likely(logits[:, :height, :width], original)
             results.append({"labels": labels.byte() if len(logits) <= 256 else labels, "scores": scores})
         return results
+
+
+class SegmentationViews(Views):
+    """Images at several scales, also mirrored, each as a whole or in windows; only the sum of all views is kept.
+
+    divisor: the sides of scaled batches are multiples of it.
+    """
+
+    def __init__(self, images: Tensor, image_sizes: Sizes, config: SegmentationHeadConfig, *, divisor: int) -> None:
+        super().__init__(images, image_sizes)
+        self._config, self._divisor = config, divisor
+        self._views = list(product(config.test_scales, (False, True) if config.test_flip else (False,)))
+        self._single = self._views == [(1.0, False)]
+        self._total: Tensor | None = None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Sizes]]:
+        for scale, mirrored in self._views:
+            images, sizes = _scaled(self.images, self.image_sizes, scale, divisor=self._divisor)
+            if mirrored:
+                images = _mirrored(images, sizes)
+            if self._config.window is None:
+                yield images, _whole(images)
+                logits = resize(self._added, size=images.shape[2:])
+            else:
+                windows = Windows(images, sizes, window=self._config.window, stride=self._config.stride)
+                for seen in windows:
+                    yield seen, _whole(seen)
+                    windows.add(resize(self._added, size=seen.shape[2:]))
+                logits = windows.mean()
+            if self._single:
+                self._total = logits
+                continue
+            if mirrored:
+                logits = _mirrored(logits, sizes)
+            probabilities = resize(logits, size=self.images.shape[2:]).softmax(1)
+            self._total = probabilities if self._total is None else self._total.add_(probabilities)
+
+    def outputs(self) -> Tensor:
+        """Logits (B, classes, H, W); those of several views are the logarithm of their mean probabilities."""
+        assert self._total is not None  # there is a view
+        if self._single:
+            return self._total
+        return (self._total / len(self._views)).clamp(min=torch.finfo(self._total.dtype).tiny).log()
+
+
+def _whole(images: Tensor) -> Sizes:
+    """The sizes of images (B, 3, H, W), padding included."""
+    return [(images.shape[2], images.shape[3])] * len(images)
 
 
 def _scaled(images: Tensor, sizes: Sizes, scale: float, *, divisor: int) -> tuple[Tensor, Sizes]:

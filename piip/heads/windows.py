@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -19,39 +19,51 @@ MAX_PROBABILITIES_ON_DEVICE = 2**26
 MAX_WINDOW_PIXELS = 2**22
 
 
-def slide(look: Callable[[Tensor], Tensor], images: Tensor, image_sizes: Sizes, *, window: int, stride: int) -> Tensor:
-    """Mean logits (B, classes, H, W) of all windows that cover a pixel; zeros outside the valid parts.
+class Windows:
+    """Windows that slide over images, and the mean of their logits.
 
-    Windows are laid out as in mmsegmentation: from the top left in steps of `stride`, the last of a row or column moved
-    back into the image. An image smaller than a window is taken with its padding, so that one window over the whole
-    batch is the batch.
+    Iteration gives some windows at a time (b, 3, h, w): one to B, or MAX_WINDOW_PIXELS on a device where those are
+    more. Their logits (b, classes, h, w) go to `add` before the next ones are asked for. Windows are laid out as in
+    mmsegmentation: from the top left in steps of `stride`, the last of a row or column moved back into the image. An
+    image smaller than a window is taken with its padding, so that one window over the whole batch is the batch.
 
-    look: some windows (b, 3, h, w) -> their logits (b, classes, h, w). It gets B windows at a time, or, on a device,
-    MAX_WINDOW_PIXELS where those are more.
     images: (B, 3, H, W); image_sizes: valid (h, w) of each. window, stride: in pixels.
     """
-    height, width = (min(window, side) for side in images.shape[2:])
-    places = [
-        (index, slice(y, y + height), slice(x, x + width))
-        for index, (valid_height, valid_width) in enumerate(image_sizes)
-        for y in _starts(valid_height, height, stride)
-        for x in _starts(valid_width, width, stride)
-    ]
-    together = len(images)
-    if not host.is_host(images.device):
-        together = max(together, MAX_WINDOW_PIXELS // (height * width))
-    total: Tensor | None = None
-    count = images.new_zeros((len(images), 1, *images.shape[2:]), dtype=torch.float32)
-    for first in range(0, len(places), together):
-        given = places[first : first + together]
-        logits = look(torch.stack([images[index, :, rows, columns] for index, rows, columns in given]))
-        if total is None:
-            total = logits.new_zeros((len(images), logits.shape[1], *images.shape[2:]))
-        for (index, rows, columns), part in zip(given, logits, strict=True):
-            total[index, :, rows, columns] += part
-            count[index, :, rows, columns] += 1
-    assert total is not None  # every image has a window
-    return total.div_(count.clamp_(min=1))
+
+    def __init__(self, images: Tensor, image_sizes: Sizes, *, window: int, stride: int) -> None:
+        self._images = images
+        self._height, self._width = (min(window, side) for side in images.shape[2:])
+        self._places = [
+            (index, slice(y, y + self._height), slice(x, x + self._width))
+            for index, (valid_height, valid_width) in enumerate(image_sizes)
+            for y in _starts(valid_height, self._height, stride)
+            for x in _starts(valid_width, self._width, stride)
+        ]
+        self._given: list[tuple[int, slice, slice]] = []
+        self._total: Tensor | None = None
+        self._count = images.new_zeros((len(images), 1, *images.shape[2:]), dtype=torch.float32)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        together = len(self._images)
+        if not host.is_host(self._images.device):
+            together = max(together, MAX_WINDOW_PIXELS // (self._height * self._width))
+        for first in range(0, len(self._places), together):
+            self._given = self._places[first : first + together]
+            yield torch.stack([self._images[index, :, rows, columns] for index, rows, columns in self._given])
+
+    def add(self, logits: Tensor) -> None:
+        """Takes the logits (b, classes, h, w) of the windows that were given last."""
+        if self._total is None:
+            shape = (len(self._images), logits.shape[1], *self._images.shape[2:])
+            self._total = logits.new_zeros(shape)
+        for (index, rows, columns), part in zip(self._given, logits, strict=True):
+            self._total[index, :, rows, columns] += part
+            self._count[index, :, rows, columns] += 1
+
+    def mean(self) -> Tensor:
+        """Mean logits (B, classes, H, W) of all windows that cover a pixel; zeros outside the valid parts."""
+        assert self._total is not None  # every image has a window
+        return self._total.div_(self._count.clamp_(min=1))
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

@@ -32,8 +32,10 @@ def build(**settings: Any) -> Dense:
 
 
 def look(head: Dense, images: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-    logits = head.look_at(images, sizes, lambda seen, seen_sizes: head.detect([seen], seen_sizes))
-    return head.in_batch(logits, sizes)
+    views = head.views(images, sizes)
+    for seen, seen_sizes in views:
+        views.add(head.detect([seen], seen_sizes))
+    return head.in_batch(views.outputs(), sizes)
 
 
 def upsampled(images: Tensor) -> Tensor:
@@ -73,15 +75,14 @@ def test_scaled_views_are_averaged_at_the_size_of_the_batch() -> None:
 def test_the_logits_of_windows_are_let_go_one_after_the_other() -> None:
     """A photo has hundreds of windows, whose logits would fill the memory."""
     head, images, given = build(window=32, stride=16, test_flip=True), torch.randn(1, 3, 96, 96), []
-
-    def detect(seen: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+    views = head.views(images, [(96, 96)])
+    for seen, seen_sizes in views:
         gc.collect()
         assert sum(reference() is not None for reference in given) <= 1
-        logits = head.detect([seen], sizes)
+        logits = head.detect([seen], seen_sizes)
         given.append(weakref.ref(logits))
-        return logits
-
-    head.look_at(images, [(96, 96)], detect)
+        views.add(logits)
+        del logits
     assert len(given) == 2 * 25
 
 

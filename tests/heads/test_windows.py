@@ -9,7 +9,7 @@ from torch import Tensor
 
 from piip import host
 from piip.heads import windows
-from piip.heads.windows import most_likely, slide
+from piip.heads.windows import Windows, most_likely
 
 
 @pytest.fixture
@@ -17,6 +17,13 @@ def look():
     """A network of three classes that sees only its window: a convolution with padding."""
     weight = torch.randn(3, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     return lambda part: F.conv2d(part, weight, padding=2)
+
+
+def slide(look, images: Tensor, sizes: list[tuple[int, int]], *, window: int, stride: int) -> Tensor:
+    windows = Windows(images, sizes, window=window, stride=stride)
+    for seen in windows:
+        windows.add(look(seen))
+    return windows.mean()
 
 
 def official_slide(look, image: Tensor, window: int, stride: int) -> Tensor:

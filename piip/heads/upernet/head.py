@@ -111,9 +111,7 @@ class UperNet(SegmentationHead):
                 "optim.accumulate or the number of processes"
             )
         height, width = (cells * self.specs[0].stride for cells in features[0].shape[2:])
-        maps = [target["label_map"] for target in targets]
-        maps = [F.pad(x, (0, width - x.shape[1], 0, height - x.shape[0]), value=NO_LABEL) for x in maps]
-        labels = torch.stack(maps).long()
+        labels = torch.stack([_padded(target["label_map"], height, width) for target in targets]).long()
         losses = {"loss_seg": _cross_entropy(self(features), labels)}
         if self.auxiliary is not None and self.config.auxiliary_level is not None:
             logits = self.auxiliary(features[self.config.auxiliary_level])
@@ -123,6 +121,10 @@ class UperNet(SegmentationHead):
     def detect(self, features: list[Tensor], image_sizes: Sizes) -> Tensor:
         """Logits (B, classes, h, w) of the finest map's size, float32."""
         return self(features).float()
+
+
+def _padded(label_map: Tensor, height: int, width: int) -> Tensor:
+    return F.pad(label_map, (0, width - label_map.shape[1], 0, height - label_map.shape[0]), value=NO_LABEL)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
