@@ -27,14 +27,14 @@ from torch import Tensor
 from piip.config.experiment import Config
 from piip.config.load import load_config
 from piip.data.batch import Batch
-from piip.engine.device import choose_device, compute_dtype
-from piip.engine.optim import build_optimizer
+from piip.engine.device import choose_device
+from piip.engine.optim import build_optimizer, parameter_groups
 from piip.engine.step import Step, optimizer_step
 from piip.flops.actual import actual_count
 from piip.load import build_model
 from piip.model import Model
 from piip.ops._extension import describe
-from piip.precision import prepared_copy
+from piip.precision import compute_dtype, prepared_copy
 
 CONFIGS = [
     "detection/mask_rcnn_vit_b",
@@ -93,7 +93,8 @@ def random_batch(count: int, side: int, classes: int, device: torch.device) -> B
 
 def training_step(model: Model, config: Config, batch: Batch, device: torch.device) -> Callable[[], None]:
     """A step of the engine, which reads what the step before said."""
-    optimizer = build_optimizer(model.named_parameters(), model.layer_ids(), model.num_layers, config.optim)
+    groups = parameter_groups(model.named_parameters(), model.layer_ids(), model.num_layers, config.optim)
+    optimizer = build_optimizer(groups, config.optim)
     unread: list[Step] = []
 
     def read() -> None:

@@ -136,3 +136,17 @@ def cuda_problem(index: int) -> str | None:
             reason = f"{reason.removeprefix('piip: ')}. {built}; {remedy}"
         _cuda_problems[index] = reason
     return _cuda_problems[index]
+
+
+def describe() -> dict[str, Any]:
+    """What the module was built for, to stand beside measurements; or why it is missing."""
+    if _C is None:
+        return {"built": False, "reason": LOAD_ERROR}
+    return {
+        "built": True,
+        "cpu": _C.cpu_instruction_set(),
+        "openmp": _C.openmp,
+        "cuda": _C.cuda_version,
+        "architectures": _C.cuda_architectures,
+        "compiler": _C.compiler,
+    }
