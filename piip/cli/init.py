@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,8 +79,8 @@ def describe(found: FoundData, *, command: str) -> str:
         "model:",
         f"  head: {_flow(head)}  # classes: {', '.join(found.class_names)}",
         "data:",
-        f"  train: {_flow(_settings(found.train))}",
-        f"  val: {_flow(_settings(found.val))}",
+        f"  train: {_flow(found.train.settings())}",
+        f"  val: {_flow(found.val.settings())}",
         f"  batch_size: {batch}  # images per step; fewer need less memory",
         f"  eval_batch_size: {batch}",
         f"  workers: {min(8, max(1, (os.cpu_count() or 2) - 1))}  # processes that read images",
@@ -94,10 +93,6 @@ def describe(found: FoundData, *, command: str) -> str:
     return "\n".join(lines)
 
 
-def _settings(config: Any) -> dict[str, Any]:
-    return {"type": config.type} | config.model_dump(mode="json", exclude_defaults=True)
-
-
 def _flow(data: dict[str, Any]) -> str:
     """A mapping on one line of YAML."""
     import yaml
@@ -107,10 +102,7 @@ def _flow(data: dict[str, Any]) -> str:
 
 def _gpu_memory() -> int:
     """MiB of the first NVIDIA GPU, without importing torch; 0 without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return 0
-    query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.split()
         return int(lines[0])

@@ -10,7 +10,6 @@ from typing import Any
 
 from piip.config.draft import COMMAND_LINE, Draft
 from piip.data.find import FoundData, find_data
-from piip.data.sets.config import DatasetConfig
 from piip.errors import ConfigError
 from piip.heads.config import HeadConfig
 
@@ -48,7 +47,7 @@ def fill_from_folder(draft: Draft) -> None:
     if found.masks is not None and member is not None and "masks" not in member.model_construct(**head).needs:
         unread = {"masks": False}
     for split, config in (("train", found.train), ("val", found.val)):
-        data[split] = _settings(config) | unread | _given(draft, data.get(split), f"data.{split}.")
+        data[split] = config.settings() | unread | _given(draft, data.get(split), f"data.{split}.")
         draft.origin[f"data.{split}"] = f"the data in {found.folder}"
 
 
@@ -56,10 +55,6 @@ def _resolve(given: str, draft: Draft) -> Path:
     """The folder, from where the command runs, or else from where the config lies."""
     beside = Path(draft.file).parent / given
     return beside if not os.path.isdir(given) and os.path.isdir(beside) else Path(given)
-
-
-def _settings(config: DatasetConfig) -> dict[str, Any]:
-    return {"type": config.type} | config.model_dump(mode="json", exclude_defaults=True)
 
 
 def _given(draft: Draft, node: Any, prefix: str) -> dict[str, Any]:

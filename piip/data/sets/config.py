@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -42,6 +42,10 @@ class DatasetConfig(Component):
     def of_file(cls, file: Path, images: Path | None) -> DatasetConfig | None:
         """The data that one file describes, where it is of this kind. images: their folder, if it is known."""
         return None
+
+    def settings(self) -> dict[str, Any]:
+        """What a YAML says of the data: its type and what is not as by default."""
+        return {"type": self.type} | self.model_dump(mode="json", exclude_defaults=True)
 
     def inspect(self, name: str) -> Split:
         """What is said of the data, and what is wrong with it, for `piip data check`. name: of the split."""

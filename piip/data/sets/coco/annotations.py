@@ -28,7 +28,6 @@ from piip.errors import DataError
 
 Id = int | str
 
-FRACTIONS = "boxes in fractions of the image"
 _ID_TYPES = (int, str)
 _CONVERTED = "number or id written as text, or a whole number as 64.0, read"
 # Images from which on what was read is not looked through for circles of objects later either, of which it has none.
@@ -37,20 +36,18 @@ _LARGE = 20_000
 _ALMOST_ALL = 0.99
 
 
-def read_annotations(
-    path: Path, images: Path, *, masks: bool = True, crowds: Crowds = "auto", fractions: bool = False
-) -> Instances:
+def read_annotations(path: Path, images: Path, *, masks: bool = True, crowds: Crowds = "auto") -> Instances:
     """Reads a COCO instance file.
 
     images: the folder of the image files. masks: false reads boxes only, and looks at no segmentation.
     crowds: whether annotations with iscrowd 1 are objects, or regions as COCO has them; auto takes them for objects
     where no other annotation has a segmentation, as exports of brush and SAM masks do.
-    fractions: boxes are in fractions of the image.
+    Boxes in fractions of the image are an error, read as what they mean.
     Category ids, gapped or not, become labels 0, 1, ... in ascending order; where one is text, in the file's order.
     Raises DataError for what is no COCO file at all; all other errors are in the findings.
     """
     with _without_collection():
-        found = _read(path, images, masks=masks, crowds=crowds, fractions=fractions)
+        found = _read(path, images, masks=masks, crowds=crowds)
         if len(found.images) > _LARGE:
             gc.freeze()
         return found
@@ -68,7 +65,7 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read(path: Path, images: Path, *, masks: bool, crowds: Crowds, fractions: bool) -> Instances:
+def _read(path: Path, images: Path, *, masks: bool, crowds: Crowds) -> Instances:
     data = _load_json(path)
     findings = Findings(path.name)
     labels, names = _read_categories(data["categories"], findings)
@@ -76,7 +73,7 @@ def _read(path: Path, images: Path, *, masks: bool, crowds: Crowds, fractions: b
     if not records or not names:
         findings.raise_errors(path)
         raise DataError(f"{path} has no {'categories' if records else 'images'}")
-    reader = _Reader(places, records, labels, names, findings, masks, fractions)
+    reader = _Reader(places, records, labels, names, findings, masks)
     if "annotations" not in data:
         findings.add("file without a list of annotations read as one without objects", path.name, "repaired")
     entries = data.get("annotations", [])
@@ -226,11 +223,10 @@ class _Reader:
         names: list[str],
         findings: Findings,
         masks: bool,
-        fractions: bool,
     ) -> None:
         self._places: dict[Any, int] = {**places}
         self._labels: dict[Any, int] = {**labels}
-        self._images, self._findings, self._masks, self._fractions = images, findings, masks, fractions
+        self._images, self._findings, self._masks = images, findings, masks
         counts = Counter(names)
         self._by_name = {name: label for label, name in enumerate(names) if counts[name] == 1}
         self._by_file = {image.file_name: place for place, image in enumerate(images)}
@@ -240,7 +236,7 @@ class _Reader:
         """The objects of every image."""
         found: list[list[Annotation]] = [[] for _ in self._images]
         seen: set[Id] = set()
-        boxes = fractions = 0
+        in_fractions = self._find_fractions(entries)
         for position, entry in enumerate(entries, 1):
             if not isinstance(entry, dict):
                 self._fail("annotation that is no mapping", f"annotation number {position}", f"is {short(entry)}")
@@ -264,14 +260,10 @@ class _Reader:
             segmentation = entry.get("segmentation")
             self.drawn.add((crowd, bool(segmentation)))
             image = self._images[place]
-            if box is not None:
-                boxes += 1
-                x, y, w, h = box
-                if self._fractions:
-                    box = (x * image.width, y * image.height, w * image.width, h * image.height)
-                fractions += 0 <= x <= 1 and 0 <= y <= 1 and 0 < w <= 1 and 0 < h <= 1 and image.height > 1
             if image.height <= 0:
                 continue
+            if in_fractions and box is not None:
+                box = tuple(value * side for value, side in zip(box, (image.width, image.height) * 2))
             if not (self._masks or box is None or box[2] == 0 or box[3] == 0):
                 segmentation = None
             cleaned = clean(
@@ -287,15 +279,30 @@ class _Reader:
             )
             if cleaned is not None:
                 found[place].append(cleaned if self._masks else cleaned._replace(segmentation=None))
-        if boxes and fractions >= _ALMOST_ALL * boxes and not self._fractions:
-            self._findings.add(
-                FRACTIONS,
-                f"{fractions} of {boxes} boxes lie within 0 and 1: they look like fractions of the image; multiply x "
-                "and width by its width, y and height by its height (`piip data check FILE --repair OUT` does)",
-                "error",
-                count=fractions,
-            )
         return found
+
+    def _find_fractions(self, entries: list[Any]) -> bool:
+        """Whether almost all boxes are in fractions of the image, an error. Most files show after a few that not."""
+        allowed = len(entries) * (1 - _ALMOST_ALL)
+        within = others = 0
+        for entry in entries:
+            box = entry.get("bbox") if isinstance(entry, dict) else None
+            values = [number(value) for value in box] if isinstance(box, list) and len(box) == 4 else [None]
+            if all(value is not None and 0 <= value <= 1 for value in values) and values[2] and values[3]:
+                within += 1
+            elif values != [None]:
+                others += 1
+                if others > allowed:
+                    return False
+        boxes = within + others
+        if not within or within < _ALMOST_ALL * boxes:
+            return False
+        what = (
+            f"{within} of {boxes} boxes lie within 0 and 1: they look like fractions of the image; multiply x and "
+            "width by its width, y and height by its height (`piip data check FILE --repair OUT` does)"
+        )
+        self._findings.add("boxes in fractions of the image", what, "error", count=within)
+        return True
 
     def _fail(self, kind: str, where: str, fault: str) -> None:
         self._findings.add(kind, f"{where} {fault}" if not fault.startswith(":") else where + fault, "error")

@@ -16,7 +16,7 @@ from piip.data.report import Report
 from piip.data.sets.base import ImageDataset
 from piip.data.sets.label_maps.class_names import read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
-from piip.data.sets.label_maps.pairs import check_pairs, find_pairs
+from piip.data.sets.label_maps.pairs import check_pairs, find_pairs, label_fault
 from piip.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -74,11 +74,7 @@ class LabelMapDataset(ImageDataset):
         stored = read_indices(path, self.max_image_pixels)
         unlabelled = (stored == NO_LABEL) | (stored < self._first)
         labels = np.where(unlabelled, NO_LABEL, stored - self._first)
-        wrong = ~unlabelled & (labels >= len(self.class_names))
-        if wrong.any():
-            last = len(self.class_names) - 1 + self._first
-            raise DataError(
-                f"label map {path} holds {stored[wrong].min()}, but its {len(self.class_names)} classes have the "
-                f"numbers {self._first} to {last}, and {NO_LABEL} is no label; correct the map or the class names"
-            )
+        fault = label_fault(path, stored, len(self.class_names), self._first)
+        if fault:
+            raise DataError(fault)
         return {"label_map": torch.from_numpy(labels.astype(np.uint8))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -84,13 +85,9 @@ def check_pairs(config: LabelMapData, pairs: Sequence[Pair], classes: int, findi
             findings.add("label map that cannot be read", str(error), "left out")
             continue
         values, pixels = np.unique(stored, return_counts=True)
-        wrong = [value for value in values.tolist() if value != NO_LABEL and not 0 <= value < classes + first]
-        if wrong:
-            what = (
-                f"label map {config.labels / pair.labels} holds {wrong[0]}, but its {classes} classes have the numbers "
-                f"{first} to {classes - 1 + first}, and {NO_LABEL} is no label; correct the map or the class names"
-            )
-            findings.add("label without a class", what, "error")
+        fault = label_fault(config.labels / pair.labels, values, classes, first)
+        if fault:
+            findings.add("label without a class", fault, "error")
         known = values <= NO_LABEL
         counts[values[known]] += pixels[known]
     if counts[NO_LABEL] and counts[0] and not counts[1:NO_LABEL].any():
@@ -100,6 +97,17 @@ def check_pairs(config: LabelMapData, pairs: Sequence[Pair], classes: int, findi
         )
         findings.add("maps of 0 and 255 alone", what, "error")
     return counts
+
+
+def label_fault(path: Path, values: NDArray[np.int32], classes: int, first: int) -> str | None:
+    """What is wrong with a map of some values, where the first class has the number `first`."""
+    wrong = values[(values != NO_LABEL) & (values >= classes + first)]
+    if not wrong.size:
+        return None
+    return (
+        f"label map {path} holds {wrong.min()}, but its {classes} classes have the numbers {first} to "
+        f"{classes - 1 + first}, and {NO_LABEL} is no label; correct the map or the class names"
+    )
 
 
 def inspect_pairs(config: LabelMapData, name: str) -> Split:
