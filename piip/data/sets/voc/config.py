@@ -26,8 +26,9 @@ class VocData(InstanceData):
     def find(cls, tree: Tree) -> FoundData | None:
         from piip.data.sets.instances.find import found_documents, found_instances
 
+        described = next(tree.with_ending(".xml"), None) is not None
         for parent, names in tree.files.items():
-            if parent.endswith("ImageSets/Main") and {"train.txt", "val.txt"} <= {*names}:
+            if described and parent.endswith("ImageSets/Main") and {"train.txt", "val.txt"} <= {*names}:
                 root = (tree.folder / parent).parents[1]
                 splits: dict[str | None, InstanceData] = {s: cls(root=root, split=s) for s in ("train", "val")}
                 return found_instances(tree, "Pascal VOC annotations", splits, look_at_both=True)
