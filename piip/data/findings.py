@@ -10,7 +10,8 @@ from piip.errors import DataError, visible
 
 Effect = Literal["repaired", "left out", "error", "suspect", "note"]
 
-_SHOWN = 10
+# Examples that are kept of what is no error, and of errors, which are corrected one by one.
+_EXAMPLES = 3, 10
 
 
 @dataclass
@@ -24,11 +25,11 @@ class Findings(Report):
     effects: dict[str, Effect] = field(default_factory=dict)
 
     def add(self, kind: str, what: str, effect: Effect = "left out", *, count: int = 1) -> None:
-        super().add(kind, what)
-        self.counts[kind] += count - 1
+        self.counts[kind] = self.counts.get(kind, 0) + count
         self.effects[kind] = effect
-        if effect == "error" and len(self.examples[kind]) < self.counts[kind] <= _SHOWN and count == 1:
-            self.examples[kind].append(what)
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < _EXAMPLES[effect == "error"]:
+            examples.append(what)
 
     def of(self, *effects: Effect) -> dict[str, int]:
         """How often the kinds with one of these effects were found."""

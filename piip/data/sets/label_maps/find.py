@@ -19,8 +19,8 @@ from piip.errors import DataError
 
 # Names of folders of label maps, and of the images beside them; files of class names, one per line.
 _LABELS = (
-    *("labels", "label", "masks", "mask", "annotations", "annotation", "gt", "gtfine", "segmentationclass", "targets"),
-)
+    "labels", "label", "masks", "mask", "annotations", "annotation", "gt", "gtfine", "segmentationclass", "targets",
+)  # fmt: skip
 _IMAGES = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "photos", "inputs", "input")
 _NAMES = ("classes.txt", "class_names.txt", "names.txt", "labels.txt")
 _LOOKED_AT = 50
