@@ -166,9 +166,8 @@ def _read_images(
             findings.add("image without file name", f"image {short(id_)} has no 'file_name'", "error")
             continue
         if "file_name" not in entry:
-            findings.add(
-                "image named by its coco_url, as in LVIS (whose own AP is not computed here)", name, "repaired"
-            )
+            kind = "image named by its coco_url, as in LVIS (whose own AP is not computed here)"
+            findings.add(kind, name, "repaired")
         if id_ in places:
             if records[places[id_]].file_name == name:
                 findings.add("image listed twice read once", name, "repaired")
