@@ -38,17 +38,14 @@ def check(
 
     sets, sides = find_sets(source, images)
     splits = check_data(sets, pixels=pixels)
-    console = out()
-    done: list[str] = []
-    if repair is not None:
-        done = _repair(splits, repair)
+    done = [] if repair is None else _repair(splits, repair)
     if json:
         print_json(as_document(splits, sides) | {"repaired": done})
     else:
         for split in splits:
-            _show(split, sides, console)
+            _show(split, sides, out())
         for line in done:
-            console.print(line)
+            out().print(line)
     if count := wrong(splits):
         raise CheckError(
             f"{count} {'thing is' if count == 1 else 'things are'} wrong; what became of them is said above"
@@ -69,10 +66,9 @@ def show(
     from piip.data.find import find_data
     from piip.files import writing
 
-    path = Path(source)
-    if path.is_dir() and not (path / "config.yaml").is_file():
-        base = config or BASES[find_data(path).task][0]
-        settings = load_config(base, with_data(None, path))
+    if _is_data(source):
+        base = config or BASES[find_data(Path(source)).task][0]
+        settings = load_config(base, with_data(None, Path(source)))
     else:
         settings = load_config(source)
     from piip.data.show import show_data
@@ -84,17 +80,21 @@ def show(
     out().print(f"{len(files)} pictures in {output}: {', '.join(file.name for file in files[:8])}")
 
 
+def _is_data(source: str) -> bool:
+    """Whether this is a folder of data, and not a run."""
+    return Path(source).is_dir() and not (Path(source) / "config.yaml").is_file()
+
+
 def find_sets(source: str, images: Path | None = None) -> tuple[dict[str, DatasetConfig], tuple[int, ...]]:
     """The data sets by their splits that a folder, an annotation file or a config names, and long sides to look at."""
     from piip.config.load import load_config
     from piip.data.check import LONG_SIDES
     from piip.data.find import data_of_file, find_data
 
-    path = Path(source)
-    if path.suffix == ".json":
-        return {"all": data_of_file(path, images)}, LONG_SIDES
-    if path.is_dir() and not (path / "config.yaml").is_file():
-        found = find_data(path)
+    if source.endswith(".json"):
+        return {"all": data_of_file(Path(source), images)}, LONG_SIDES
+    if _is_data(source):
+        found = find_data(Path(source))
         typer.echo(str(found), err=True)
         return {"train": found.train, "val": found.val}, LONG_SIDES
     config = load_config(source)
@@ -111,10 +111,10 @@ def _show(split: Split, sides: tuple[int, ...], console: Any) -> None:
     from piip.data.check import LEAST_SIDE, small_shares, suggest_side
 
     console.print(f"{split.name}: {len(split.images)} images of {split.source}", style="bold")
-    order = list(_STYLES)
-    found = sorted(split.findings.counts.items(), key=lambda item: order.index(_effect(split, item[0])))
+    effects = split.findings.effects
+    found = sorted(split.findings.counts.items(), key=lambda item: [*_STYLES].index(effects[item[0]]))
     for kind, count in found:
-        effect = _effect(split, kind)
+        effect = effects[kind]
         console.print(Text(f"  {effect:8}", style=_STYLES[effect]), f"{count} x {kind}")
         for example in split.findings.examples[kind]:
             console.print(f"           {example}", style="dim")
@@ -132,10 +132,6 @@ def _show(split: Split, sides: tuple[int, ...], console: Any) -> None:
             f"objects below {LEAST_SIDE} pixels by the long side of resized images: {told}; suggested: {side}"
         )
     console.print()
-
-
-def _effect(split: Split, kind: str) -> str:
-    return split.findings.effects.get(kind, "left out")
 
 
 def _repair(splits: list[Split], output: Path) -> list[str]:

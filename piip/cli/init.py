@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,10 +100,7 @@ def _flow(data: dict[str, Any]) -> str:
 
 def _gpu_memory() -> int:
     """MiB of the first NVIDIA GPU, without importing torch; 0 without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return 0
-    query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         lines = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.split()
         return int(lines[0])

@@ -6,15 +6,15 @@ This module does not need torch.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from piip.data.findings import Findings
@@ -47,7 +47,6 @@ class Split:
     objects: dict[str, list[int]] = field(default_factory=dict)
     unit: str = "objects"
     instances: Instances | None = None
-    corrected: Callable[[], Instances] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,51 +128,43 @@ def _find_leaks(split: Split, other: Split, images: dict[Path, _Seen], others: d
     for path in shared:
         split.findings.add(f"image that is in {other.name} too", path.name, "suspect")
     by_bytes = {image.bytes: path for path, image in others.items()}
-    near = _Nearest({path: image.look for path, image in others.items()})
+    by_part: dict[tuple[int, int], list[Path]] = {}
+    for path, image in others.items():
+        for part in _parts(image.look):
+            by_part.setdefault(part, []).append(path)
     for path, image in images.items():
         if path in other.images:
             continue
         twin = by_bytes.get(image.bytes)
         if twin is not None:
             split.findings.add(f"copy of an image in {other.name}", f"{path.name} is {twin.name}", "suspect")
-        elif (like := near.find(image.look)) is not None:
+            continue
+        alike = (p for part in _parts(image.look) for p in by_part.get(part, []))
+        like = next((p for p in alike if (image.look ^ others[p].look).bit_count() <= _NEAR), None)
+        if like is not None:
             what = f"{path.name} is much like {like.name}"
             split.findings.add(f"image nearly identical to one in {other.name}", what, "suspect")
 
 
-class _Nearest:
-    """Finds an image that looks the same: of five parts of 64 bits one is equal where at most three bits differ."""
-
-    def __init__(self, looks: dict[Path, int]) -> None:
-        self._tables: dict[tuple[int, int], list[tuple[int, Path]]] = {}
-        for path, look in looks.items():
-            for key in self._keys(look):
-                self._tables.setdefault(key, []).append((look, path))
-
-    @staticmethod
-    def _keys(look: int) -> Iterator[tuple[int, int]]:
-        # Of images without any structure all bits are alike.
-        if _LEAST_BITS <= look.bit_count() <= 64 - _LEAST_BITS:
-            yield from ((part, look >> 16 * part & 0xFFFF) for part in range(4))
-
-    def find(self, look: int) -> Path | None:
-        for key in self._keys(look):
-            for other, path in self._tables.get(key, []):
-                if (look ^ other).bit_count() <= _NEAR:
-                    return path
-        return None
+def _parts(look: int) -> list[tuple[int, int]]:
+    """Four numbered parts of the bits: where no more than three bits differ one part is equal."""
+    # Of images without any structure all bits are alike.
+    has_structure = _LEAST_BITS <= look.bit_count() <= 64 - _LEAST_BITS
+    return [(part, look >> 16 * part & 0xFFFF) for part in range(4)] if has_structure else []
 
 
 def small_shares(split: Split, sides: Sequence[int] = LONG_SIDES) -> dict[int, float]:
     """By long side of the resized images: the share of objects whose box is then below LEAST_SIDE pixels."""
     if split.instances is None:
         return {}
-    lengths: list[NDArray[np.float64]] = []
-    for image in split.instances.images:
-        boxes = np.array([a.box[2:] for a in image.annotations if not a.crowd], dtype=np.float64).reshape(-1, 2)
-        lengths.append(np.sqrt(boxes.prod(axis=1)) / max(image.height, image.width))
-    relative = np.concatenate(lengths) if lengths else np.zeros(0)
-    return {side: float((relative * side < LEAST_SIDE).mean()) if len(relative) else 0.0 for side in sides}
+    lengths = [
+        math.sqrt(a.box[2] * a.box[3]) / max(image.height, image.width)
+        for image in split.instances.images
+        for a in image.annotations
+        if not a.crowd
+    ]
+    relative = np.array(lengths or [np.inf])
+    return {side: float((relative * side < LEAST_SIDE).mean()) for side in sides}
 
 
 def suggest_side(shares: dict[int, float]) -> int | None:
@@ -188,28 +179,22 @@ def wrong(splits: Sequence[Split]) -> int:
 
 def as_document(splits: Sequence[Split], sides: Sequence[int] = LONG_SIDES) -> dict[str, Any]:
     """What was found, for JSON."""
+    return {"ok": not wrong(splits), "splits": [_split_document(split, sides) for split in splits]}
+
+
+def _split_document(split: Split, sides: Sequence[int]) -> dict[str, Any]:
+    findings, shares = split.findings, small_shares(split, sides)
     return {
-        "ok": not wrong(splits),
-        "splits": [
-            {
-                "name": split.name,
-                "source": split.source,
-                "images": len(split.images),
-                "classes": split.class_names,
-                split.unit: split.objects,
-                "small_objects": {str(side): share for side, share in small_shares(split, sides).items()},
-                "suggested_long_side": suggest_side(small_shares(split, sides)),
-                "findings": [
-                    {
-                        "kind": kind,
-                        "effect": split.findings.effects.get(kind, "left out"),
-                        "count": count,
-                        "examples": split.findings.examples[kind],
-                    }
-                    for kind, count in split.findings.counts.items()
-                ],
-            }
-            for split in splits
+        "name": split.name,
+        "source": split.source,
+        "images": len(split.images),
+        "classes": split.class_names,
+        split.unit: split.objects,
+        "small_objects": {str(side): share for side, share in shares.items()},
+        "suggested_long_side": suggest_side(shares),
+        "findings": [
+            {"kind": kind, "effect": findings.effects[kind], "count": count, "examples": findings.examples[kind]}
+            for kind, count in findings.counts.items()
         ],
     }
 
@@ -227,9 +212,9 @@ def _resized(image: ImageRecord, size: tuple[int, int]) -> ImageRecord:
 
 def repaired(split: Split, report: Callable[[str], None]) -> dict[str, Any]:
     """A clean COCO file of a split's instances; report: is told what was done."""
-    if split.corrected is None:
+    found = split.instances
+    if found is None:
         raise DataError(f"{split.source or split.name}: only boxes and masks are written anew, as a COCO file")
-    found = split.corrected()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, image in enumerate(found.images, 1):

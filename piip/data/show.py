@@ -52,10 +52,9 @@ def show_data(sets: dict[str, ImageDataset], transforms: TransformsConfig, outpu
     for split, dataset in sets.items():
         tiles = list(_examples(dataset, transforms if split == "train" else None))
         files.append(_save(_sheet(tiles, _COLUMNS, _TILE), output / f"{split}.jpg"))
-        if "boxes" in dataset.provides:
-            objects[split] = list(_objects(dataset))
-    for split, found in objects.items():
-        dataset = sets[split]
+        if "boxes" not in dataset.provides:
+            continue
+        found = objects[split] = list(_objects(dataset))
         for label, name in enumerate(dataset.class_names[:_MOST_CLASSES]):
             own = [item for item in found if item.label == label]
             if own:
@@ -107,13 +106,8 @@ def _objects(dataset: ImageDataset) -> Iterator[_Object]:
         xywh = torch.from_numpy(truth["xywh"][kept])
         boxes = torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1)
         overlaps = box_iou(boxes, boxes).fill_diagonal_(0).amax(dim=1) if len(boxes) else torch.zeros(0)
-        for label, box, area, overlap in zip(
-            truth["labels"][kept].tolist(),
-            boxes.tolist(),
-            truth["areas"][kept].tolist(),
-            overlaps.tolist(),
-            strict=True,
-        ):
+        columns = truth["labels"][kept].tolist(), boxes.tolist(), truth["areas"][kept].tolist(), overlaps.tolist()
+        for label, box, area, overlap in zip(*columns, strict=True):
             yield _Object(index, label, box, area, overlap)
 
 

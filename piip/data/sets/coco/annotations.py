@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,6 @@ from piip.errors import DataError
 
 Id = int | str
 
-FRACTIONS = "boxes in fractions of the image"
 _ID_TYPES = (int, str)
 _CONVERTED = "number or id written as text, or a whole number as 64.0, read"
 # Images from which on what was read is not looked through for circles of objects later either, of which it has none.
@@ -37,20 +37,18 @@ _LARGE = 20_000
 _ALMOST_ALL = 0.99
 
 
-def read_annotations(
-    path: Path, images: Path, *, masks: bool = True, crowds: Crowds = "auto", fractions: bool = False
-) -> Instances:
+def read_annotations(path: Path, images: Path, *, masks: bool = True, crowds: Crowds = "auto") -> Instances:
     """Reads a COCO instance file.
 
     images: the folder of the image files. masks: false reads boxes only, and looks at no segmentation.
     crowds: whether annotations with iscrowd 1 are objects, or regions as COCO has them; auto takes them for objects
     where no other annotation has a segmentation, as exports of brush and SAM masks do.
-    fractions: boxes are in fractions of the image.
+    Boxes in fractions of the image are an error, read as what they mean.
     Category ids, gapped or not, become labels 0, 1, ... in ascending order; where one is text, in the file's order.
     Raises DataError for what is no COCO file at all; all other errors are in the findings.
     """
     with _without_collection():
-        found = _read(path, images, masks=masks, crowds=crowds, fractions=fractions)
+        found = _read(path, images, masks=masks, crowds=crowds)
         if len(found.images) > _LARGE:
             gc.freeze()
         return found
@@ -68,7 +66,7 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read(path: Path, images: Path, *, masks: bool, crowds: Crowds, fractions: bool) -> Instances:
+def _read(path: Path, images: Path, *, masks: bool, crowds: Crowds) -> Instances:
     data = _load_json(path)
     findings = Findings(path.name)
     labels, names = _read_categories(data["categories"], findings)
@@ -76,7 +74,7 @@ def _read(path: Path, images: Path, *, masks: bool, crowds: Crowds, fractions: b
     if not records or not names:
         findings.raise_errors(path)
         raise DataError(f"{path} has no {'categories' if records else 'images'}")
-    reader = _Reader(places, records, labels, names, findings, masks, fractions)
+    reader = _Reader(places, records, labels, names, findings, masks)
     if "annotations" not in data:
         findings.add("file without a list of annotations read as one without objects", path.name, "repaired")
     entries = data.get("annotations", [])
@@ -168,9 +166,8 @@ def _read_images(
             findings.add("image without file name", f"image {short(id_)} has no 'file_name'", "error")
             continue
         if "file_name" not in entry:
-            findings.add(
-                "image named by its coco_url, as in LVIS (whose own AP is not computed here)", name, "repaired"
-            )
+            kind = "image named by its coco_url, as in LVIS (whose own AP is not computed here)"
+            findings.add(kind, name, "repaired")
         if id_ in places:
             if records[places[id_]].file_name == name:
                 findings.add("image listed twice read once", name, "repaired")
@@ -215,6 +212,10 @@ def _given(entry: Any, key: str) -> str:
     return f" (got {short(entry[key])})" if isinstance(entry, dict) and entry.get(key) is not None else ""
 
 
+class _FieldError(ValueError):
+    """A field of an annotation that cannot be read: the kind of the fault, and what follows the annotation's id."""
+
+
 class _Reader:
     """Annotations, one after the other. drawn: which of (crowd, has a segmentation) there were."""
 
@@ -226,11 +227,10 @@ class _Reader:
         names: list[str],
         findings: Findings,
         masks: bool,
-        fractions: bool,
     ) -> None:
         self._places: dict[Any, int] = {**places}
         self._labels: dict[Any, int] = {**labels}
-        self._images, self._findings, self._masks, self._fractions = images, findings, masks, fractions
+        self._images, self._findings, self._masks = images, findings, masks
         counts = Counter(names)
         self._by_name = {name: label for label, name in enumerate(names) if counts[name] == 1}
         self._by_file = {image.file_name: place for place, image in enumerate(images)}
@@ -240,10 +240,11 @@ class _Reader:
         """The objects of every image."""
         found: list[list[Annotation]] = [[] for _ in self._images]
         seen: set[Id] = set()
-        boxes = fractions = 0
+        in_fractions = self._find_fractions(entries)
         for position, entry in enumerate(entries, 1):
             if not isinstance(entry, dict):
-                self._fail("annotation that is no mapping", f"annotation number {position}", f"is {short(entry)}")
+                what = f"annotation number {position} is {short(entry)}"
+                self._findings.add("annotation that is no mapping", what, "error")
                 continue
             id_ = entry.get("id")
             if type(id_) is not int or id_ in seen:
@@ -257,48 +258,53 @@ class _Reader:
             label = self._labels.get(given) if type(given) in _ID_TYPES else None
             if label is None:
                 label = self._find_label(entry, id_)
-            fields = self._read_fields(entry, id_)
-            if place is None or label is None or fields is None:
+            try:
+                box = self._read_box(entry, id_)
+                area = self._read_area(entry, id_)
+                crowd = self._read_crowd(entry, id_)
+            except _FieldError as error:
+                kind, fault = error.args
+                self._findings.add(kind, f"annotation {id_}{fault}", "error")
                 continue
-            box, area, crowd = fields
+            if place is None or label is None:
+                continue
             segmentation = entry.get("segmentation")
             self.drawn.add((crowd, bool(segmentation)))
             image = self._images[place]
-            if box is not None:
-                boxes += 1
-                x, y, w, h = box
-                if self._fractions:
-                    box = (x * image.width, y * image.height, w * image.width, h * image.height)
-                fractions += 0 <= x <= 1 and 0 <= y <= 1 and 0 < w <= 1 and 0 < h <= 1 and image.height > 1
             if image.height <= 0:
                 continue
+            if in_fractions and box is not None:
+                box = box[0] * image.width, box[1] * image.height, box[2] * image.width, box[3] * image.height
             if not (self._masks or box is None or box[2] == 0 or box[3] == 0):
                 segmentation = None
-            cleaned = clean(
-                self._findings,
-                image,
-                id_,
-                label,
-                box,
-                segmentation,
-                area,
-                crowd,
-                truth_value(entry.get("ignore")) or False,
-            )
+            ignored = truth_value(entry.get("ignore")) or False
+            cleaned = clean(self._findings, image, id_, label, box, segmentation, area, crowd, ignored)
             if cleaned is not None:
                 found[place].append(cleaned if self._masks else cleaned._replace(segmentation=None))
-        if boxes and fractions >= _ALMOST_ALL * boxes and not self._fractions:
-            self._findings.add(
-                FRACTIONS,
-                f"{fractions} of {boxes} boxes lie within 0 and 1: they look like fractions of the image; multiply x "
-                "and width by its width, y and height by its height (`piip data check FILE --repair OUT` does)",
-                "error",
-                count=fractions,
-            )
         return found
 
-    def _fail(self, kind: str, where: str, fault: str) -> None:
-        self._findings.add(kind, f"{where} {fault}" if not fault.startswith(":") else where + fault, "error")
+    def _find_fractions(self, entries: list[Any]) -> bool:
+        """Whether almost all boxes are in fractions of the image, an error. Most files show after a few that not."""
+        allowed = len(entries) * (1 - _ALMOST_ALL)
+        within = others = 0
+        for entry in entries:
+            box = entry.get("bbox") if isinstance(entry, dict) else None
+            values = [number(value) for value in box] if isinstance(box, list) and len(box) == 4 else [None]
+            if all(value is not None and 0 <= value <= 1 for value in values) and values[2] and values[3]:
+                within += 1
+            elif values != [None]:
+                others += 1
+                if others > allowed:
+                    return False
+        boxes = within + others
+        if not within or within < _ALMOST_ALL * boxes:
+            return False
+        what = (
+            f"{within} of {boxes} boxes lie within 0 and 1: they look like fractions of the image; multiply x and "
+            "width by its width, y and height by its height (`piip data check FILE --repair OUT` does)"
+        )
+        self._findings.add("boxes in fractions of the image", what, "error", count=within)
+        return True
 
     def _number(self, given: Any, position: int, seen: set[Id]) -> Id:
         id_ = identity(given)
@@ -307,93 +313,88 @@ class _Reader:
             self._findings.add(kind, f"annotation number {position}", "repaired")
             return f"number {position}"
         if isinstance(given, float):
-            self._findings.add(_CONVERTED, f"id of annotation {id_}", "repaired")
+            self._converted("id", id_)
         return id_
 
+    def _converted(self, key: str, id_: Id) -> None:
+        self._findings.add(_CONVERTED, f"{key} of annotation {id_}", "repaired")
+
     def _find_image(self, entry: dict[str, Any], id_: Id) -> int | None:
-        given = entry.get("image_id")
-        if given is None:
-            self._fail("annotation without image", f"annotation {id_}", "has no 'image_id'")
-            return None
-        place = self._places.get(identity(given))
-        if place is None and isinstance(given, str) and given in self._by_file:
-            place = self._by_file[given]
-            self._findings.add("image given by its file name", f"annotation {id_}", "repaired")
-            return place
-        if place is None:
-            what = f"annotation {id_} is for image {short(given)}, not listed in the file"
+        place = self._look_up(entry, "image_id", id_, self._places, self._by_file, "image given by its file name")
+        if entry.get("image_id") is None:
+            self._findings.add("annotation without image", f"annotation {id_} has no 'image_id'", "error")
+        elif place is None:
+            what = f"annotation {id_} is for image {short(entry['image_id'])}, not listed in the file"
             self._findings.add("annotation for an image that is not listed left out", what, "left out")
-        else:
-            self._findings.add(_CONVERTED, f"image_id of annotation {id_}", "repaired")
         return place
 
     def _find_label(self, entry: dict[str, Any], id_: Id) -> int | None:
-        given = entry.get("category_id")
-        if given is None:
-            self._fail("annotation without category", f"annotation {id_}", "has no 'category_id'")
-            return None
-        label = self._labels.get(identity(given))
-        if label is not None:
-            self._findings.add(_CONVERTED, f"category_id of annotation {id_}", "repaired")
-        elif isinstance(given, str) and given in self._by_name:
-            label = self._by_name[given]
-            self._findings.add("category given by its name", f"annotation {id_}", "repaired")
-        else:
-            what = f"has category {short(given)}, not listed in the file"
-            self._fail("annotation whose category is not listed", f"annotation {id_}", what)
+        label = self._look_up(entry, "category_id", id_, self._labels, self._by_name, "category given by its name")
+        if entry.get("category_id") is None:
+            self._findings.add("annotation without category", f"annotation {id_} has no 'category_id'", "error")
+        elif label is None:
+            what = f"annotation {id_} has category {short(entry['category_id'])}, not listed in the file"
+            self._findings.add("annotation whose category is not listed", what, "error")
         return label
 
-    def _read_fields(self, entry: dict[str, Any], id_: Id) -> tuple[Any, float | None, bool] | None:
-        """Box, area and crowd flag; the box is None where it is that of the mask."""
+    def _look_up(
+        self, entry: dict[str, Any], key: str, id_: Id, by_id: dict[Any, int], by_name: dict[str, int], named: str
+    ) -> int | None:
+        """Which image or category an annotation gives otherwise than by its id as the file has it. named: by name."""
+        given = entry.get(key)
+        found = by_id.get(identity(given))
+        if found is not None:
+            self._converted(key, id_)
+        elif isinstance(given, str) and given in by_name:
+            found = by_name[given]
+            self._findings.add(named, f"annotation {id_}", "repaired")
+        return found
+
+    def _read_box(self, entry: dict[str, Any], id_: Id) -> tuple[float, float, float, float] | None:
+        """The box; None for that of the mask."""
         box: Any = entry.get("bbox")
-        area, crowd = entry.get("area"), entry.get("iscrowd")
         try:
             x, y, w, h = box
-            good = -LIMIT < x < LIMIT and -LIMIT < y < LIMIT and -LIMIT < w < LIMIT and -LIMIT < h < LIMIT
+            if -LIMIT < x < LIMIT and -LIMIT < y < LIMIT and -LIMIT < w < LIMIT and -LIMIT < h < LIMIT:
+                return box
         except (TypeError, ValueError):
-            good = False
-        if not good:
-            box = self._read_box(box, bool(entry.get("segmentation")), id_)
-            if box is False:
-                return None
-        if not (area is None or (type(area) in (int, float) and -LIMIT < area < LIMIT)):
-            given, area = area, number(area)
-            if area is None or not -LIMIT < area < LIMIT:
-                beyond = isinstance(given, int | float) and not isinstance(given, bool)
-                fault = "holds a number beyond reason," if beyond else "must be a number, got"
-                self._fail("area that is no number", f"annotation {id_}", f": 'area' {fault} {short(given)}")
-                return None
-            self._findings.add(_CONVERTED, f"area of annotation {id_}", "repaired")
-        if crowd is not None and type(crowd) not in (int, bool):
-            given, flag = crowd, truth_value(crowd)
-            if flag is None:
-                what = f": 'iscrowd' must be 0 or 1, got {short(given)}"
-                self._fail("iscrowd that is neither 0 nor 1", f"annotation {id_}", what)
-                return None
-            self._findings.add(_CONVERTED, f"iscrowd of annotation {id_}", "repaired")
-            crowd = flag
-        return box, area, bool(crowd)
-
-    def _read_box(self, box: Any, has_mask: bool, id_: Id) -> Any:
-        """The box as four numbers, None for that of the mask, False where it is an error."""
+            pass
+        has_mask = bool(entry.get("segmentation"))
         if not box and has_mask:
             return None
         if box is None:
-            self._fail("annotation without box", f"annotation {id_}", "has no 'bbox'")
-            return False
-        values = [number(value) for value in box] if isinstance(box, list) else []
-        if len(values) != 4 or any(
-            value is None and not isinstance(given, float) for value, given in zip(values, box)
-        ):  # fmt: skip
-            what = f": 'bbox' must be four numbers, got {short(box)}"
-            self._fail("box that is not four numbers", f"annotation {id_}", what)
-            return False
-        if None in values:  # NaN or infinite
+            raise _FieldError("annotation without box", " has no 'bbox'")
+        if not isinstance(box, list) or len(box) != 4:
+            raise _FieldError("box that is not four numbers", f": 'bbox' must be four numbers, got {short(box)}")
+        if any(isinstance(value, float) and not math.isfinite(value) for value in box):
             return None if has_mask else (0, 0, 0, 0)
-        beyond = [value for value in values if value is not None and not -LIMIT < value < LIMIT]
-        if beyond:
-            what = f": 'bbox' holds a number beyond reason, {short(beyond[0])}"
-            self._fail("box beyond reason", f"annotation {id_}", what)
-            return False
-        self._findings.add(_CONVERTED, f"box of annotation {id_}", "repaired")
-        return tuple(values)
+        x, y, w, h = (number(value) for value in box)
+        if x is None or y is None or w is None or h is None:
+            raise _FieldError("box that is not four numbers", f": 'bbox' must be four numbers, got {short(box)}")
+        for value in (x, y, w, h):
+            if not -LIMIT < value < LIMIT:
+                raise _FieldError("box beyond reason", f": 'bbox' holds a number beyond reason, {short(value)}")
+        self._converted("box", id_)
+        return x, y, w, h
+
+    def _read_area(self, entry: dict[str, Any], id_: Id) -> float | None:
+        given = entry.get("area")
+        if given is None or (type(given) in (int, float) and -LIMIT < given < LIMIT):
+            return given
+        area = number(given)
+        if area is None or not -LIMIT < area < LIMIT:
+            beyond = isinstance(given, int | float) and not isinstance(given, bool)
+            fault = "holds a number beyond reason," if beyond else "must be a number, got"
+            raise _FieldError("area that is no number", f": 'area' {fault} {short(given)}")
+        self._converted("area", id_)
+        return area
+
+    def _read_crowd(self, entry: dict[str, Any], id_: Id) -> bool:
+        given = entry.get("iscrowd")
+        if given is None or type(given) in (int, bool):
+            return bool(given)
+        crowd = truth_value(given)
+        if crowd is None:
+            raise _FieldError("iscrowd that is neither 0 nor 1", f": 'iscrowd' must be 0 or 1, got {short(given)}")
+        self._converted("iscrowd", id_)
+        return crowd

@@ -41,14 +41,6 @@ class CocoData(InstanceData):
             return None
         return coco_of_file(file) if images is None else cls(images=images, annotations=file)
 
-    def corrected(self, found: Instances) -> Instances:
-        """What the file holds if its boxes are in fractions of the image, where it looks like that."""
-        from piip.data.sets.coco.annotations import FRACTIONS, read_annotations
-
-        if FRACTIONS not in found.findings.counts:
-            return found
-        return read_annotations(self.annotations, self.images, crowds=self.crowds, fractions=True)
-
     def read(self) -> Instances:
         from piip.data.sets.coco.annotations import read_annotations
 

@@ -13,8 +13,7 @@ from piip.data.split import names_in_part
 def find_image_folders(tree: Tree) -> FoundData | None:
     """Two folders or more of images, below those of splits or in the folder itself."""
     tops = {split_of(top): top for top in tree.tops}
-    val_top = tops.get("val") or tops.get("test")
-    base = tops.get("train", ".")
+    base, val_top = tops.get("train", "."), tops.get("val") or tops.get("test")
     root = tree.folder / base
     if "train" in tops and val_top:
         train, val = ImageFolderData(root=root), ImageFolderData(root=tree.folder / val_top)

@@ -47,10 +47,6 @@ class InstanceData(DatasetConfig):
             found.images = [image for image in found.images if image.file_name in names]
         return found
 
-    def corrected(self, found: Instances) -> Instances:
-        """What was read, with what only a person can decide set right as it most likely is, for a repaired file."""
-        return found
-
     def inspect(self, name: str) -> Split:
         from piip.data.sets.instances.inspect import inspect_instances
 

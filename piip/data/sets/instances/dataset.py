@@ -14,9 +14,9 @@ from piip.data.images import read_sized_image
 from piip.data.records import Records
 from piip.data.sets.base import ImageDataset
 from piip.data.sets.instances.config import InstanceData
-from piip.data.sets.instances.headers import check_headers
 from piip.data.sets.instances.masks import decode, to_rle
 from piip.data.sets.instances.records import Annotation, ImageRecord, clip_box
+from piip.data.sizes import check_sizes
 from piip.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ class InstanceDataset(ImageDataset):
         self.class_names, self.category_ids = found.class_names, found.category_ids
         self.has_masks = found.has_masks and config.masks
         self.provides = frozenset({"boxes", "labels", "masks"} if self.has_masks else {"boxes", "labels"})
-        check_headers(found, max_pixels=config.max_image_pixels)
+        sizes = [(found.folder / image.file_name, (image.height, image.width), found.source) for image in found.images]
+        check_sizes(sizes, "image of another size than annotated", found.findings, config.max_image_pixels)
         found.findings.raise_errors(found.source)
         notable = bool(found.findings.of("repaired", "left out"))
         kept = [image for image in found.images if not training or self._trains_on(image, config)]

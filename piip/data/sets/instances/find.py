@@ -30,13 +30,19 @@ def found_instances(
     return FoundData(tree.folder, words, "detection", train, val, names, any(read.has_masks for read in reads))
 
 
-def by_folder(tree: Tree, ending: str, build: Callable[[str], InstanceData]) -> dict[str | None, InstanceData]:
-    """Data by split where every file with an ending lies in a folder of a split, else one set of all.
+def found_documents(
+    tree: Tree, words: str, ending: str, mark: bytes, build: Callable[[str], InstanceData]
+) -> FoundData | None:
+    """Data with a file per image that has an ending and holds a mark.
 
-    build: the data of a folder in that of the tree.
+    They are divided by split where every file lies in a folder of one. build: the data of a folder in that of the tree.
     """
+    first = next(tree.with_ending(ending), None)
+    if first is None or mark not in tree.ends(first):
+        return None
     tops = {path.split("/")[0] if "/" in path else "." for path in tree.with_ending(ending)}
     splits = {top: split_of(top) for top in tops}
     if None in splits.values() or len({*splits.values()}) < len(splits):
-        return {None: build(".")}
-    return {split: build(top) for top, split in splits.items()}
+        splits = {".": None}
+    options = {split: build(top) for top, split in splits.items()}
+    return found_instances(tree, words, options, look_at_both=True)

@@ -34,18 +34,20 @@ def find_image_files(folder: Path, names: Sequence[str], source: Path, findings:
     for index, name in enumerate(names):
         if found[index] is not None:
             continue
-        if name in listings.outside:
-            _refuse(name, "it is or follows a link out of the image folder", source, findings)
-            continue
         end = next((end for end in _ends(name, folder, root) if listings.has(end)), None) or listings.only(name)
-        if end is not None and end not in others:
+        if name in listings.outside:
+            why = "it is or follows a link out of the image folder"
+        elif end is not None and end not in others:
             others.add(end)
             found[index] = end
             findings.add(_ELSEWHERE, f"{name} is {end}", "repaired")
-        elif not _is_plain(name) and "\\" not in name and not urlsplit(name).netloc:
-            _refuse(name, f"names must lie inside the image folder {folder}", source, findings)
-        else:
+            continue
+        elif _is_plain(name) or "\\" in name or urlsplit(name).netloc:
             missing.append(name)
+            continue
+        else:
+            why = f"names must lie inside the image folder {folder}"
+        findings.add("file name that is refused", f"{source}: file name {name!r} is refused; {why}", "error")
     if missing:
         findings.add(
             "image file that is missing",
@@ -57,15 +59,10 @@ def find_image_files(folder: Path, names: Sequence[str], source: Path, findings:
     return found
 
 
-def _refuse(name: str, why: str, source: Path, findings: Findings) -> None:
-    findings.add("file name that is refused", f"{source}: file name {name!r} is refused; {why}", "error")
-
-
 def _is_plain(name: str) -> bool:
     """Whether a name is a path that leads nowhere but down."""
-    if "/" not in name:
-        return name not in ("", ".", "..") and "\0" not in name
-    return not name.startswith("/") and ".." not in name.split("/") and "\0" not in name and not name.endswith("/")
+    last = name.rpartition("/")[2]
+    return last not in ("", ".") and name[0] != "/" and "\0" not in name and ".." not in name.split("/")
 
 
 def _ends(name: str, folder: Path, root: Path) -> Iterator[str]:

@@ -27,13 +27,4 @@ def inspect_instances(config: InstanceData, name: str) -> Split:
     if unlisted and config.part == "all":
         kind = "image in the folder that the annotations do not list"
         found.findings.add(kind, unlisted[0], "note", count=len(unlisted))
-    return Split(
-        name,
-        str(found.source),
-        found.findings,
-        found.class_names,
-        images,
-        objects,
-        instances=found,
-        corrected=lambda: config.corrected(found),
-    )
+    return Split(name, str(found.source), found.findings, found.class_names, images, objects, instances=found)

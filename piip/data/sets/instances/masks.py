@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from piip.data.sets.instances.numbers import LIMIT, number, whole
-from piip.data.sets.instances.polygons import crossings, polygon_rle
 
 Rle = dict[str, Any]
 Box = tuple[float, float, float, float]
 
-# Columns of pixels that an outline may cross, over all its edges: it takes a second to draw.
-_CROSSINGS = 10_000_000
+# Pixels of the longest outline that is drawn: pycocotools takes 160 bytes for each, and ends the process beyond 2^31.
+_LONGEST = 2_000_000
 # Pixels by which corners of a rectangle may differ from those of its box, and a mask's size from that of its image.
 _NEAR = 2
 
@@ -59,7 +58,7 @@ def read_mask(
 def to_rle(segmentation: list[list[float]] | Rle, height: int, width: int) -> Rle:
     """Compressed run lengths of a segmentation that was read; the parts of a polygon list are united."""
     if isinstance(segmentation, list):
-        return mask_utils.merge([polygon_rle(polygon, height, width) for polygon in segmentation])
+        return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
     if isinstance(segmentation["counts"], list):
         return mask_utils.frPyObjects(segmentation, height, width)
     return {"size": [height, width], "counts": segmentation["counts"].encode()}
@@ -97,8 +96,13 @@ def _read_polygons(
         # NaN compares as false, and hides from the least and the greatest unless it comes first.
         if not (left > -LIMIT and top > -LIMIT and right < LIMIT and bottom < LIMIT) or total != total:
             raise BadMaskError(f"'segmentation' holds a number beyond reason, {_beyond(polygon)}")
-        if len(polygon) * size[1] > _CROSSINGS and crossings(polygon, size[1]) > _CROSSINGS:
-            raise BadMaskError("'segmentation' goes to and fro too often for an outline to be drawn")
+        # Of most polygons it is seen at a glance that their outline is short.
+        if len(polygon) * (right - left + bottom - top) > _LONGEST and _outline(polygon) > _LONGEST:
+            polygon = _clip(polygon, size)
+            if len(polygon) < 6:
+                continue
+            if _outline(polygon) > _LONGEST:
+                raise BadMaskError("'segmentation' goes to and fro too often for an outline to be drawn")
         x1, y1, x2, y2 = min(x1, left), min(y1, top), max(x2, right), max(y2, bottom)
         polygons.append(polygon)
     if not polygons:
@@ -135,6 +139,28 @@ def _is_diagonal(corners: Sequence[float], box: Sequence[float]) -> bool:
     (left, right), (top, bottom) = sorted(corners[::2]), sorted(corners[1::2])
     pairs = ((left, box[0]), (top, box[1]), (right, box[0] + box[2]), (bottom, box[1] + box[3]))
     return all(abs(a - b) <= _NEAR for a, b in pairs)
+
+
+def _outline(polygon: Sequence[float]) -> float:
+    """The length in pixels, of each edge along its longer side."""
+    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1, initial=0).sum())
+
+
+def _clip(polygon: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """What of a polygon lies in the image of this size (h, w) or as far around it (Sutherland and Hodgman, 1974)."""
+    points = list(zip(polygon[::2], polygon[1::2]))
+    for axis, sign, bound in ((0, -1, size[1]), (0, 1, 2 * size[1]), (1, -1, size[0]), (1, 1, 2 * size[0])):
+        kept = []
+        for a, b in zip(points, points[1:] + points[:1]):
+            beyond_a, beyond_b = sign * a[axis] - bound, sign * b[axis] - bound
+            if beyond_a <= 0:
+                kept.append(a)
+            if (beyond_a <= 0) != (beyond_b <= 0):
+                share = beyond_a / (beyond_a - beyond_b)
+                kept.append((a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1])))
+        points = kept
+    return [value for point in points for value in point]
 
 
 def _beyond(numbers: Sequence[float]) -> str:

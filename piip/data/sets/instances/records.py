@@ -188,8 +188,3 @@ def _check_mask(mask: Mask, box: Box, size: tuple[int, int], tell: Callable[...,
     if across * down < 0.5 * union:
         tell("mask that does not fill its box, or reaches out of it", "suspect")
     return mask
-
-
-def sort_key(id_: int | str) -> tuple[bool, int | str]:
-    """Orders ids: numbers, then texts."""
-    return isinstance(id_, str), id_

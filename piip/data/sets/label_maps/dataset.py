@@ -72,7 +72,7 @@ class LabelMapDataset(ImageDataset):
         stored = read_indices(path, self.max_image_pixels)
         unlabelled = (stored == NO_LABEL) | (stored < self._first)
         labels = np.where(unlabelled, NO_LABEL, stored - self._first)
-        wrong = ~unlabelled & (labels >= len(self.class_names))
-        if wrong.any():
-            raise DataError(label_fault(path, stored[wrong].min(), len(self.class_names), self._first))
+        fault = label_fault(path, stored, len(self.class_names), self._first)
+        if fault:
+            raise DataError(fault)
         return {"label_map": torch.from_numpy(labels.astype(np.uint8))}

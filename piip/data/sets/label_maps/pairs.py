@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,14 +14,15 @@ from piip.conventions import NO_LABEL
 from piip.data.check import Split
 from piip.data.findings import Findings
 from piip.data.folders import list_files, list_images
-from piip.data.images import read_index_header, read_indices, read_size, size_fault
+from piip.data.images import read_index_header, read_indices
 from piip.data.sets.label_maps.class_names import read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
+from piip.data.sizes import check_sizes
 from piip.data.split import names_in_part
 from piip.errors import DataError, first_few
 
-# Headers and maps that are looked at before training; of larger sets every so many. Some seconds.
-MOST_HEADERS, MOST_MAPS = 10_000, 1_000
+# Maps that are looked at before training; of larger sets every so many. Some seconds.
+_MOST_MAPS = 1_000
 
 
 class Pair(NamedTuple):
@@ -73,26 +73,20 @@ def check_pairs(config: LabelMapData, pairs: Sequence[Pair], classes: int, findi
 
     Returns how many pixels (256,) of the maps that were looked at have each label, as they are stored.
     """
-    for pair in pairs[:: -(-len(pairs) // MOST_HEADERS) or 1]:
-        with suppress(DataError):  # training takes another image, evaluation says which it could not read
-            path, wanted = config.images / pair.image, (pair.height, pair.width)
-            size = read_size(path, config.max_image_pixels)
-            if size != wanted:
-                what = size_fault(path, size, wanted, config.labels / pair.labels)
-                findings.add("label map of another size than its image", what, "error")
+    sizes = [(config.images / pair.image, (pair.height, pair.width), config.labels / pair.labels) for pair in pairs]
+    check_sizes(sizes, "label map of another size than its image", findings, config.max_image_pixels)
     counts = np.zeros(NO_LABEL + 1, dtype=np.int64)
     first = int(config.reduce_zero_label)
-    for pair in pairs[:: -(-len(pairs) // MOST_MAPS) or 1]:
+    for pair in pairs[:: -(-len(pairs) // _MOST_MAPS) or 1]:
         try:
             stored = read_indices(config.labels / pair.labels, config.max_image_pixels)
         except DataError as error:
             findings.add("label map that cannot be read", str(error), "left out")
             continue
         values, pixels = np.unique(stored, return_counts=True)
-        wrong = [value for value in values.tolist() if value != NO_LABEL and not 0 <= value < classes + first]
-        if wrong:
-            what = label_fault(config.labels / pair.labels, wrong[0], classes, first)
-            findings.add("label without a class", what, "error")
+        fault = label_fault(config.labels / pair.labels, values, classes, first)
+        if fault:
+            findings.add("label without a class", fault, "error")
         known = values <= NO_LABEL
         counts[values[known]] += pixels[known]
     if counts[NO_LABEL] and counts[0] and not counts[1:NO_LABEL].any():
@@ -100,11 +94,14 @@ def check_pairs(config: LabelMapData, pairs: Sequence[Pair], classes: int, findi
     return counts
 
 
-def label_fault(path: Path, label: int, classes: int, first: int) -> str:
-    """What is said of a map with a label that no class has. first: the number of the first class in the files."""
+def label_fault(path: Path, values: NDArray[np.int32], classes: int, first: int) -> str | None:
+    """What is wrong with a map of some values, where the first class has the number `first`."""
+    wrong = values[(values != NO_LABEL) & (values >= classes + first)]
+    if not wrong.size:
+        return None
     return (
-        f"label map {path} holds {label}, but its {classes} classes have the numbers {first} to {classes - 1 + first}, "
-        f"and {NO_LABEL} is no label; correct the map or the class names"
+        f"label map {path} holds {wrong.min()}, but its {classes} classes have the numbers {first} to "
+        f"{classes - 1 + first}, and {NO_LABEL} is no label; correct the map or the class names"
     )
 
 

@@ -21,13 +21,11 @@ class LabelmeData(InstanceData):
 
     @classmethod
     def find(cls, tree: Tree) -> FoundData | None:
-        from piip.data.sets.instances.find import by_folder, found_instances
+        from piip.data.sets.instances.find import found_documents
 
-        first = next(tree.with_ending(".json"), None)
-        if first is None or b'"shapes"' not in tree.ends(first):
-            return None
-        options = by_folder(tree, ".json", lambda top: cls(root=tree.folder / top))
-        return found_instances(tree, "labelme annotations", options, look_at_both=True)
+        return found_documents(
+            tree, "labelme annotations", ".json", b'"shapes"', lambda top: cls(root=tree.folder / top)
+        )
 
     def read(self) -> Instances:
         from piip.data.sets.labelme.reader import read_labelme

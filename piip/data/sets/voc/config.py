@@ -24,18 +24,17 @@ class VocData(InstanceData):
 
     @classmethod
     def find(cls, tree: Tree) -> FoundData | None:
-        from piip.data.sets.instances.find import by_folder, found_instances
+        from piip.data.sets.instances.find import found_documents, found_instances
 
-        first = next(tree.with_ending(".xml"), None)
-        if first is None or b"<annotation" not in tree.ends(first):
-            return None
+        described = next(tree.with_ending(".xml"), None) is not None
         for parent, names in tree.files.items():
-            if parent.endswith("ImageSets/Main") and {"train.txt", "val.txt"} <= {*names}:
+            if described and parent.endswith("ImageSets/Main") and {"train.txt", "val.txt"} <= {*names}:
                 root = (tree.folder / parent).parents[1]
                 splits: dict[str | None, InstanceData] = {s: cls(root=root, split=s) for s in ("train", "val")}
                 return found_instances(tree, "Pascal VOC annotations", splits, look_at_both=True)
-        options = by_folder(tree, ".xml", lambda top: cls(root=tree.folder / top))
-        return found_instances(tree, "Pascal VOC annotations", options, look_at_both=True)
+        return found_documents(
+            tree, "Pascal VOC annotations", ".xml", b"<annotation", lambda top: cls(root=tree.folder / top)
+        )
 
     def read(self) -> Instances:
         from piip.data.sets.voc.reader import read_voc

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -28,29 +29,21 @@ _NAMES = ("classes.txt", "obj.names", "labels.txt", "names.txt")
 _BEYOND = 1.5
 
 
-class _Set(NamedTuple):
-    """base: folder that paths are relative to. data: of the data.yaml. file: that says so."""
-
-    base: Path
-    data: dict[str, Any]
-    file: Path
-
-
 def find_description(root: Path) -> Path | None:
     """The data.yaml, or file of names, of a folder; the root itself if it is a file."""
     if root.is_file():
         return root
     files = sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda path: (path.stem != "data", path.name))
-    described = [path for path in files if "names" in _read_yaml(path, strict=False)]
-    named = [root / name for name in _NAMES if (root / name).is_file()]
-    return next(iter([*described, *named]), None)
+    for path in files:
+        with suppress(DataError):
+            if "names" in _read_description(path):
+                return path
+    return next((root / name for name in _NAMES if (root / name).is_file()), None)
 
 
 def read_splits(file: Path) -> list[str]:
     """The splits that a data.yaml names; 'train' of a folder that has none."""
-    if file.suffix not in (".yaml", ".yml"):
-        return ["train"]
-    data = _read_yaml(file)
+    data = _read_description(file)
     return [split for split in ("train", "val", "test") if data.get(split)]
 
 
@@ -60,22 +53,20 @@ def read_yolo(root: Path, split: str) -> Instances:
     if file is None:
         raise DataError(f"{root} holds neither a data.yaml with 'names' nor {first_few(_NAMES)}")
     findings = Findings(f"{file.name} ({split})")
-    if file.suffix in (".yaml", ".yml"):
-        data = _read_yaml(file)
-        names = _read_names(data.get("names"), file)
-        found = _Set(_base(data, file), data, file)
-        if not data.get(split):
-            raise DataError(f"{file} has no '{split}'")
-        files = [path for entry in _as_list(data[split]) for path in _list_entry(entry, found, findings)]
-    else:
-        names = _read_names(file.read_text(encoding="utf-8-sig").splitlines(), file)
-        files = [root / name for name in list_images(root, findings)]
+    data = _read_description(file)
+    names = _read_names(data.get("names"), file)
+    entries = data.get(split)
+    if not entries:
+        raise DataError(f"{file} has no '{split}'")
+    bases = [_base(data, file), file.parent]
+    files: set[Path] = set()
+    for entry in entries if isinstance(entries, list) else [entries]:
+        files |= {*_list_entry(str(entry), bases, file, findings)}
     if not files:
         raise DataError(f"{file}: no images for '{split}'")
     folder = Path(os.path.commonpath([path.parent for path in files]))
     images = []
-    with_polygons = bool(data.get("kpt_shape")) if file.suffix != ".txt" and file.suffix != ".names" else False
-    for path in sorted(set(files)):
+    for path in sorted(files):
         name = path.relative_to(folder).as_posix()
         try:
             height, width = read_size(path)
@@ -83,23 +74,23 @@ def read_yolo(root: Path, split: str) -> Instances:
             findings.add("image that cannot be read", str(error), "error")
             continue
         image = ImageRecord(name, name, height, width, ())
-        objects = tuple(_read_labels(path, image, len(names), findings, keypoints=with_polygons))
+        objects = tuple(_read_labels(path, image, len(names), findings, keypoints=bool(data.get("kpt_shape"))))
         images.append(image._replace(annotations=objects))
     return Instances(file, folder, names, images, findings, list(range(len(names))))
 
 
-def _read_yaml(file: Path, *, strict: bool = True) -> dict[str, Any]:
+def _read_description(file: Path) -> dict[str, Any]:
+    """What a data.yaml says, or, of a file of names, that the images lie in its folder."""
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix not in (".yaml", ".yml"):
+            return {"names": text.splitlines(), "train": "."}
+        data = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        if strict:
-            raise DataError(f"cannot read {file}: {error}") from None
-        data = None
-    if isinstance(data, dict):
-        return data
-    if strict:
+        raise DataError(f"cannot read {file}: {error}") from None
+    if not isinstance(data, dict):
         raise DataError(f"{file} must hold a mapping with 'names', 'train' and 'val'")
-    return {}
+    return data
 
 
 def _read_names(given: Any, file: Path) -> list[str]:
@@ -119,10 +110,6 @@ def _read_names(given: Any, file: Path) -> list[str]:
     return names
 
 
-def _as_list(value: Any) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
-
-
 def _base(data: dict[str, Any], file: Path) -> Path:
     """The folder that paths are relative to: `path`, where it is there, else that of the file."""
     given = Path(str(data.get("path") or "."))
@@ -130,44 +117,39 @@ def _base(data: dict[str, Any], file: Path) -> Path:
     return next((option for option in options if option.is_dir()), file.parent)
 
 
-def _find(entry: str, found: _Set) -> Path | None:
+def _find(entry: str, bases: list[Path]) -> Path | None:
     """A path of the data.yaml. Roboflow writes '../train/images' for a folder beside the file."""
     path = Path(entry.replace("\\", "/"))
     inner = Path(*(part for part in path.parts if part not in ("..", "/", ".")))
-    options = [found.base / path, found.file.parent / path, found.base / inner, found.file.parent / inner]
-    return next((option for option in options if option.exists()), None)
+    return next((base / name for name in (path, inner) for base in bases if (base / name).exists()), None)
 
 
-def _list_entry(entry: str, found: _Set, findings: Findings) -> Iterator[Path]:
+def _list_entry(entry: str, bases: list[Path], file: Path, findings: Findings) -> Iterator[Path]:
     """The images of a folder or of a list file."""
-    path = _find(entry, found)
+    path = _find(entry, bases)
     if path is None:
-        raise DataError(f"{found.file}: there is no {entry} below {found.base}")
+        raise DataError(f"{file}: there is no {entry} below {bases[0]}")
     if path.is_dir():
-        for name in list_images(path, findings):
-            yield path / name
-        return
-    if path.suffix != ".txt":
+        yield from (path / name for name in list_images(path, findings))
+    elif path.suffix != ".txt":
         yield path
-        return
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        if line.strip():
-            image = _find(line.strip(), found) or _find(line.strip(), found._replace(base=path.parent))
+    else:
+        for line in filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())):
+            image = _find(line, [*bases, path.parent])
             if image is None:
-                findings.add("image file that is missing", f"{path.name}: there is no {line.strip()}", "error")
+                findings.add("image file that is missing", f"{path.name}: there is no {line}", "error")
             else:
                 yield image
 
 
 def _labels_of(image: Path) -> Path:
     """The text file of an image."""
-    parts = list(image.parts)
-    for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
-            labels = Path(*parts[:index], "labels", *parts[index + 1 :]).with_suffix(".txt")
-            return labels if labels.exists() else image.with_suffix(".txt")
     beside = image.with_suffix(".txt")
-    return beside if beside.exists() else image.parent / "labels" / beside.name
+    options, parts = [beside], beside.parts
+    if "images" in parts:
+        last = len(parts) - 1 - parts[::-1].index("images")
+        options.insert(0, Path(*parts[:last], "labels", *parts[last + 1 :]))
+    return next((path for path in options if path.exists()), image.parent / "labels" / beside.name)
 
 
 def _read_labels(
