@@ -51,6 +51,7 @@ def init(
 def describe(found: FoundData, *, command: str) -> str:
     """The config as YAML. command: the command that writes it, which the first line names."""
     from piip.data.check import check_data, small_shares, suggest_side
+    from piip.errors import first_few
 
     base, side = BASES[found.task]
     train, val = check_data({"train": found.train, "val": found.val}, pixels=False)
@@ -75,7 +76,7 @@ def describe(found: FoundData, *, command: str) -> str:
         f"base: {base}  # a small network that trains from scratch; `piip models` has larger ones",
         f"scale: {scale}  # {sizes}",
         "model:",
-        f"  head: {_flow(head)}  # classes: {', '.join(found.class_names)}",
+        f"  head: {_flow(head)}  # {first_few(found.class_names)}",
         "data:",
         f"  train: {_flow(found.train.given())}",
         f"  val: {_flow(found.val.given())}",

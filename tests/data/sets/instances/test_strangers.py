@@ -42,8 +42,13 @@ class TableData(InstanceData):
         return Instances(self.root / "table.csv", self.root, ["box", "disc"], [*images.values()], findings, [0, 1])
 
 
+# Defining a member makes it known to the whole process, in which other tests say which types there are.
+del DatasetConfig.members["table"]
+
+
 @pytest.fixture
-def table(tmp_path: Path) -> Path:
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(DatasetConfig.members, "table", TableData)
     lines = [f"{name} 0 {' '.join(map(str, BOX))}" for name in save_images(tmp_path, 5)]
     (tmp_path / "table.csv").write_text("\n".join([*lines, "im0.png 1 60 40 -20 -10"]))
     return tmp_path
