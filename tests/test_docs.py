@@ -127,7 +127,10 @@ def test_yaml_blocks_are_valid_configs(block: Block, tmp_path: Path) -> None:
 
 @of("sh")
 def test_shell_blocks_are_commands_that_there_are(block: Block, tmp_path: Path) -> None:
-    """Their options exist, and so do their configs and values; `my_config.yaml` is the first config of the page."""
+    """Their options exist, and so do their configs and values.
+
+    `my_config.yaml` is the first config of the page, and so is that of a run.
+    """
     first = next((other for other in BLOCKS if other.document == block.document and other.language == "yaml"), None)
     mine = tmp_path / "my_config.yaml"
     mine.write_text(first.text if first else "base: detection/mask_rcnn_piip_nano_shapes")
@@ -141,7 +144,9 @@ def test_shell_blocks_are_commands_that_there_are(block: Block, tmp_path: Path) 
         name = command_of(words)
         values = parse(name, words[len(name.split()) :])
         if config := values.get("config"):
-            load_config(mine if config == mine.name else config, values.get("overrides") or ())
+            load_config(
+                mine if config == mine.name or config.startswith("runs/") else config, values.get("overrides") or ()
+            )
 
 
 @of("console")
