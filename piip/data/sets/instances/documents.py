@@ -63,7 +63,8 @@ def read_documents(
         else:
             found[image] = document
     if not found:
-        raise DataError(f"{root}: no image with a file of annotations, *{suffix}")
+        unread = [example for examples in findings.examples.values() for example in examples]
+        raise DataError("; ".join([f"{root}: no image with a file of annotations, *{suffix}", *unread[:1]]))
     names = list(class_names or sorted({shape.name for document in found.values() for shape in document.shapes}))
     for name in names:
         check_text(name, str(root))

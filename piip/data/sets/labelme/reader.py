@@ -68,7 +68,8 @@ def _read_shape(entry: dict[str, Any], size: tuple[int, int], findings: Findings
         findings.add("point or line, which surrounds nothing", f"{where} ({name})", "left out")
         return None
     given = entry.get("points")
-    points = [[number(value) for value in point] for point in given if isinstance(point, list)] if given else []
+    given = given if isinstance(given, list) else []
+    points = [[number(value) for value in point] for point in given if isinstance(point, list)]
     flat = [value for point in points for value in point if value is not None]
     if not name or len(flat) != 2 * len(points) or len(points) < (3 if kind == "polygon" else 2):
         findings.add("shape without label or with too few points", f"{where} ({kind} '{name}')", "error")

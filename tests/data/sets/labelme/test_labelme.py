@@ -44,8 +44,14 @@ def test_all_faults_are_told(tmp_path: Path) -> None:
     write_set(tmp_path)
     (tmp_path / "im0.json").write_text("{")
     shapes = [{"label": "", "points": [[1, 1], [2, 2], [3, 3]]}, {"label": "box", "points": [[1, 1], [2, 2]]}]
+    shapes.append({"label": "disc", "points": 5})
     (tmp_path / "im1.json").write_text(json.dumps(labelme("im1.png") | {"shapes": shapes}))
     with pytest.raises(DataError) as error:
         LabelmeData(root=tmp_path, class_names=("box",)).build(training=True)
-    for words in ("im0.json: ", "im1.json: shape 1 (polygon '')", "im1.json: shape 2 (polygon 'box')"):
+    for words in (
+        "im0.json: ",
+        "im1.json: shape 1 (polygon '')",
+        "im1.json: shape 2 (polygon 'box')",
+        "shape 3 (polygon 'disc')",
+    ):
         assert words in str(error.value)

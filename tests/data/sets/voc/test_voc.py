@@ -65,3 +65,11 @@ def test_all_faults_are_told(tmp_path: Path) -> None:
         "'disc' in im2.png",
     ):
         assert words in str(error.value)
+
+
+def test_a_set_without_a_file_that_can_be_read_says_why(tmp_path: Path) -> None:
+    write_set(tmp_path, tmp_path)
+    for file in tmp_path.glob("*.xml"):
+        file.write_bytes(b"<annotation><object><name>\xff</name></object></annotation>")
+    with pytest.raises(DataError, match=r"no image with a file of annotations, .* not well-formed"):
+        VocData(root=tmp_path).build(training=True)
