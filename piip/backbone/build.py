@@ -7,8 +7,9 @@ from typing import Literal
 
 from torch import nn
 
-from piip.backbone.config import BackboneConfig
-from piip.backbone.merge import Merge, OnlyBranch
+from piip.backbone.config import BackboneConfig, InteractionConfig
+from piip.backbone.interaction import Interaction
+from piip.backbone.merge import NORM_GROUPS, Merge, OnlyBranch
 from piip.backbone.pyramid import SimpleFeaturePyramid
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
@@ -20,9 +21,35 @@ def in_finest_pixels(specs: Sequence[FeatureSpec], resolutions: Sequence[int]) -
     return [FeatureSpec(spec.channels, round(spec.stride * scale)) for spec, scale in zip(specs, scales, strict=True)]
 
 
+def make_interaction(specs: Sequence[FeatureSpec], config: InteractionConfig) -> Interaction:
+    """The interaction between maps of these specs, one per branch. Raises ConfigError for widths it cannot have."""
+    for dim in (spec.channels for spec in specs):
+        values = int(dim * config.value_ratio) if config.attention == "deformable" else dim
+        if dim % config.num_heads or values % config.num_heads or not values:
+            raise ConfigError(
+                f"model.backbone.interaction: {config.num_heads} heads need a branch and its attention values to have "
+                f"widths that are multiples of {config.num_heads}, got {dim} and {values}; change num_heads or "
+                "value_ratio"
+            )
+        if config.ffn_ratio and not int(dim * config.ffn_ratio):
+            raise ConfigError(
+                f"model.backbone.interaction.ffn_ratio: {config.ffn_ratio} of a branch's {dim} channels is none; "
+                "0 leaves the FFN out"
+            )
+    return Interaction(dims=[spec.channels for spec in specs], config=config)
+
+
 def make_merge(specs: Sequence[FeatureSpec], *, light: bool) -> nn.Module:
-    """The merge of maps of these specs, one per branch."""
-    return Merge(dims=[spec.channels for spec in specs], light=light) if len(specs) > 1 else OnlyBranch()
+    """The merge of maps of these specs, one per branch. Raises ConfigError for a width that it cannot norm."""
+    if len(specs) == 1:
+        return OnlyBranch()
+    dims = [spec.channels for spec in specs]
+    if dims[-1] % NORM_GROUPS:
+        raise ConfigError(
+            f"model.backbone.branches: branches are merged at the width of the last one, which must be a multiple of "
+            f"{NORM_GROUPS}, got {dims[-1]}"
+        )
+    return Merge(dims=dims, light=light)
 
 
 def merged_spec(specs: Sequence[FeatureSpec]) -> FeatureSpec:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NORM_GROUPS = 32
+
 
 class Merge(nn.Module):
     """Projects every branch to one width, resizes to the finest grid, and adds them with learned weights.
@@ -57,10 +59,10 @@ def channels_first(x: Tensor) -> Tensor:
 def _projection(dim: int, out_dim: int, *, convs: int) -> nn.Sequential:
     """`convs` 3x3 convolutions from dim to out_dim channels, each with group norm and ReLU; for 0 these alone."""
     if not convs:
-        return nn.Sequential(nn.GroupNorm(32, out_dim), nn.ReLU())
+        return nn.Sequential(nn.GroupNorm(NORM_GROUPS, out_dim), nn.ReLU())
     layers: list[nn.Module] = []
     for index in range(convs):
         conv = nn.Conv2d(out_dim if index else dim, out_dim, 3, padding=1, bias=False)
         nn.init.normal_(conv.weight, std=math.sqrt(2 / (9 * out_dim)))
-        layers += [conv, nn.GroupNorm(32, out_dim), nn.ReLU(inplace=True)]
+        layers += [conv, nn.GroupNorm(NORM_GROUPS, out_dim), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)

@@ -7,9 +7,15 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from piip.backbone.build import feature_pyramid, group_ends, in_finest_pixels, make_merge, merged_spec
+from piip.backbone.build import (
+    feature_pyramid,
+    group_ends,
+    in_finest_pixels,
+    make_interaction,
+    make_merge,
+    merged_spec,
+)
 from piip.backbone.config import BackboneConfig
-from piip.backbone.interaction import Interaction
 from piip.branches.base import Branch, Tokens
 from piip.errors import ConfigError
 from piip.ops import pyramid_resize
@@ -33,7 +39,7 @@ class PIIP(nn.Module):
         """The network of a config, freshly initialised.
 
         last_interaction: false leaves out the one behind the last blocks, which only maps take part in.
-        Raises ConfigError where interactions, outputs and branches do not fit each other.
+        Raises ConfigError where interactions, outputs and the branches' widths do not fit each other.
         """
         super().__init__()
         branches = [branch.build() for branch in config.branches]
@@ -47,9 +53,7 @@ class PIIP(nn.Module):
         ]
         exchanging = groups if last_interaction else groups[:-1]
         self.interactions = nn.ModuleList(
-            Interaction(dims=[spec.channels for spec in specs], config=config.interaction)
-            for specs in exchanging
-            if len(specs) > 1
+            make_interaction(specs, config.interaction) for specs in exchanging if len(specs) > 1
         )
         self.intermediate = nn.ModuleDict()
         self.merge: nn.Module | None = None

@@ -99,6 +99,28 @@ def test_impossible_interactions_are_refused(interactions: object, message: str)
         group_ends(config, [2, 4, 6])
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_heads": 5}, "5 heads need .* got 32 and 16"),
+        ({"num_heads": 5, "attention": "dense"}, "5 heads need .* got 32 and 32"),
+        ({"num_heads": 2, "value_ratio": 0.3}, "2 heads need .* got 32 and 9"),
+        ({"num_heads": 2, "value_ratio": 0.01}, "2 heads need .* got 32 and 0"),
+        ({"num_heads": 2, "ffn_ratio": 0.01}, "0.01 of a branch's 32 channels is none"),
+    ],
+)
+def test_widths_that_an_interaction_cannot_have_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PIIP(backbone_config("TS", **settings))
+
+
+def test_a_last_branch_that_cannot_be_normed_by_groups_is_refused() -> None:
+    config = backbone_config("TS")
+    odd = config.branches[-1].model_copy(update={"embed_dim": 40})
+    with pytest.raises(ConfigError, match="multiple of 32, got 40"):
+        PIIP(config.model_copy(update={"branches": (config.branches[0], odd)}))
+
+
 def test_layers_for_learning_rate_decay_follow_the_deepest_branch() -> None:
     backbone: PIIP = PIIP(backbone_config("SBL"))
     layers = backbone.layer_ids()
