@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -85,7 +85,7 @@ class SegmentationHeadConfig(HeadConfig):
         512, gt=0, description="evaluation slides a window of this side in pixels over the image; null: the whole image"
     )
     stride: int = Field(341, gt=0, description="step between windows in pixels")
-    test_scales: tuple[float, ...] = Field(
+    test_scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (1.0,), min_length=1, description="evaluation averages over the image at these scales"
     )
     test_flip: bool = Field(False, description="evaluation averages over the image and its mirror image")

@@ -202,6 +202,19 @@ def test_a_part_of_several_types_that_is_no_mapping_is_named(key: str, value: st
 
 
 @pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        (UPERNET, "test_scales", "[1, 0]"),
+        (UPERNET, "pool_scales", "[1, 0]"),
+        (SHAPES, "anchor_ratios", "[1, 0]"),
+        (SHAPES, "anchor_ratios", "[]"),
+    ],
+)
+def test_scales_and_ratios_of_nothing_are_refused(name, key, value):
+    assert f"model.head.{key}" in message(load_config, name, [f"model.head.{key}={value}"])
+
+
+@pytest.mark.parametrize(
     ("setting", "words"),
     [
         ("window_sise: 4", "window_sise: unknown key 'window_sise'; did you mean 'window_size'?"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ class MaskRCNNConfig(DetectionHeadConfig):
     type: Literal["mask_rcnn"] = "mask_rcnn"
     num_classes: int = Field(80, gt=0)
     anchor_scale: float = Field(8.0, gt=0, description="anchor side at stride s is anchor_scale * s pixels")
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_ratios: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.5, 1.0, 2.0), min_length=1)
     rpn_batch: int = Field(256, gt=0, description="anchors sampled per image for the RPN losses")
     rpn_pre_nms_train: int = Field(2000, gt=0)
     rpn_pre_nms_test: int = Field(1000, gt=0)
