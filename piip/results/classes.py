@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from piip.results.base import ResultWriter
-from piip.results.drawing import class_colour
+from piip.results.drawing import class_colour, zoom_to
 
 # Classes that are named per image.
 _SHOWN = 5
@@ -61,7 +61,7 @@ def draw_classes(image: Tensor, labels: Sequence[int], names: Sequence[str], sco
     image: uint8 (3, H, W) RGB. labels: of the classes, for their colours. scores: in [0, 1].
     """
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    zoom = max(1, -(-_MIN_SIDE // max(picture.size)))
+    zoom = zoom_to(_MIN_SIDE, image)
     picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.BICUBIC)
     # Bars need some width, also under a tall image, which then stands in the middle.
     width = max(picture.width, max(picture.size) * 3 // 4)

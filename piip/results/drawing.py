@@ -28,14 +28,24 @@ def class_colour(label: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def zoom_to(side: int, image: Tensor) -> int:
+    """The least whole factor that brings the longer side of an image (3, H, W) to at least `side` pixels."""
+    return max(1, -(-side // max(image.shape[1:])))
+
+
+def enlarged(array: NDArray, factor: int) -> NDArray:
+    """(H, W, ...) -> (H * factor, W * factor, ...), every pixel a square of factor x factor."""
+    return array.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
 def draw_detections(image: Tensor, result: Mapping[str, Tensor], class_names: Sequence[str]) -> Image.Image:
     """The image with its detections on it.
 
     image: uint8 (3, H, W) RGB. result: boxes (n, 4) xyxy in its pixels, labels (n,), and perhaps scores (n,) and masks
     (n, H, W) bool. Labels beyond class_names are shown as numbers. Small images are enlarged by a whole factor.
     """
-    zoom = max(1, -(-MIN_SIDE // max(image.shape[1:])))
-    pixels = image.permute(1, 2, 0).cpu().numpy().repeat(zoom, axis=0).repeat(zoom, axis=1).astype(np.float32)
+    zoom = zoom_to(MIN_SIDE, image)
+    pixels = enlarged(image.permute(1, 2, 0).cpu().numpy(), zoom).astype(np.float32)
     side = max(pixels.shape[:2])
     line = max(2, round(side / 500))
     boxes = result["boxes"].cpu() * zoom
@@ -44,7 +54,7 @@ def draw_detections(image: Tensor, result: Mapping[str, Tensor], class_names: Se
     order = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).argsort(descending=True).tolist()
     if "masks" in result:
         for index in order:
-            mask = result["masks"][index].cpu().numpy().repeat(zoom, axis=0).repeat(zoom, axis=1)
+            mask = enlarged(result["masks"][index].cpu().numpy(), zoom)
             _blend(pixels, mask, class_colour(labels[index]), line)
     canvas = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(canvas)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt, maximum_position
 from torch import Tensor
 
-from piip.results.drawing import MIN_SIDE, class_colour
+from piip.results.drawing import MIN_SIDE, class_colour, enlarged, zoom_to
 
 _OPACITY = 0.55
 _PAPER, _INK = (255, 255, 255), (43, 43, 51)
@@ -30,9 +30,9 @@ def draw_label_map(
     image: uint8 (3, H, W) RGB; labels: int64 (H, W); those of no class leave the image as it is. shares: of the
     pixels by label, in the order of the legend. Small images are enlarged by a whole factor.
     """
-    zoom = max(1, -(-MIN_SIDE // max(image.shape[1:])))
-    pixels = _enlarged(image.permute(1, 2, 0).cpu().numpy(), zoom).astype(np.float32)
-    indices = _enlarged(labels.cpu().numpy(), zoom)
+    zoom = zoom_to(MIN_SIDE, image)
+    pixels = enlarged(image.permute(1, 2, 0).cpu().numpy(), zoom).astype(np.float32)
+    indices = enlarged(labels.cpu().numpy(), zoom)
     colours = np.array([class_colour(label) for label in range(len(class_names))], dtype=np.float32)
     known = indices < len(class_names)
     pixels[known] += _OPACITY * (colours[indices[known]] - pixels[known])
@@ -45,10 +45,6 @@ def draw_label_map(
     sheet.paste(picture, (0, 0))
     sheet.paste(legend, (0, picture.height))
     return sheet
-
-
-def _enlarged(array: NDArray, factor: int) -> NDArray:
-    return array.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def _edges(labels: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
