@@ -52,8 +52,8 @@ def test_a_map_and_its_class_token_are_one_row_between_join_and_split() -> None:
 
 def test_position_embedding_at_its_own_grid_is_untouched_and_elsewhere_bicubic() -> None:
     pos_embed = torch.randn(1, 16, 8)
-    assert resize_pos_embed(pos_embed, 4, (4, 4)).equal(pos_embed.view(1, 4, 4, 8))
-    resized = resize_pos_embed(pos_embed, 4, (5, 7))
+    assert resize_pos_embed(pos_embed, 4, (4, 4), torch.float32).equal(pos_embed.view(1, 4, 4, 8))
+    resized = resize_pos_embed(pos_embed, 4, (5, 7), torch.float32)
     grid = pos_embed.view(1, 4, 4, 8).permute(0, 3, 1, 2)
     expected = F.interpolate(grid, size=(5, 7), mode="bicubic", align_corners=False)
     torch.testing.assert_close(resized, expected.permute(0, 2, 3, 1))
@@ -165,7 +165,8 @@ def test_uni_perceivers_embedding_adds_a_frames_vector_and_is_normalised() -> No
     branch = vit(embed_norm=True, frame_embed=True, norm_eps=1e-5)
     nn.init.normal_(branch.frame_embed)
     images = torch.randn(1, 3, 48, 32)
-    patches = branch.patch_embed(images) + resize_pos_embed(branch.pos_embed, 2, (3, 2)) + branch.frame_embed[:, None]
+    positions = resize_pos_embed(branch.pos_embed, 2, (3, 2), torch.float32)
+    patches = branch.patch_embed(images) + positions + branch.frame_embed[:, None]
     mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, unbiased=False, keepdim=True)
     torch.testing.assert_close(
         branch.embed(images).map, (patches - mean) / (variance + 1e-5).sqrt(), atol=1e-5, rtol=1e-4

@@ -275,7 +275,7 @@ def split(y: Tensor, *, like: Tokens) -> Tokens:
     return Tokens(y[:, 0, 1:].view(like.map.shape), y[:, 0, 0])
 
 
-def resize_pos_embed(pos_embed: Tensor, grid: int, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+def resize_pos_embed(pos_embed: Tensor, grid: int, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """Bicubic resize in float32 of a learned (1, grid * grid, C) position embedding to (1, H, W, C) in a dtype."""
     x = pos_embed.float().view(1, grid, grid, -1)
     if size != (grid, grid):
