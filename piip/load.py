@@ -33,7 +33,7 @@ def create_model(name: str | Path, weights: str | Path | None = None, **override
     overrides: config values by dotted key, for example `**{"model.head.num_classes": 3}`.
     Raises ConfigError, CheckpointError.
     """
-    config = load_config(name, [f"{key}={_as_yaml(value)}" for key, value in overrides.items()])
+    config = load_config(name, [f"{key}={_as_yaml(key, value)}" for key, value in overrides.items()])
     if weights == "shipped":
         weights = shipped_weights(config)
         if weights is None:
@@ -59,5 +59,10 @@ def _build(config: Config, weights: str | Path | None) -> Model:
     return model
 
 
-def _as_yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+def _as_yaml(key: str, value: Any) -> str:
+    """A value as an override on the command line has it. Raises ConfigError for what no file could say."""
+    try:
+        return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+    except yaml.representer.RepresenterError as error:
+        kind = type(error.args[1]).__name__
+        raise ConfigError(f"{key}: a config holds numbers, text, lists and mappings, not {kind}") from None

@@ -149,8 +149,8 @@ class Model(nn.Module):
         """The labels of classes by their names; None for None. Raises ConfigError for a name that there is not."""
         for name in classes or ():
             if name not in self.names:
-                hint = nearest(name, self.names) or f"there are {first_few(self.names)}"
-                raise ConfigError(f"the model knows no class '{visible(name)}'; {hint}")
+                hint = nearest(str(name), self.names) or f"there are {first_few(self.names)}"
+                raise ConfigError(f"the model knows no class '{visible(str(name))}'; {hint}")
         return None if classes is None else [self.names.index(name) for name in classes]
 
     def _check_precision(self) -> None:

@@ -10,6 +10,7 @@ import torch
 import piip
 from piip.config.experiment import ModelConfig
 from piip.config.load import load_config
+from piip.errors import ConfigError
 from piip.load import build_model, load_model
 from piip.weights.files import write_weights
 
@@ -39,6 +40,11 @@ def test_a_loaded_model_has_the_precision_that_is_asked_for(weights: Path) -> No
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("auto", torch.float32)):
         model = load_model(load_config(NANO), weights, device=torch.device("cpu"), precision=precision)
         assert model.backbone.branches[0].blocks[0].mlp.fc1.weight.dtype == dtype
+
+
+def test_an_override_that_no_file_could_say_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^data\.val\.images: a config holds .*, not PosixPath$"):
+        piip.create_model(NANO, **{"data.val.images": Path("images")})
 
 
 def test_branches_without_init_are_left_as_they_are_and_others_are_loaded_with_their_head(tmp_path: Path) -> None:

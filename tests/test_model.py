@@ -225,6 +225,8 @@ def test_the_threshold_and_classes_leave_out_the_other_objects(nano: Model) -> N
     assert all(torch.equal(chosen[name], every[name][kept]) for name in every)
     with pytest.raises(ConfigError, match="no class 'f'; there are a, b, c, d, e"):
         nano.predict(image, classes=["a", "f"])
+    with pytest.raises(ConfigError, match="no class '2'"):
+        nano.predict(image, classes=[2])
     with pytest.raises(KeyError, match="class_name"):
         every["class_name"]
 
