@@ -169,10 +169,14 @@ class Model(nn.Module):
             (images,) = pyramid_resize(images, scale_factors=[1.0], **how)
         views = self.head.views(images, list(image_sizes))
         for view, view_sizes in views:
-            features = self.features(view, view_sizes)
-            with self._head_precision(view.device):
-                views.add(self.head.detect(features, view_sizes))
+            views.add(self._detect_once(view, view_sizes))
         return views.outputs()
+
+    def _detect_once(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Any:
+        """The head's outputs for one view; its maps, which are large, are gone before the next one is run."""
+        features = self.features(images, image_sizes)
+        with self._head_precision(images.device):
+            return self.head.detect(features, image_sizes)
 
     def _normalisation(self, images: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> _Normalisation:
         """uint8 pixels are normalised within their valid sizes; other images are normalised already."""

@@ -6,7 +6,9 @@ import copy
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,6 +231,21 @@ def test_the_threshold_and_classes_leave_out_the_other_objects(nano: Model) -> N
         nano.predict(image, classes=[2])
     with pytest.raises(KeyError, match="class_name"):
         every["class_name"]
+
+
+def test_the_maps_of_a_view_are_gone_before_the_next_one_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = piip.create_model("segmentation/upernet_piip_nano_shapes", **{"model.head.test_flip": True})
+    features, maps = model.features, []
+
+    def watched(*arguments: Any) -> list[Tensor]:
+        assert not [x for x in maps if x() is not None]
+        found = features(*arguments)
+        maps.extend(weakref.ref(x) for x in found)
+        return found
+
+    monkeypatch.setattr(model, "features", watched)
+    model.predict(picture(90, 70))
+    assert len(maps) == 2 * len(model.head.specs)
 
 
 def test_results_are_drawn_on_their_image(nano: Model, tmp_path: Path) -> None:
