@@ -9,20 +9,28 @@ from typing import Literal
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
+from piip.errors import ConfigError
 from piip.features import FeatureSpec
 
 
 class SimpleFeaturePyramid(nn.Module):
     """Four scales from maps of one scale: 4 times, twice, once and half of it (Li et al., 2022, "ViTDet").
 
-    specs: the maps that come in, of one stride that is divisible by 4: a single map, or one for each scale.
+    specs: the maps that come in, of one stride: a single map, or one for each scale.
     norm: what follows the first upsampling: group norm in networks of several branches, layer norm over channels in the
     plain ViT. finest: whether the map of 4 times the resolution is made.
+    Raises ConfigError if the stride is no multiple of 4, or of 2 without the finest map.
     """
 
     def __init__(self, *, specs: Sequence[FeatureSpec], norm: Literal["group", "layer"], finest: bool) -> None:
         super().__init__()
         levels = list(specs) * 4 if len(specs) == 1 else list(specs)
+        enlarged = 4 if finest else 2
+        if levels[0].stride % enlarged:
+            raise ConfigError(
+                f"model.backbone: the pyramid enlarges maps {enlarged} times, but those of the finest branch have a stride "
+                f"of {levels[0].stride} pixels; set its patch_size to a multiple of {enlarged}, such as 16"
+            )
         first, second = levels[0].channels, levels[1].channels
         strides = [int(spec.stride * scale) for spec, scale in zip(levels, (1 / 4, 1 / 2, 1, 2), strict=True)]
         self.specs = [FeatureSpec(spec.channels, stride) for spec, stride in zip(levels, strides, strict=True)]

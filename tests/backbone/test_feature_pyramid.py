@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piip.backbone.pyramid import SimpleFeaturePyramid
+from piip.errors import ConfigError
 from piip.features import FeatureSpec
 
 
@@ -78,3 +79,9 @@ def test_a_simple_feature_pyramid_starts_as_the_official_one() -> None:
         assert not conv.bias.any()
     assert (pyramid.up4[1].weight == 1).all()
     assert not pyramid.up4[1].bias.any()
+
+
+@pytest.mark.parametrize(("stride", "finest"), [(14, True), (6, True), (7, False)])
+def test_strides_that_would_not_be_whole_pixels_are_refused(stride: int, finest: bool) -> None:
+    with pytest.raises(ConfigError, match=f"have a stride of {stride} pixels; set its patch_size to a multiple of"):
+        pyramid_of([FeatureSpec(32, stride)], finest=finest)
