@@ -109,6 +109,7 @@ def _show(split: Split, sides: tuple[int, ...], console: Any) -> None:
 
     from piip.cli.console import table
     from piip.data.check import LEAST_SIDE, small_shares, suggest_side
+    from piip.errors import visible
 
     console.print(f"{split.name}: {len(split.images)} images of {split.source}", style="bold")
     effects = split.findings.effects
@@ -117,7 +118,7 @@ def _show(split: Split, sides: tuple[int, ...], console: Any) -> None:
         effect = effects[kind]
         console.print(Text(f"  {effect:8}", style=_STYLES[effect]), f"{count} x {kind}")
         for example in split.findings.examples[kind]:
-            console.print(f"           {example}", style="dim")
+            console.print(f"           {visible(example)}", style="dim")
     if not found:
         console.print("  nothing found")
     columns = ("class", "small", "medium", "large", "all") if split.unit == "objects" else ("class", split.unit)

@@ -69,8 +69,10 @@ def _times(value: Any, factor: float) -> Any:
     return None if value is None else max(1, round(value * factor))
 
 
-# The members of a family by their types.
-Members = dict[str, type[Strict]]
+Member = TypeVar("Member", bound="Component")
+# A class of components, and the members of a family by their types; in the class below `type` is a field.
+Class = type[Member]
+Members = dict[str, Class[Member]]
 
 
 class Component(Strict):
@@ -81,11 +83,11 @@ class Component(Strict):
     in the module `config` of a folder of the package, those that installed packages name in an entry point group called
     like the package, and those that have been defined by anybody else. Abstract subclasses are what members share.
 
-    default_type: the type that is meant where none is given; None where one has to be.
+    default_type: the type that is meant where none is given; None where one has to be. members: of the family, by type.
     """
 
     default_type: ClassVar[str | None] = None
-    members: ClassVar[Members]
+    members: ClassVar[Members[Any]]
     type: str
 
     def given(self) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class Component(Strict):
         return cls.__mro__[2] is Strict  # pydantic asks this of Component too, before that name is bound
 
     @classmethod
-    def known(cls) -> Members:
+    def known(cls: Class[Member]) -> Members[Member]:
         """The members of a family by their types. Raises ConfigError when an installed package's cannot be imported."""
         _import_members(cls.__module__.rpartition(".")[0])
         return cls.members

@@ -128,8 +128,7 @@ def data_of_file(file: Path, images: Path | None = None) -> DatasetConfig:
 
 
 def _members() -> list[type[DatasetConfig]]:
-    members: list[type[DatasetConfig]] = [*DatasetConfig.known().values()]  # type: ignore[list-item]
-    return sorted(members, key=lambda member: member.find_rank)
+    return sorted(DatasetConfig.known().values(), key=lambda member: member.find_rank)
 
 
 def words_of(path: str) -> list[str]:

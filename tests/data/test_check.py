@@ -111,6 +111,15 @@ def test_label_maps_are_looked_into(tmp_path: Path, labels: tuple[int, ...], kin
         assert split.objects == {"bg": [half], "box": [half], "no label": [0]}
 
 
+def test_values_of_no_sense_in_a_coco_file_are_findings(tmp_path: Path) -> None:
+    data = coco(save_images(tmp_path, 3))
+    data["categories"][0]["supercategory"] = ["a list"]
+    data["images"][0]["file_name"], data["images"][1]["file_name"] = "http://[abc/x.jpg", "\ud800/x.jpg"
+    (tmp_path / "all.json").write_text(json.dumps(data))
+    [split] = check_data({"all": CocoData(images=tmp_path, annotations=tmp_path / "all.json")})
+    assert split.findings.counts["image file that is missing"] == 2
+
+
 def test_data_that_cannot_be_read_at_all_are_a_finding_too(tmp_path: Path) -> None:
     [split] = check_data({"all": CocoData(images=tmp_path, annotations=tmp_path / "gone.json")})
     assert split.findings.of("error") == {"data that cannot be read": 1}

@@ -189,6 +189,16 @@ def test_classes_without_a_list_of_names_are_the_numbers_in_the_maps(tmp_path: P
     assert find_data(tmp_path).class_names == ["label 0", "label 1", "label 2", "label 3"]
 
 
+@pytest.mark.parametrize("ending", [".PNG", "[1].png", "**_b.png"])
+def test_label_maps_are_found_whatever_their_names_end_with(tmp_path: Path, ending: str) -> None:
+    for name in save_images(tmp_path / "images", 4):
+        save_map(tmp_path / "labels" / name, (0, 3, 255))
+        (tmp_path / "labels" / name).rename(tmp_path / "labels" / f"{Path(name).stem}{ending}")
+    found = find_data(tmp_path)
+    assert len(found.class_names) == 4
+    assert len(found.train.build(training=True)) + len(found.val.build(training=False)) == 4
+
+
 def test_classes_that_splits_number_otherwise_are_matched_by_name(tmp_path: Path) -> None:
     coco_roboflow(tmp_path)
     file = tmp_path / "valid" / "_annotations.coco.json"

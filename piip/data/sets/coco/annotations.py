@@ -112,7 +112,8 @@ def _load_json(path: Path) -> dict[str, Any]:
 def _read_categories(entries: list[Any], findings: Findings) -> tuple[dict[Id, int], list[str]]:
     """Label by category id, in the order of labels, and the names."""
     names: dict[Id, str] = {}
-    supers = Counter(entry.get("supercategory") for entry in entries if isinstance(entry, dict))
+    given = (entry.get("supercategory") for entry in entries if isinstance(entry, dict))
+    supers = Counter(name for name in given if isinstance(name, str))
     for position, entry in enumerate(entries, 1):
         where = f"category number {position} of the list"
         id_ = identity(entry.get("id")) if isinstance(entry, dict) else None

@@ -59,7 +59,7 @@ def _images_of(tree: Tree, path: str) -> Path | None:
         if os.path.isabs(name) and os.path.isfile(name) and Path(name).is_relative_to(tree.folder.absolute()):
             return Path(name).parent
         for parent in parents:
-            if (tree.folder / parent / name).is_file() and ".." not in name:
+            if os.path.isfile(tree.folder / parent / name) and ".." not in name:
                 return tree.folder / parent
         for parent in parents:
             if Path(name).name in tree.files[parent]:

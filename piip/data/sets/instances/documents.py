@@ -84,7 +84,7 @@ def _records(
             findings.add("image without a file of annotations, which has no objects then", image, "note")
         height, width = document.size
         try:
-            if height <= 0 or width <= 0:
+            if not height:
                 height, width = read_size(root / image)
         except DataError as error:
             findings.add("image of unknown size that cannot be read", str(error), "error")

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from piip.data.findings import Findings
 from piip.errors import DataError, first_few
@@ -42,7 +42,7 @@ def find_image_files(folder: Path, names: Sequence[str], source: Path, findings:
             found[index] = end
             findings.add(_ELSEWHERE, f"{name} is {end}", "repaired")
             continue
-        elif _is_plain(name) or "\\" in name or urlsplit(name).netloc:
+        elif _is_plain(name) or "\\" in name or _split(name).netloc:
             missing.append(name)
             continue
         else:
@@ -71,7 +71,7 @@ def _ends(name: str, folder: Path, root: Path) -> Iterator[str]:
     for base in (folder, Path(os.path.abspath(folder)), root):
         if path.startswith(f"{base}/"):
             yield path[len(str(base)) + 1 :]
-    address = urlsplit(path)
+    address = _split(path)
     # An address may give the file behind its path, as in ?d=folder/file.
     wholes = [path, unquote(address.path), unquote(address.query.rpartition("=")[2])]
     for whole in dict.fromkeys(wholes):
@@ -80,6 +80,14 @@ def _ends(name: str, folder: Path, root: Path) -> Iterator[str]:
             yield "/".join(parts[start:])
         if parts:
             yield _PREFIX.sub("", parts[-1])
+
+
+def _split(name: str) -> SplitResult:
+    """The parts of an address; of what looks like one and is none, a path alone."""
+    try:
+        return urlsplit(name)
+    except ValueError:
+        return SplitResult("", "", name, "", "")
 
 
 class _Listings:
@@ -111,7 +119,7 @@ class _Listings:
                         files.add(entry.name)
                     else:
                         self.outside.add(f"{parent}/{entry.name}" if parent else entry.name)
-        except OSError:
+        except (OSError, UnicodeEncodeError):
             return set()
         return files
 

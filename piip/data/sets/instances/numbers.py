@@ -29,6 +29,18 @@ def whole(value: Any) -> int | None:
     return int(value) if value is not None and value == int(value) else None
 
 
+def coordinate(value: Any) -> float | None:
+    """A number that can be a place in an image, in pixels or fractions; None for anything else."""
+    found = number(value)
+    return None if found is None or not -LIMIT < found < LIMIT else found
+
+
+def size_of(height: Any, width: Any) -> tuple[int, int]:
+    """(h, w) in pixels as a file has them; zeros where it does not know them, or where they are beyond reason."""
+    h, w = whole(height) or 0, whole(width) or 0
+    return (h, w) if h > 0 and w > 0 and h * w < LIMIT else (0, 0)
+
+
 def identity(value: Any) -> int | str | None:
     """An id to match others with: a number, or text that is not one; None for what cannot be an id.
 

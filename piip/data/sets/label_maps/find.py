@@ -6,12 +6,14 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from piip.conventions import NO_LABEL
 from piip.data.find import FoundData, Tree, pair_up, split_of
-from piip.data.folders import ending_of
+from piip.data.findings import Findings
+from piip.data.folders import ending_of, list_files
 from piip.data.images import IMAGE_SUFFIXES, read_index_header, read_indices
 from piip.data.sets.label_maps.class_names import read_class_names
 from piip.data.sets.label_maps.config import LabelMapData
@@ -68,8 +70,8 @@ def _read_pair(tree: Tree, images: str, labels: str) -> LabelMapData | None:
         return None
     folder = tree.folder / labels
     try:
-        for path in islice(folder.rglob(f"*{label_suffix}.png"), 3):
-            read_index_header(path)
+        for name in islice(_maps(folder, label_suffix), 3):
+            read_index_header(folder / name)
     except DataError as error:
         raise DataError(f"{folder} looks like label maps, but {error}") from None
     return LabelMapData(
@@ -81,6 +83,11 @@ def _read_pair(tree: Tree, images: str, labels: str) -> LabelMapData | None:
     )
 
 
+def _maps(folder: Path, suffix: str) -> Iterator[str]:
+    """The label maps in a folder, relative to it."""
+    return (name for name in list_files(folder, {".png"}, Findings("")) if os.path.splitext(name)[0].endswith(suffix))
+
+
 def _stems(tree: Tree, root: str, endings: Collection[str]) -> list[str]:
     parents = [parent for parent in tree.files if parent == root or parent.startswith(f"{root}/")]
     return [os.path.splitext(n)[0] for parent in parents for n in tree.files[parent] if ending_of(n) in endings]
@@ -90,8 +97,13 @@ def _suffixes(photo: str, maps: list[str]) -> tuple[str, str]:
     """What a photo's stem and that of its map have behind what they share: the map that shares most is its own."""
     if photo in maps:
         return "", ""
-    shared, best = max((len(os.path.commonprefix([photo, name])), name) for name in maps)  # noqa: RUF071
+    shared, best = max((_count_shared(photo, name), name) for name in maps)
     return photo[shared:], best[shared:]
+
+
+def _count_shared(a: str, b: str) -> int:
+    """How many characters two names begin with alike."""
+    return next((place for place, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 def _read_names(tree: Tree, sets: Sequence[LabelMapData]) -> list[str]:
@@ -101,8 +113,8 @@ def _read_names(tree: Tree, sets: Sequence[LabelMapData]) -> list[str]:
         return read_class_names(tree.folder / file)
     values: set[int] = set()
     for data in sets:
-        for path in islice(sorted(data.labels.rglob(f"*{data.label_suffix}.png")), _LOOKED_AT):
-            values |= {*np.unique(read_indices(path)).tolist()}
+        for name in islice(_maps(data.labels, data.label_suffix), _LOOKED_AT):
+            values |= {*np.unique(read_indices(data.labels / name)).tolist()}
     labels = values - {NO_LABEL}
     if labels <= {0} and NO_LABEL in values:
         raise DataError(only_no_label_fault(tree.folder))

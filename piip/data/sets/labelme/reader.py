@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -12,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as mask_utils
 
 from piip.data.findings import Findings
+from piip.data.images import decode_pixels
 from piip.data.sets.instances.documents import Document, Shape, read_documents
-from piip.data.sets.instances.numbers import number, whole
+from piip.data.sets.instances.numbers import coordinate, size_of
 from piip.data.sets.instances.records import Instances
+from piip.errors import DataError
 
 # Corners of the polygon that a circle becomes.
 _CORNERS = 36
@@ -42,7 +41,7 @@ def _parse(file: Path, findings: Findings) -> Document | None:
         return None
     if not isinstance(data, dict) or not isinstance(data.get("shapes"), list):
         return None
-    size = whole(data.get("imageHeight")) or 0, whole(data.get("imageWidth")) or 0
+    size = size_of(data.get("imageHeight"), data.get("imageWidth"))
     groups: dict[Any, list[Shape]] = {}
     for position, entry in enumerate(data["shapes"]):
         where = f"{file.name}: shape {position + 1}"
@@ -69,7 +68,7 @@ def _read_shape(entry: dict[str, Any], size: tuple[int, int], findings: Findings
         return None
     given = entry.get("points")
     given = given if isinstance(given, list) else []
-    points = [[number(value) for value in point] for point in given if isinstance(point, list)]
+    points = [[coordinate(value) for value in point] for point in given if isinstance(point, list)]
     flat = [value for point in points for value in point if value is not None]
     if not name or len(flat) != 2 * len(points) or len(points) < (3 if kind == "polygon" else 2):
         findings.add("shape without label or with too few points", f"{where} ({kind} '{name}')", "error")
@@ -94,10 +93,10 @@ def _read_mask(
     left, top = round(box[0]), round(box[1])
     outer = (float(left), float(top), box[2] + 1, box[3] + 1)
     try:
-        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) > 0
+        pixels = decode_pixels(base64.b64decode(text), "the mask").any(axis=2)
         whole_mask = np.zeros(size, dtype=np.uint8, order="F")
         whole_mask[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
-    except (OSError, ValueError, binascii.Error) as error:
+    except (DataError, ValueError) as error:
         findings.add("mask that cannot be read left out", f"{where}: {error}", "left out")
         return Shape(name, outer)
     rle = mask_utils.encode(whole_mask)

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from piip.data.findings import Findings
 from piip.data.sets.instances.documents import Document, Shape, read_documents
-from piip.data.sets.instances.numbers import number, whole
+from piip.data.sets.instances.numbers import coordinate, size_of
 from piip.data.sets.instances.records import Instances
 from piip.errors import DataError
 
@@ -26,15 +26,16 @@ def read_voc(root: Path, *, split: str | None, class_names: Sequence[str] | None
         try:
             # Lists of one class have a number behind each image.
             only = [line.split()[0] for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read {file}: {error}") from None
     return read_documents(root, ".xml", _parse, class_names=class_names, only=only)
 
 
 def _parse(file: Path, findings: Findings) -> Document | None:
     try:
         tree = ElementTree.parse(file).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+    # Of encodings, Python's reader knows those of one byte per character, UTF-8 and UTF-16; others raise the last two.
+    except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
         findings.add("file of annotations that cannot be read", f"{file.name}: {error}", "error")
         return None
     if tree.tag != "annotation":
@@ -44,10 +45,10 @@ def _parse(file: Path, findings: Findings) -> Document | None:
     shapes: list[Shape] = []
     for entry in tree.iterfind("object"):
         name = (entry.findtext("name") or "").strip()
-        corners = [number(entry.findtext(f"bndbox/{key}")) for key in _CORNERS]
+        corners = [coordinate(entry.findtext(f"bndbox/{key}")) for key in _CORNERS]
         known = [corner for corner in corners if corner is not None]
         outline = entry.find("polygon")
-        polygon = [number(point.text) for point in outline] if outline is not None else []
+        polygon = [coordinate(point.text) for point in outline] if outline is not None else []
         if not name or (len(known) < 4 and not polygon):
             what = f"{file.name}: object {len(shapes) + 1} '{name}' has no name or no box"
             findings.add("object without name or box", what, "error")
@@ -61,5 +62,5 @@ def _parse(file: Path, findings: Findings) -> Document | None:
             kind = "object marked as difficult, which nothing is learned from and no figure counts"
             findings.add(kind, f"{name} in {file.name}", "left out")
         shapes.append(Shape(name, box, [polygon] if polygon else None, crowd))
-    height, width = (whole(tree.findtext(f"size/{key}")) or 0 for key in ("height", "width"))
-    return Document(tree.findtext("filename") or file.name, (height, width), shapes)
+    size = size_of(tree.findtext("size/height"), tree.findtext("size/width"))
+    return Document(tree.findtext("filename") or file.name, size, shapes)

@@ -64,6 +64,8 @@ def read_yolo(root: Path, split: str) -> Instances:
         files |= {*_list_entry(str(entry), bases, file, findings)}
     if not files:
         raise DataError(f"{file}: no images for '{split}'")
+    if len({path.is_absolute() for path in files}) > 1:
+        files = {path.absolute() for path in files}
     folder = Path(os.path.commonpath([path.parent for path in files]))
     images = []
     for path in sorted(files):
@@ -86,7 +88,8 @@ def _read_description(file: Path) -> dict[str, Any]:
         if file.suffix not in (".yaml", ".yml"):
             return {"names": text.splitlines(), "train": "."}
         data = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    # The last two are of dates that there are not, and of brackets in brackets.
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {file}: {error}") from None
     if not isinstance(data, dict):
         raise DataError(f"{file} must hold a mapping with 'names', 'train' and 'val'")
@@ -100,7 +103,7 @@ def _read_names(given: Any, file: Path) -> list[str]:
         if sorted(labels, key=str) != sorted(range(len(labels)), key=str):
             raise DataError(f"{file}: 'names' must number its classes 0, 1, ..., got {first_few([*map(str, given)])}")
         given = [labels[label] for label in range(len(labels))]
-    names = [str(name).strip() for name in given or []]
+    names = [str(name).strip() for name in given] if isinstance(given, list) else []
     while names and not names[-1]:
         names.pop()
     if not names or not all(names):
@@ -114,14 +117,14 @@ def _base(data: dict[str, Any], file: Path) -> Path:
     """The folder that paths are relative to: `path`, where it is there, else that of the file."""
     given = Path(str(data.get("path") or "."))
     options = [given if given.is_absolute() else file.parent / given, given, file.parent / given.name]
-    return next((option for option in options if option.is_dir()), file.parent)
+    return next((option for option in options if os.path.isdir(option)), file.parent)
 
 
 def _find(entry: str, bases: list[Path]) -> Path | None:
     """A path of the data.yaml. Roboflow writes '../train/images' for a folder beside the file."""
     path = Path(entry.replace("\\", "/"))
     inner = Path(*(part for part in path.parts if part not in ("..", "/", ".")))
-    return next((base / name for name in (path, inner) for base in bases if (base / name).exists()), None)
+    return next((base / name for name in (path, inner) for base in bases if os.path.exists(base / name)), None)
 
 
 def _list_entry(entry: str, bases: list[Path], file: Path, findings: Findings) -> Iterator[Path]:
@@ -134,7 +137,11 @@ def _list_entry(entry: str, bases: list[Path], file: Path, findings: Findings) -
     elif path.suffix != ".txt":
         yield path
     else:
-        for line in filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())):
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read {path}: {error}") from None
+        for line in filter(None, map(str.strip, lines)):
             image = _find(line, [*bases, path.parent])
             if image is None:
                 findings.add("image file that is missing", f"{path.name}: there is no {line}", "error")
@@ -165,10 +172,11 @@ def _read_labels(
         findings.add("file of labels that cannot be read", f"{file}: {error}", "error")
         return
     for position, line in enumerate(lines, 1):
-        if not line.strip():
+        words = line.replace(",", " ").split()
+        if not words:
             continue
         where = f"{file.name}, line {position}"
-        label, *values = (number(word) for word in line.replace(",", " ").split())
+        label, *values = map(number, words)
         numbers = [value for value in values if value is not None]
         if label is None or len(numbers) != len(values) or len(values) < 4:
             what = f"{where}: needs a class and four numbers or a polygon, got '{line.strip()[:60]}'"

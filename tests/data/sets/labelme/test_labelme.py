@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -40,11 +41,26 @@ def test_a_circle_is_its_disc(tmp_path: Path) -> None:
     assert truth["areas"] == pytest.approx([314], abs=10)
 
 
+def test_a_damaged_mask_is_left_out_and_its_box_kept(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    data = labelme("im0.png")
+    shape = next(shape for shape in data["shapes"] if shape.get("shape_type") == "mask")
+    png = bytearray(base64.b64decode(shape["mask"]))
+    png[png.index(b"IDAT") + 6] ^= 0xFF
+    (tmp_path / "im0.json").write_text(
+        json.dumps(data | {"shapes": [shape | {"mask": base64.b64encode(png).decode()}]})
+    )
+    found = LabelmeData(root=tmp_path, class_names=tuple(NAMES)).read()
+    assert [(a.box, a.segmentation) for a in found.images[0].annotations] == [((40, 40, 7, 5), None)]
+    assert found.findings.of("left out")["mask that cannot be read left out"] == 1
+
+
 def test_all_faults_are_told(tmp_path: Path) -> None:
     write_set(tmp_path)
     (tmp_path / "im0.json").write_text("{")
     shapes = [{"label": "", "points": [[1, 1], [2, 2], [3, 3]]}, {"label": "box", "points": [[1, 1], [2, 2]]}]
     shapes.append({"label": "disc", "points": 5})
+    shapes.append({"label": "disc", "shape_type": "circle", "points": [[10**400, 1], [1, 1]]})
     (tmp_path / "im1.json").write_text(json.dumps(labelme("im1.png") | {"shapes": shapes}))
     with pytest.raises(DataError) as error:
         LabelmeData(root=tmp_path, class_names=("box",)).build(training=True)
@@ -53,5 +69,6 @@ def test_all_faults_are_told(tmp_path: Path) -> None:
         "im1.json: shape 1 (polygon '')",
         "im1.json: shape 2 (polygon 'box')",
         "shape 3 (polygon 'disc')",
+        "shape 4 (circle 'disc')",
     ):
         assert words in str(error.value)

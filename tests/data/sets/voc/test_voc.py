@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from piip.data.sets.voc.config import VocData
 from piip.errors import DataError
-from tests.data.exports import BOX, NAMES, OTHER, save_images, voc
+from tests.data.exports import BOX, HEIGHT, NAMES, OTHER, WIDTH, save_images, voc
 
 
 def write_set(images: Path, annotations: Path, **settings: object) -> None:
@@ -65,6 +66,31 @@ def test_all_faults_are_told(tmp_path: Path) -> None:
         "'disc' in im2.png",
     ):
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "unheard-of"])
+def test_a_file_in_an_encoding_that_is_not_read_is_told(tmp_path: Path, encoding: str) -> None:
+    write_set(tmp_path, tmp_path)
+    file = tmp_path / "im0.xml"
+    file.write_text(f'<?xml version="1.0" encoding="{encoding}"?>{file.read_text()}')
+    with pytest.raises(DataError, match=r"im0\.xml: .*encoding"):
+        VocData(root=tmp_path).build(training=True)
+
+
+def test_a_list_of_images_that_is_no_text_is_told(tmp_path: Path) -> None:
+    write_set(tmp_path / "JPEGImages", tmp_path / "Annotations")
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"cannot read .*val\.txt"):
+        VocData(root=tmp_path, split="val").read()
+
+
+def test_a_size_beyond_reason_is_that_of_the_image(tmp_path: Path) -> None:
+    write_set(tmp_path, tmp_path)
+    file = tmp_path / "im0.xml"
+    file.write_text(re.sub("<width>.*?</width>", "<width>1e25</width>", file.read_text()))
+    image = VocData(root=tmp_path).read().images[0]
+    assert (image.height, image.width) == (HEIGHT, WIDTH)
 
 
 def test_a_set_without_a_file_that_can_be_read_says_why(tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def test_classes_in_a_text_file_beside_images_and_labels(tmp_path: Path) -> None
 
 def test_all_faulty_lines_are_told_with_file_and_line(tmp_path: Path) -> None:
     write_set(tmp_path, "train", 0)
-    (tmp_path / "train" / "labels" / "im0.txt").write_text("0 0.5 0.5\n2 0.5 0.5 0.1 0.1\n0 30 20 10 10\n0 a b c d\n")
+    (tmp_path / "train" / "labels" / "im0.txt").write_text(
+        "0 0.5 0.5\n2 0.5 0.5 0.1 0.1\n0 30 20 10 10\n0 a b c d\n,\n"
+    )
     with pytest.raises(DataError) as error:
         describe(tmp_path, train="train").build(training=True)
     for words in (
@@ -87,11 +89,31 @@ def test_an_image_without_labels_has_no_objects(tmp_path: Path) -> None:
     ("data", "words"),
     [
         ({"names": {1: "a", 2: "b"}}, "must number its classes 0, 1"),
+        ({"names": 2}, "must be a list of names"),
         ({"train": "gone"}, "no gone below"),
+        ({"train": "a" * 5000}, "no a* below"),
         ({"train": None}, "has no 'train'"),
+        ({"train": "latin.txt"}, r"cannot read .*latin\.txt"),
     ],
 )
 def test_a_description_that_does_not_fit_is_an_error(tmp_path: Path, data: dict[str, object], words: str) -> None:
     write_set(tmp_path, "train", 0)
+    (tmp_path / "latin.txt").write_bytes(b"\xe9.png")
     with pytest.raises(DataError, match=words):
         describe(tmp_path, **{"train": "train"} | data).read()
+
+
+@pytest.mark.parametrize("text", ["names: 2024-13-45", f"names: {'[' * 5000}"])
+def test_a_description_that_yaml_cannot_hold_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"cannot read .*data\.yaml"):
+        YoloData(root=tmp_path / "data.yaml").read()
+
+
+def test_a_list_may_mix_absolute_and_relative_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_set(tmp_path, "train", 0)
+    (tmp_path / "list.txt").write_text(f"train/images/im0.png\n{tmp_path}/train/images/im1.png\n")
+    describe(tmp_path, train="list.txt")
+    monkeypatch.chdir(tmp_path)
+    found = YoloData(root=Path("data.yaml")).read()
+    assert [image.file_name for image in found.images] == ["im0.png", "im1.png"]
