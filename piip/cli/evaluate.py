@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from piip.cli.options import ConfigName, Data, Device, Json, Overrides, Weights, weights_or_own, with_data
+
+if TYPE_CHECKING:
+    from piip.config.experiment import Config
 
 
 def evaluate(
@@ -37,11 +40,7 @@ def evaluate(
 
     settings = load_config(config, with_data(overrides, data))
     if backend is not None:
-        metrics = (
-            metric.model_copy(update={"backend": backend}) if "backend" in type(metric).model_fields else metric
-            for metric in settings.chosen_metrics
-        )
-        settings = settings.model_copy(update={"metrics": tuple(metrics)})
+        settings = _with_backend(settings, backend)
     # These checks come before torch is imported, which takes seconds.
     weights = weights_or_own(weights, config)
     settings.data.val.check_files("data.val")
@@ -64,3 +63,15 @@ def evaluate(
     if output is not None:
         names = ["metrics.json", *(str(file.relative_to(output)) for file in found.files)]
         console.print(f"{', '.join(names)} written to {output}")
+
+
+def _with_backend(config: Config, backend: str) -> Config:
+    """The config with this backend for all metrics that have one. Raises ConfigError if none has."""
+    from piip.errors import ConfigError
+
+    chosen = config.chosen_metrics
+    having = ["backend" in type(metric).model_fields for metric in chosen]
+    if not any(having):
+        raise ConfigError(f"--backend goes with the metric coco, and {config.name} has none; leave --backend out")
+    metrics = (metric.model_copy(update={"backend": backend}) if has else metric for metric, has in zip(chosen, having))
+    return config.model_copy(update={"metrics": tuple(metrics)})

@@ -54,7 +54,7 @@ def predict(
         weights=weights,
         output=output,
         score_threshold=score_threshold,
-        classes=[name.strip() for name in classes.split(",")] if classes else None,
+        classes=[name.strip() for name in classes.split(",")] if classes is not None else None,
         device=device,
     )
     unreadable = sum(found.error is not None for found in predictions)

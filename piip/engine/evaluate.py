@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +44,24 @@ class Evaluation:
 
     metrics: the figures of all metrics by name, the main one first, None where there is nothing to measure. tables: one
     per metric, with a row per class. unread: a message for each image that could not be read. seconds: duration of the
-    evaluation. details: see `Metric.details`. files: those that a report was written to.
+    evaluation, without its report. scores: the metrics themselves, with the results of all images. details, files: see
+    `Metric.details`, and the files that were written; empty without a report.
     """
 
     metrics: Mapping[str, float | None]
     tables: list[list[dict[str, Any]]]
-    unread: list[str]
+    unread: Mapping[ImageId, str]
     seconds: float
-    details: dict[str, Any]
-    files: list[Path]
+    scores: Sequence[Metric]
+    details: dict[str, Any] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
 
     @property
     def document(self) -> dict[str, Any]:
         """What JSON files hold of it: `classes` is the first metric's table, `more_classes` are the others', if any."""
         more: dict[str, Any] = {"more_classes": self.tables[1:]} if len(self.tables) > 1 else {}
         more |= {"details": self.details} if self.details else {}
-        return {"metrics": self.metrics, "classes": self.tables[0], **more, "unread": self.unread}
+        return {"metrics": self.metrics, "classes": self.tables[0], **more, "unread": [*self.unread.values()]}
 
 
 def evaluate(
@@ -70,13 +72,11 @@ def evaluate(
     device: torch.device,
     console: Console | None = None,
     check: Callable[[], None] | None = None,
-    report: Path | None = None,
 ) -> Evaluation:
     """Runs the model over the loader's share of the images and scores the results of all ranks.
 
     model: ready for inference, see `piip.precision`. Every rank must call this function, even without images, and gets
-    the same figures. check: called between batches; what it raises ends the evaluation. report: a folder in which the
-    metrics draw their pictures and every image has its record (see `write_report`), if one is given.
+    the same figures. check: called between batches; what it raises ends the evaluation.
     An image that cannot be read counts as one without results, with a warning.
     Raises DataError if no image can be read, and ConfigError for two metrics with figures of the same name.
     """
@@ -96,17 +96,12 @@ def evaluate(
             if check is not None:
                 check()
     unread = {image_id: reason for part in distributed.gather(unread) for image_id, reason in part.items()}
-    reasons = list(unread.values())
     if unread:
-        _check_unread(reasons, len(loader.dataset))
+        _check_unread([*unread.values()], len(loader.dataset))
     for score in scores:
         score.synchronize()
     figures, tables = distributed.on_main(lambda: _conclude(scores))
-    details: dict[str, Any] = {}
-    files: list[Path] = []
-    if report is not None:
-        details, files = distributed.on_main(lambda: write_report(report, model, loader.dataset, scores, unread))
-    return Evaluation(figures, tables, reasons, time.perf_counter() - start, details, files)
+    return Evaluation(figures, tables, unread, time.perf_counter() - start, scores)
 
 
 def run_evaluation(
@@ -135,13 +130,19 @@ def run_evaluation(
             distributed.on_main(lambda: _make_folder(output, [file, *_paths(config.data.val)]))
         loader = build_loader(config, dataset, training=False, pin_memory=target.type == "cuda")
         with tf32(config.train.tf32):
-            found = evaluate(model, loader, metrics=metrics, device=target, console=console, report=output)
-        _log.info("evaluated %d images in %.0f s", len(dataset), found.seconds)
-        if output is not None:
+            found = evaluate(model, loader, metrics=metrics, device=target, console=console)
+            _log.info("evaluated %d images in %.0f s", len(dataset), found.seconds)
+            if output is None:
+                return found
+            details = distributed.on_main(lambda: _details(found.scores))
+            found = replace(found, details=details)
             report: dict[str, Any] = {"config": config.name, "weights": str(file), "images": len(dataset)}
             report["measured_by"] = [metric.model_dump(mode="json") for metric in metrics]
-            distributed.on_main(lambda: _write_report(output / _REPORT, report | found.document))
-        return found
+            report |= found.document
+            # The figures are written first: nothing that fails after them, as on a full disk, can lose them.
+            distributed.on_main(lambda: _write_figures(output / _REPORT, report))
+            files = distributed.on_main(lambda: write_report(output, model, dataset, found.scores, found.unread))
+        return replace(found, files=files)
 
 
 def check_trained_classes(weights: Path, class_names: list[str], dataset: ImageDataset) -> None:
@@ -197,6 +198,10 @@ def _make_folder(output: Path, inputs: list[Path]) -> None:
         output.mkdir(parents=True, exist_ok=True)
 
 
-def _write_report(file: Path, report: dict[str, Any]) -> None:
+def _details(metrics: Iterable[Metric]) -> dict[str, Any]:
+    return {name: value for metric in metrics for name, value in metric.details().items()}
+
+
+def _write_figures(file: Path, report: dict[str, Any]) -> None:
     with writing(file):
         write_file(file, to_json(report, indent=2))

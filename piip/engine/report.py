@@ -26,21 +26,16 @@ _PICTURE, _MARGIN, _LETTER = (800, 1000), 16, 20
 
 def write_report(
     folder: Path, model: Model, dataset: ImageDataset, metrics: Sequence[Metric], unread: Mapping[ImageId, str]
-) -> tuple[dict[str, Any], list[Path]]:
+) -> list[Path]:
     """Writes the charts of the metrics, images.jsonl, and worst/, pictures of up to 12 images with a page of them.
 
     model: ready for inference. metrics: with the results of all images. unread: why images could not be read. A line of
     images.jsonl has id, file, the records of the metrics, of which the first one goes first, and perhaps `unread`; it
-    is only written where a metric keeps records. Returns the details of the metrics, and the files. Raises PiipError.
+    is only written where a metric keeps records. Returns the files. Raises PiipError.
     """
-    details: dict[str, Any] = {}
-    files: list[Path] = []
     with writing(f"to {folder}"):
-        for metric in metrics:
-            details |= metric.details()
-            files += metric.draw(folder)
-        files += _write_images(folder, model, dataset, metrics, unread)
-    return details, files
+        charts = [file for metric in metrics for file in metric.draw(folder)]
+        return [*charts, *_write_images(folder, model, dataset, metrics, unread)]
 
 
 def _write_images(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from piip.errors import visible
-from piip.files import write_file
+from piip.files import replacing
 
 INK, PALE, GRID, BLUE, ORANGE = "#2b2b33", "#8a8a96", "#e4e4ea", "#3366cc", "#e07b39"
 _LONGEST_NAME = 32
@@ -41,8 +39,6 @@ def dress(axes: Axes) -> None:
 
 def save(figure: Figure, path: Path) -> Path:
     """Replaces the PNG at `path`."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png")
-    write_file(path, buffer.getvalue())
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
     return path

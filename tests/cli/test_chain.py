@@ -16,6 +16,7 @@ from tests.cli.chain import figures, run, small, succeed
 
 ROOT = Path(__file__).parents[2]
 NANO = "detection/mask_rcnn_piip_nano_shapes"
+DEMO = "classification/piip_nano_shapes"
 
 
 def settings(root: Path) -> list[str]:
@@ -140,7 +141,9 @@ def test_predict_says_which_image_is_broken_does_the_others_and_exits_2(trained,
         (["predict", NANO, "{run}/checkpoints", "--weights", "{run}", "--output", "{run}/out"], 2, "no images in"),
         (["eval", NANO, "--weights", "nowhere"], 2, "weights not found: nowhere"),
         (["eval", NANO, "model.head.num_classes=7", "--weights", "{run}"], 1, "another network"),
+        (["predict", NANO, "{run}/curves.png", "--weights", "{run}", "--classes", ""], 2, "knows no class ''"),
         (["eval", NANO, "--weights", "{run}", "--device", "abacus"], 2, "unknown device 'abacus'"),
+        (["eval", DEMO, "--weights", "{run}", "--backend", "faster"], 2, "leave --backend out"),
         (["train", NANO, "--output", "{run}"], 2, "already holds a run; continue it with --resume"),
         (["train", NANO, "--output", "{run}", "--resume", "nowhere"], 2, "no checkpoint to resume from: nowhere"),
         (["train", NANO, "--output", "{run}/new", "data.train.images=0"], 2, "data.train.images"),

@@ -88,7 +88,7 @@ def test_metrics_of_the_config_are_computed_side_by_side_the_first_one_first(tmp
         tiny_config(tmp_path, metrics=metrics, data__eval_batch_size=2), weights=weights, output=tmp_path / "out"
     )
     default = run_evaluation(tiny_config(tmp_path), weights=weights)
-    assert (found.unread, found.document["unread"]) == ([], [])
+    assert (found.unread, found.document["unread"]) == ({}, [])
     assert list(found.metrics) == ["images", *default.metrics]
     assert found.metrics["images"] == 3
     assert {name: found.metrics[name] for name in default.metrics} == pytest.approx(default.metrics)
@@ -134,8 +134,9 @@ def test_an_unreadable_validation_image_counts_as_without_detections_and_ends_no
     assert message in (tmp_path / "run" / "train.log").read_text()
     found = run_evaluation(config, weights=tmp_path / "run", output=tmp_path / "out")
     assert found.metrics == metrics
-    assert [reason.partition(": ")[0] for reason in found.unread] == [f"cannot decode image {path}"]
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["unread"] == found.unread
+    (reason,) = found.document["unread"]
+    assert reason.startswith(f"cannot decode image {path}: ")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["unread"] == found.document["unread"]
     # Its objects are among those that count.
     dataset = config.data.val.build(training=False)
     objects = sum(len(dataset.truth(index)["labels"]) for index in range(3))

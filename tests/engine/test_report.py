@@ -15,6 +15,7 @@ from torchvision.ops import box_iou
 from piip.config.experiment import Config
 from piip.conventions import ImageId
 from piip.engine.evaluate import run_evaluation
+from piip.errors import PiipError
 from piip.load import build_model, load_model
 from piip.metrics.base import Metric
 from piip.metrics.config import MetricConfig
@@ -140,3 +141,13 @@ def test_the_badness_of_the_first_metric_decides_and_lines_hold_the_records_of_a
     details = json.loads((tmp_path / "metrics.json").read_text())["details"]
     assert details["objects"] == sum(line["objects"] for line in lines if "unread" not in line)
     assert "box_ap50_lost" in details
+
+
+def test_the_figures_outlast_a_report_that_cannot_be_written(
+    experiment: tuple[Config, Path, Path], tmp_path: Path
+) -> None:
+    config, weights, folder = experiment
+    (tmp_path / "images.jsonl").mkdir()
+    with pytest.raises(PiipError, match=f"cannot write to {tmp_path}: "):
+        run_evaluation(config, weights=weights, output=tmp_path)
+    assert (tmp_path / "metrics.json").read_text() == (folder / "metrics.json").read_text()
