@@ -209,6 +209,7 @@ def test_sizes_stay_small_whatever_a_config_doubles(tmp_path: Path) -> None:
         ("x = (", "is not Python"),
         ("_base_ = ['nowhere.py']", "base file not found: nowhere.py; keep the official folders together"),
         ("_base_ = ['config.py']", "leads back to itself"),
+        ("_base_ = 3", "base file not found: 3"),
         ("x = " + "-" * 5000 + "1", "config.py"),
     ],
 )

@@ -46,7 +46,7 @@ def read_python_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any
     own = {name: value for name, value in values.names.items() if name != "_base_"}
     bases = values.names.get("_base_", [])
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases if isinstance(bases, list | tuple) else [bases]:
         if not isinstance(base, str) or not (path.parent / base).is_file():
             raise ConfigError(f"{path}: base file not found: {base}; keep the official folders together")
         merged = merged | read_python_config(path.parent / base, (*seen, path))

@@ -12,8 +12,9 @@ from piip.branches.config import BranchConfig
 from piip.branches.convnext.config import ConvNeXtConfig
 from piip.branches.vit.config import ViTConfig
 from piip.errors import ConfigError
-from piip.flops.costs import Cost, conv, dense_attention, linear, norm, relu, upsample
+from piip.flops.costs import Cost
 from piip.official.branch_class import branch_class
+from piip.official.flops.layers import conv, dense_attention, linear, norm, relu, upsample
 
 # Widths of the stages and blocks in them (Liu et al., 2022, section 2.1 and appendix A.1).
 CONVNEXT_SIZES = {

@@ -13,8 +13,9 @@ from piip.backbone.config import BackboneConfig
 from piip.branches.convnext.config import ConvNeXtConfig
 from piip.branches.vit.config import ViTConfig
 from piip.errors import ConfigError
-from piip.flops.costs import Cost, Count, Part, linear, norm
+from piip.flops.costs import Cost, Count, Part
 from piip.official.branch_class import branch_class, branch_classes
+from piip.official.flops.layers import linear, norm
 from piip.official.flops.parts import (
     CONVNEXT_SIZES,
     Map,
