@@ -28,8 +28,8 @@ class SimpleFeaturePyramid(nn.Module):
         enlarged = 4 if finest else 2
         if levels[0].stride % enlarged:
             raise ConfigError(
-                f"model.backbone: the pyramid enlarges maps {enlarged} times, but those of the finest branch have a stride "
-                f"of {levels[0].stride} pixels; set its patch_size to a multiple of {enlarged}, such as 16"
+                f"model.backbone: the pyramid enlarges maps {enlarged} times, but those of the finest branch have a "
+                f"stride of {levels[0].stride} pixels; set its patch_size to a multiple of {enlarged}, such as 16"
             )
         first, second = levels[0].channels, levels[1].channels
         strides = [int(spec.stride * scale) for spec, scale in zip(levels, (1 / 4, 1 / 2, 1, 2), strict=True)]

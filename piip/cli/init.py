@@ -51,10 +51,14 @@ def init(
 def describe(found: FoundData, *, command: str) -> str:
     """The config as YAML. command: the command that writes it, which the first line names."""
     from piip.data.check import check_data, small_shares, suggest_side
-    from piip.errors import first_few
+    from piip.errors import DataError, first_few
 
     base, side = BASES[found.task]
-    train, val = check_data({"train": found.train, "val": found.val}, pixels=False)
+    splits = train, val = check_data({"train": found.train, "val": found.val}, pixels=False)
+    for split in splits:
+        if not split.images:
+            split.findings.raise_errors(found.folder)
+            raise DataError(f"{split.findings.source}: there is no image to use; `piip data check` says why")
     memory = _gpu_memory()
     batch = max(_BATCH, min(16, memory // _MEMORY))
     most = _ON_GPU if memory else _ON_CPU

@@ -61,6 +61,15 @@ def test_init_writes_a_config_that_loads_and_finds_its_data(tmp_path: Path, writ
     assert "exists; choose another --output" in run("init", tmp_path / "photos", "--output", file, code=2).stderr
 
 
+def test_init_writes_nothing_for_data_that_cannot_be_read(tmp_path: Path) -> None:
+    maps_alone(tmp_path / "photos")
+    next((tmp_path / "photos" / "masks").glob("*.png")).unlink()
+    done = run("init", tmp_path / "photos", "--output", tmp_path / "mine.yaml", code=2)
+    assert str(tmp_path / "photos") in done.stderr
+    assert not (tmp_path / "mine.yaml").exists()
+
+
+
 def test_one_line_trains_on_a_folder_and_another_evaluates(tmp_path: Path) -> None:
     yolo(tmp_path / "photos")
     short = ["schedule.iterations=2", "train.eval_every=2", "train.checkpoint_every=2", "data.workers=0"]
