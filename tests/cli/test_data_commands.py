@@ -69,7 +69,6 @@ def test_init_writes_nothing_for_data_that_cannot_be_read(tmp_path: Path) -> Non
     assert not (tmp_path / "mine.yaml").exists()
 
 
-
 def test_one_line_trains_on_a_folder_and_another_evaluates(tmp_path: Path) -> None:
     yolo(tmp_path / "photos")
     short = ["schedule.iterations=2", "train.eval_every=2", "train.checkpoint_every=2", "data.workers=0"]
