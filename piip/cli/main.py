@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from piip import __version__
-from piip.cli import convert, convert_config, data, doctor, evaluate, flops, init, models, predict, train
+from piip.cli import convert, convert_config, data, doctor, evaluate, flops, init, models, predict, show, train
 from piip.cli.errors import Debug, command
 from piip.cli.options import OverridesCommand
 
@@ -104,6 +104,12 @@ _add(
 )
 _add("models", models.models, ["piip models", "piip models --json"])
 _add("doctor", doctor.doctor, ["piip doctor", "piip doctor --json"])
+_add(
+    "show",
+    show.show,
+    ["piip show mask_rcnn_piip_nano_shapes optim.lr=1e-4", "piip show runs/first --json"],
+    cls=OverridesCommand,
+)
 _add("init", init.init, ["piip init photos", "piip init photos --output mine.yaml"])
 
 data_app = typer.Typer(name="data", help="Look at data before training on them.", no_args_is_help=True)

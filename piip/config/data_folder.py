@@ -38,17 +38,20 @@ def fill_from_folder(draft: Draft) -> None:
             f"{found.folder} holds {found.format}, which are for {found.task}, but the head of this config is for "
             f"{member.task}; choose a config of {found.task} (see `piip models`)"
         )
+    writer = f"the data in {found.folder}"
     head["num_classes"] = len(found.class_names)
+    draft.attribute("model.head.num_classes", writer)
     chosen = draft.origin.get("model.head.masks") in (COMMAND_LINE, draft.file)
     if found.masks is False and member is not None and "masks" in member.model_fields and not chosen:
         head["masks"] = False
+        draft.attribute("model.head.masks", writer)
         _say(f"{found.folder}: the head learns boxes alone (model.head.masks: false), since the data has no masks")
     unread: dict[str, Any] = {}
     if found.masks is not None and member is not None and "masks" not in member.model_construct(**head).needs:
         unread = {"masks": False}
     for split, config in (("train", found.train), ("val", found.val)):
         data[split] = config.given() | unread | _given(draft, data.get(split), f"data.{split}.")
-        draft.origin[f"data.{split}"] = f"the data in {found.folder}"
+        draft.attribute(f"data.{split}", writer)
 
 
 def _resolve(given: str, draft: Draft) -> Path:

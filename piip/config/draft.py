@@ -136,6 +136,31 @@ class Draft:
                     branch[name] = copy.deepcopy(value)
                     self.origin[f"model.backbone.branches.{index}.{name}"] = writer
 
+    def attribute(self, key: str, writer: str) -> None:
+        """Notes who set a key and all below it that is not from the command line."""
+        for below in [other for other in self.origin if other.startswith(f"{key}.")]:
+            if self.origin[below] != COMMAND_LINE:
+                del self.origin[below]
+        self.origin[key] = writer
+
+    def writer(self, key: str) -> str | None:
+        """What set the value at a dotted key of the resolved config; None where nothing did.
+
+        A setting of a branch that only every_branch has comes from there.
+        """
+        node: Any = self.data
+        parts = key.split(".")
+        found = None
+        for depth, part in enumerate(parts, 1):
+            within = isinstance(node, list) and part.isdecimal() and int(part) < len(node)
+            if not within and not (isinstance(node, dict) and part in node):
+                if parts[:3] == ["model", "backbone", "branches"] and depth == 5:
+                    return self.writer(f"model.backbone.every_branch.{'.'.join(parts[4:])}")
+                return None
+            node = node[int(part)] if within else node[part]
+            found = self.origin.get(".".join(parts[:depth]), found)
+        return found
+
     def _forget(self, key: str) -> None:
         """Drops the origins of the keys below a mapping that was replaced."""
         for below in [other for other in self.origin if other.startswith(f"{key}.")]:

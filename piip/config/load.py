@@ -99,18 +99,30 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Config:
     name: as of `find_config`. overrides: `key.sub=value` strings.
     Raises ConfigError naming the file, the key and the remedy.
     """
-    path = find_config(name)
-    draft = _Reader().read(path)
-    for override in overrides:
-        draft.override(re.sub("^data=", "data.folder=", override))
-    fill_from_folder(draft)
-    draft.fit_branches()
-    known = {file: key for key, file in shipped_configs().items()}
-    draft.data.setdefault("name", known.get(path, path.stem))
-    config = config_from_dict(draft.data, origin=draft.origin, source=draft.file)
-    if not os.path.isdir(name):  # a run was warned of when it began
-        _compare_sizes(config, draft.origin)
-    return config
+    return _load(name, overrides)[0]
+
+
+def load_with_origins(name: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, str]]:
+    """As `load_config`; also what set each value.
+
+    Returns the config and, by dotted key, the shipped name or the path of the file that set the value, "command line",
+    or the folder of data that it stands for. A key that is missing is at its default, or follows from others.
+    """
+    config, draft = _load(name, overrides)
+    names = {str(file.resolve()): key for key, file in _shipped_files().items()}
+    writers = {key: draft.writer(key) for key in _dotted_keys(config.model_dump(mode="json"))}
+    return config, {key: names.get(writer, writer) for key, writer in writers.items() if writer is not None}
+
+
+def _dotted_keys(data: Any, prefix: str = "") -> list[str]:
+    """The dotted keys of all values in a config's data; a list of plain values is one value."""
+    if isinstance(data, dict):
+        items = list(data.items())
+    elif isinstance(data, list) and any(isinstance(item, dict) for item in data):
+        items = list(enumerate(data))
+    else:
+        return [prefix]
+    return [key for name, value in items for key in _dotted_keys(value, f"{prefix}.{name}" if prefix else str(name))]
 
 
 def config_from_dict(data: dict[str, Any], *, origin: dict[str, str] | None = None, source: str = "config") -> Config:
@@ -124,6 +136,21 @@ def config_from_dict(data: dict[str, Any], *, origin: dict[str, str] | None = No
 def dump_config(config: Config) -> str:
     """The resolved config as YAML that `load_config` reads back to an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _load(name: str | Path, overrides: Sequence[str]) -> tuple[Config, Draft]:
+    path = find_config(name)
+    draft = _Reader().read(path)
+    for override in overrides:
+        draft.override(re.sub("^data=", "data.folder=", override))
+    fill_from_folder(draft)
+    draft.fit_branches()
+    known = {file: key for key, file in shipped_configs().items()}
+    draft.data.setdefault("name", known.get(path, path.stem))
+    config = config_from_dict(draft.data, origin=draft.origin, source=draft.file)
+    if not os.path.isdir(name):  # a run was warned of when it began
+        _compare_sizes(config, draft.origin)
+    return config, draft
 
 
 def _compare_sizes(config: Config, origin: dict[str, str]) -> None:
