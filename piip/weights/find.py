@@ -56,9 +56,7 @@ def find_weights(path: Path) -> Path:
     if not (root / "meta.json").exists():
         checkpoint = follow(root, "best") or follow(root, "last") or newest_checkpoint(root)
         if checkpoint is None:
-            raise CheckpointError(
-                f"{path} holds no checkpoint; expected a run directory, a checkpoint or a weight file"
-            )
+            raise MissingFile(f"{path} holds no checkpoint; expected a run directory, a checkpoint or a weight file")
         root = checkpoint
     meta = read_meta(root, only=())
     settings = meta["config"].get("train")

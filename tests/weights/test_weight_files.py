@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from piip.errors import CheckpointError
+from piip.errors import CheckpointError, MissingFile
 from piip.weights.files import load_file as load_into
 from piip.weights.files import load_weights, write_weights
 
@@ -131,7 +131,7 @@ def test_weights_of_another_network_are_refused_with_names_and_leave_the_model_a
 def test_missing_weights_are_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"weights not found: .*nowhere"):
         load_weights(network(), tmp_path / "nowhere.safetensors")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(MissingFile, match="holds no checkpoint"):
         load_weights(network(), tmp_path)
 
 
