@@ -30,20 +30,24 @@ def show(config: ConfigName, overrides: Overrides = None, data: Data = None, jso
         return
     text = yaml.dump(document, Dumper=_dumper(), sort_keys=False, allow_unicode=True, width=float("inf"))
     comments = _comments(yaml.compose(text, Loader=yaml.SafeLoader), origins)
+    console = out()
     for number, line in enumerate(text.splitlines()):
         comment = f"{'':{max(_COLUMN - len(line), 2)}}# {visible(comments[number])}" if number in comments else ""
-        out().print(Text(line).append(comment, style="dim"))
+        console.print(Text(line).append(comment, style="dim"))
 
 
 def _dumper() -> Any:
     """A safe dumper that writes lists of plain values in one line."""
     import yaml
 
-    class Dumper(yaml.SafeDumper):
-        def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> Any:
-            return super().represent_sequence(tag, sequence, not any(isinstance(item, dict) for item in sequence))
+    def represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.SequenceNode:
+        plain = not any(isinstance(item, dict) for item in items)
+        return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=plain)
 
-    Dumper.add_representer(list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items))
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(list, represent_list)
     return Dumper
 
 

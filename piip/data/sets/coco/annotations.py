@@ -29,7 +29,6 @@ from piip.errors import DataError
 
 Id = int | str
 
-_ID_TYPES = (int, str)
 _CONVERTED = "number or id written as text, or a whole number as 64.0, read"
 # Images from which on what was read is not looked through for circles of objects later either, of which it has none.
 _LARGE = 20_000
@@ -252,11 +251,11 @@ class _Reader:
                 id_ = self._number(id_, position, seen)
             seen.add(id_)
             given = entry.get("image_id")
-            place = self._places.get(given) if type(given) in _ID_TYPES else None
+            place = self._places.get(given) if type(given) in (int, str) else None
             if place is None:
                 place = self._find_image(entry, id_)
             given = entry.get("category_id")
-            label = self._labels.get(given) if type(given) in _ID_TYPES else None
+            label = self._labels.get(given) if type(given) in (int, str) else None
             if label is None:
                 label = self._find_label(entry, id_)
             try:
