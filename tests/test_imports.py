@@ -46,6 +46,7 @@ ORDER = [
     "piip.config",
     "piip.data.build",  # it puts together what an experiment says of its data
     "piip.model",
+    "piip.regions",  # the parts of a network, for what compiles and shards them
     "piip.load",
     "piip.flops",
     "piip.engine",

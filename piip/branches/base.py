@@ -43,6 +43,10 @@ class Branch(nn.Module):
         """Number of blocks."""
         return len(self.specs)
 
+    def units(self) -> list[nn.Module]:
+        """The blocks as modules: what is compiled, sharded and checkpointed one by one. By default there are none."""
+        return []
+
     @abstractmethod
     def embed(self, images: Tensor) -> Tokens:
         """Images (B, 3, H, W), normalised, to the first feature map (B, H/s, W/s, C)."""

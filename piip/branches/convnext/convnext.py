@@ -38,6 +38,10 @@ class ConvNeXt(Branch):
         for info, blocks in zip(network.feature_info, self._blocks(), strict=True):
             self.specs += [FeatureSpec(info["num_chs"], info["reduction"])] * len(blocks)
 
+    def units(self) -> list[nn.Module]:
+        """Every stage layer, and before it the downsampling layer that leads to its stage."""
+        return [block for stage in self._blocks() for block in stage]
+
     def embed(self, images: Tensor) -> Tokens:
         """Images (B, 3, H, W) -> (B, H/4, W/4, C) of the first stage."""
         return Tokens(self.stem(images).permute(0, 2, 3, 1))
@@ -45,8 +49,7 @@ class ConvNeXt(Branch):
     def run_blocks(self, x: Tokens, start: int, stop: int) -> Tokens:
         """Applies blocks start to stop - 1 to a feature map (B, H, W, C) -> (B, H', W', C'), see `specs`."""
         y = x.map.permute(0, 3, 1, 2)
-        blocks = [block for stage in self._blocks() for block in stage]
-        for block in blocks[start:stop]:
+        for block in self.units()[start:stop]:
             if self.checkpoint_activations and y.requires_grad:
                 y = checkpoint(block, y, use_reentrant=False)
             else:

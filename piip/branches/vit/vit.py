@@ -203,6 +203,10 @@ class ViT(Branch):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def units(self) -> list[nn.Module]:
+        """The transformer blocks."""
+        return list(self.blocks)
+
     def embed(self, images: Tensor) -> Tokens:
         """Images (B, 3, H, W) -> (B, H/patch_size, W/patch_size, C), position embedding added.
 
