@@ -19,9 +19,10 @@ from piip.weights.files import load_weights
 
 def build_model(config: ModelConfig) -> Model:
     """A freshly initialised model; no file is read."""
-    backbone = PIIP(config.backbone, last_interaction=config.head.reads_last_interaction)
+    head = config.head
+    backbone = PIIP(config.backbone, last_interaction=head.reads_last_interaction, feature_levels=head.reads_levels)
     neck = config.neck.build(backbone.specs)
-    return Model(backbone=backbone, neck=neck, head=config.head.build(neck.specs), config=config)
+    return Model(backbone=backbone, neck=neck, head=head.build(neck.specs), config=config)
 
 
 def create_model(name: str | Path, weights: str | Path | None = None, **overrides: Any) -> Model:

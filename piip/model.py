@@ -202,7 +202,7 @@ class Model(nn.Module):
         """Loads the pretrained weights that the config names for branches. Raises CheckpointError."""
         for index, (branch, config) in enumerate(zip(self.backbone.branches, self.config.backbone.branches)):
             if config.init is not None:
-                branch.load_pretrained(config.init, head=self.head.pretrained(index))
+                branch.load_pretrained(config.init, head=self._pretrained_head(index))
 
     def layer_ids(self) -> dict[str, int]:
         """Layer of every parameter that layer-wise learning-rate decay scales; all others train at the full rate."""
@@ -211,9 +211,15 @@ class Model(nn.Module):
     def new_parameters(self) -> set[str]:
         """Names of the parameters that no pretrained network of a branch has."""
         branches = list(self.backbone.branches)
-        known = [*branches, *(part for index in range(len(branches)) for part in self.head.pretrained(index).values())]
+        heads = [part for index in range(len(branches)) for part in self._pretrained_head(index).values()]
+        known = [*branches, *heads]
         pretrained = {id(parameter) for part in known for parameter in part.parameters()}
         return {name for name, parameter in self.named_parameters() if id(parameter) not in pretrained}
+
+    def _pretrained_head(self, index: int) -> dict[str, nn.Module]:
+        """The parts of the head that a branch's pretrained network has; none behind a merge of several branches."""
+        merged = self.backbone.merge is not None and len(self.backbone.branches) > 1
+        return {} if merged else self.head.pretrained(index)
 
     @property
     def num_layers(self) -> int:

@@ -39,22 +39,23 @@ def make_interaction(specs: Sequence[FeatureSpec], config: InteractionConfig) ->
     return Interaction(dims=[spec.channels for spec in specs], config=config)
 
 
-def make_merge(specs: Sequence[FeatureSpec], *, light: bool) -> nn.Module:
+def make_merge(specs: Sequence[FeatureSpec], config: BackboneConfig, *, light: bool) -> nn.Module:
     """The merge of maps of these specs, one per branch. Raises ConfigError for a width that it cannot norm."""
     if len(specs) == 1:
         return OnlyBranch()
-    dims = [spec.channels for spec in specs]
-    if dims[-1] % NORM_GROUPS:
+    dims, width = [spec.channels for spec in specs], merged_spec(specs, config).channels
+    if width % NORM_GROUPS:
         raise ConfigError(
             f"model.backbone.branches: branches are merged at the width of the last one, which must be a multiple of "
-            f"{NORM_GROUPS}, got {dims[-1]}"
+            f"{NORM_GROUPS}, got {width}; model.backbone.merge_width sets another"
         )
-    return Merge(dims=dims, light=light)
+    return Merge(dims=dims, width=width, kind="linear" if config.merge == "linear" else "light" if light else "full")
 
 
-def merged_spec(specs: Sequence[FeatureSpec]) -> FeatureSpec:
-    """What `make_merge` makes of maps of these specs: the width of the last branch on the grid of the first."""
-    return FeatureSpec(specs[-1].channels, specs[0].stride)
+def merged_spec(specs: Sequence[FeatureSpec], config: BackboneConfig) -> FeatureSpec:
+    """What `make_merge` makes of maps of these specs, on the grid of the first."""
+    alone = len(specs) == 1
+    return FeatureSpec(specs[-1].channels if alone else config.merge_width or specs[-1].channels, specs[0].stride)
 
 
 def feature_pyramid(merged: list[FeatureSpec], config: BackboneConfig) -> tuple[nn.Module, list[FeatureSpec]]:

@@ -57,7 +57,14 @@ class BackboneConfig(Strict):
     finest_level: bool = Field(
         True, description="false leaves out the 4x upsampled level of the feature pyramid, as for DINO"
     )
-    merge: bool = Field(True, description="false returns the maps of the branches as they are, as for classification")
+    merge: bool | Literal["linear"] = Field(
+        True,
+        description="linear: with linear layers instead of 3 x 3 convolutions; false returns the maps of the branches "
+        "as they are, as for classification",
+    )
+    merge_width: int | None = Field(
+        None, gt=0, multiple_of=32, description="channels of the merged maps; null: those of the last branch"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -81,6 +88,8 @@ class BackboneConfig(Strict):
             raise ValueError(f"resolutions: branches are listed finest resolution first, got {text}")
         if self.outputs and not self.merge:
             raise ValueError("outputs name what is merged: leave them out with merge: false")
+        if self.merge_width and (not self.merge or len(self.branches) == 1):
+            raise ValueError("merge_width is of merged branches: leave it out with merge: false and a single branch")
         if self.outputs and (len(self.outputs) != 3 or list(self.outputs) != sorted(set(self.outputs))):
             raise ValueError(f"outputs: name three interactions in rising order, got {list(self.outputs)}")
         return self

@@ -35,14 +35,17 @@ class PIIP(nn.Module):
 
     mixed_precision = True  # as in `Head`
 
-    def __init__(self, config: BackboneConfig, *, last_interaction: bool = True) -> None:
+    def __init__(self, config: BackboneConfig, *, last_interaction: bool = True, feature_levels: bool = True) -> None:
         """The network of a config, freshly initialised.
 
         last_interaction: false leaves out the one behind the last blocks, which only maps take part in.
+        feature_levels: false leaves a single merged map as it is, without a feature pyramid.
         Raises ConfigError where interactions, outputs and the branches' widths do not fit each other.
         """
         super().__init__()
         branches = [branch.build() for branch in config.branches]
+        for branch, settings in zip(branches, config.branches, strict=True):
+            branch.freeze(settings.freeze)
         self.resolutions = config.resolutions
         self.branches = cast("list[Branch]", nn.ModuleList(branches))
         self.ends = group_ends(config, [branch.depth for branch in branches])
@@ -65,10 +68,13 @@ class PIIP(nn.Module):
             raise ConfigError(f"model.backbone.outputs: name interactions before the last, 0 to {len(groups) - 2}")
         light = bool(config.outputs)
         for group in config.outputs:
-            self.intermediate[str(group)] = make_merge(groups[group], light=light)
-        self.merge = make_merge(groups[-1], light=light)
-        merged = [merged_spec(groups[group]) for group in (*config.outputs, -1)]
-        self.pyramid, self.specs = feature_pyramid(merged, config)
+            self.intermediate[str(group)] = make_merge(groups[group], config, light=light)
+        self.merge = make_merge(groups[-1], config, light=light)
+        merged = [merged_spec(groups[group], config) for group in (*config.outputs, -1)]
+        if feature_levels:
+            self.pyramid, self.specs = feature_pyramid(merged, config)
+        else:
+            self.pyramid, self.specs = nn.Identity(), merged
 
     def forward(
         self,

@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from piip.branches.pretrained import load_pretrained
+from piip.errors import ConfigError
 from piip.features import FeatureSpec
 
 
@@ -54,6 +55,20 @@ class Branch(nn.Module):
     @abstractmethod
     def run_blocks(self, x: Tokens, start: int, stop: int) -> Tokens:
         """Applies blocks start to stop - 1 to a feature map (B, H, W, C) -> (B, H', W', C'), see `specs`."""
+
+    def freeze(self, what: bool | str | int) -> None:
+        """Takes parameters out of training, as `BranchConfig.freeze` says.
+
+        Raises ConfigError for more blocks than there are, or where the branch has no `units`.
+        """
+        units = self.units()
+        blocks = len(units) if what is True else 0 if what in (False, "embed") else int(what)
+        if blocks > len(units) or (what and not units and what is not True):
+            raise ConfigError(f"freeze: {what} does not fit a branch that has {len(units)} blocks to freeze")
+        trained = {id(parameter) for unit in units[blocks:] for parameter in unit.parameters()}
+        for parameter in self.parameters():
+            if what and id(parameter) not in trained:
+                parameter.requires_grad_(False)
 
     def layer_of(self, parameter: str) -> int | None:
         """Depth of a parameter for layer-wise learning-rate decay.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,11 @@ class BranchConfig(Component):
 
     default_type: ClassVar = "vit"
     init: str | None = Field(None, description="file or timm name of pretrained weights")
+    freeze: bool | Literal["embed"] | Annotated[int, Field(ge=1)] = Field(
+        False,
+        description="what does not train, and runs as in evaluation: true for the branch, embed for what is before its "
+        "blocks, a number for that and so many blocks",
+    )
 
     @abstractmethod
     def build(self) -> Branch:

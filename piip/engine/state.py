@@ -101,9 +101,8 @@ class RunState:
     def train_mode(self) -> None:
         """Puts the model into training mode, except for parts that are frozen as a whole."""
         self.model.train()
-        if self.config.train.freeze:
-            for part in frozen_parts(self.model):
-                part.eval()
+        for part in frozen_parts(self.model):
+            part.eval()
 
     def resume(self, checkpoint: Path) -> None:
         """Restores everything as it was when the checkpoint was saved. Raises CheckpointError and DataError."""

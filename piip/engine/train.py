@@ -139,8 +139,8 @@ class Trainer:
         )
         size = sum(parameter.numel() for parameter in state.model.parameters()) / 1e6
         _log.info("%s: %.1f M parameters on %d x %s", self.config.name, size, distributed.world_size(), self.device)
-        if self.config.train.freeze:
-            frozen = sum(p.numel() for p in state.model.parameters() if not p.requires_grad) / 1e6
+        frozen = sum(p.numel() for p in state.model.parameters() if not p.requires_grad) / 1e6
+        if frozen:
             _log.info("%.0f %% of them are frozen", 100 * frozen / size)
         _log.info("%d steps, %d per epoch, from step %d, in %s", self.total, self.epoch_length, state.step, self.output)
         # The run was killed after it had saved this step, but before the evaluation of it was done.

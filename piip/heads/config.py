@@ -49,6 +49,11 @@ class HeadConfig(Component):
         return True
 
     @property
+    def reads_levels(self) -> bool:
+        """Whether the head reads a feature pyramid; else it gets one merged map where the branches are merged."""
+        return True
+
+    @property
     def counted_at(self) -> str | None:
         """The limits that a count of FLOPs takes work at that depends on what is found; None where there is none."""
         return None

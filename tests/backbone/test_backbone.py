@@ -8,6 +8,7 @@ from torch import nn
 
 from piip.backbone.build import group_ends
 from piip.backbone.config import BackboneConfig, InteractionConfig
+from piip.backbone.merge import Merge
 from piip.backbone.piip import PIIP
 from piip.errors import ConfigError
 
@@ -39,6 +40,25 @@ def test_any_number_and_mixture_of_branches_gives_a_pyramid_of_the_last_branchs_
         (2, width, 24, 40), (2, width, 12, 20), (2, width, 6, 10), (2, width, 3, 5)
     ]  # fmt: skip
     assert [tuple(spec) for spec in backbone.specs] == [(width, 4), (width, 8), (width, 16), (width, 32)]
+
+
+@pytest.mark.parametrize("letters", ["TSB", "BST"])
+def test_branches_are_merged_by_linear_layers_at_any_width(letters: str) -> None:
+    """Against the sum written out, on maps of three grids."""
+    config = backbone_config(letters).model_copy(update={"merge": "linear", "merge_width": 64})
+    backbone = PIIP(config)
+    assert isinstance(backbone.merge, Merge)
+    maps = [torch.randn(2, side, side, TINY[letter][0]) for letter, side in zip(letters, (8, 6, 4), strict=True)]
+    with torch.no_grad():
+        backbone.merge.weights[1].fill_(0.5)
+        expected = torch.zeros(2, 64, 8, 8)
+        for index, x in enumerate(maps):
+            linear, norm = backbone.merge.projections[index]
+            x = nn.functional.linear(x, linear.weight[:, :, 0, 0], linear.bias).permute(0, 3, 1, 2)
+            x = nn.functional.group_norm(x, 32, norm.weight, norm.bias)
+            expected += (0.5 if index == 1 else 1.0) * nn.functional.interpolate(x, size=(8, 8), mode="bilinear")
+        torch.testing.assert_close(backbone.merge(maps), expected)
+    assert [spec.channels for spec in backbone.specs] == [64] * 4
 
 
 @pytest.mark.parametrize("attention", ["deformable", "dense"])

@@ -175,6 +175,19 @@ def test_logits_are_float32_under_autocast_and_near_those_without() -> None:
     assert 0 < (rounded - exact).abs().max() < 0.05 * exact.std()
 
 
+@pytest.mark.parametrize("merge", [True, "linear"])
+def test_one_classifier_reads_the_mean_of_the_merged_map(merge: object) -> None:
+    network = build_model(config("mean", merge=merge)).eval()
+    found = batch(LABELS)
+    (merged,) = network.backbone(found.images)
+    expected = network.head.linears[0](network.head.norms[0](merged.flatten(2).transpose(1, 2)).mean(dim=1))
+    torch.testing.assert_close(network.infer(found.images, found.image_sizes), expected)
+    assert {"head.linears.0.weight", "head.norms.0.weight"} <= network.new_parameters()  # no branch brings them
+    network.train()(found)["loss_cls"].backward()
+    without = [name for name, p in network.named_parameters() if p.grad is None and not name.endswith("cls_token")]
+    assert not without
+
+
 TSB = "classification/piip_tsb_368_192_128"
 
 

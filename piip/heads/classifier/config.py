@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ClassifierConfig(HeadConfig):
-    """A norm and a linear classifier per branch, whose logits are averaged; on a backbone without merge."""
+    """A norm and a linear classifier per branch, whose logits are averaged, or on the merged map of all branches."""
 
     task: ClassVar = "classification"
     type: Literal["classifier"] = "classifier"
@@ -47,13 +47,18 @@ class ClassifierConfig(HeadConfig):
         return self.token != "class"
 
     @property
+    def reads_levels(self) -> bool:
+        return False
+
+    @property
     def needs(self) -> frozenset[str]:
         return frozenset({"label"})
 
     def check_network(self, backbone: BackboneConfig, neck: NeckConfig) -> None:
-        if backbone.merge or not neck.passes_maps:
+        if not neck.passes_maps or (backbone.merge and (self.token != "mean" or backbone.outputs)):
             raise ValueError(
-                "a classifier reads the maps of the branches: set backbone.merge: false and neck: {type: none}"
+                "a classifier reads the maps of the branches: set backbone.merge: false and neck: {type: none}; or one "
+                "merged map, without backbone.outputs: set head.token: mean"
             )
         without = [index for index, branch in enumerate(backbone.branches) if not branch.has_class_token]
         if self.token == "class" and without:

@@ -18,7 +18,7 @@ from piip.heads.classifier.config import ClassifierConfig
 class Classifier(Head):
     """One class per image: per branch a norm and a linear layer on one token, and the mean over their logits.
 
-    specs: the branches' maps, finest first; none of them merged.
+    specs: the branches' maps, finest first, or the merged map alone.
     The released networks have class tokens in the branches, but classify the top-left patch.
     """
 
@@ -32,13 +32,15 @@ class Classifier(Head):
             nn.init.zeros_(linear.bias)
         self.linears = nn.ModuleList(linears)
 
-    def forward(self, features: list[Tokens]) -> Tensor:
-        """The tokens of every branch -> logits (B, n)."""
+    def forward(self, features: Sequence[Tokens | Tensor]) -> Tensor:
+        """The tokens of every branch, or the merged map (B, C, H, W) -> logits (B, n)."""
         tokens = [norm(self._select(x)).mean(dim=1) for norm, x in zip(self.norms, features, strict=True)]
         return torch.stack([linear(x) for linear, x in zip(self.linears, tokens, strict=True)]).mean(dim=0)
 
-    def _select(self, x: Tokens) -> Tensor:
-        """The tokens (B, L, C) of a branch that are classified, by their mean."""
+    def _select(self, x: Tokens | Tensor) -> Tensor:
+        """The tokens (B, L, C) of a branch, or of the merged map, that are classified, by their mean."""
+        if isinstance(x, Tensor):
+            return x.flatten(2).transpose(1, 2)
         if self.token == "class":
             assert x.class_token is not None  # see ClassifierConfig.check_network
             return x.class_token[:, None]
@@ -57,12 +59,14 @@ class Classifier(Head):
         """The norms and linear layers as one."""
         return {"classifiers": ""}
 
-    def loss(self, features: list[Tokens], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def loss(
+        self, features: Sequence[Tokens | Tensor], image_sizes: Sizes, targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         """Cross-entropy with each image's label, or with the probabilities (n,) that mixing and smoothing gave it."""
         name = "probabilities" if "probabilities" in targets[0] else "label"
         return {"loss_cls": F.cross_entropy(self(features), torch.stack([target[name] for target in targets]))}
 
-    def detect(self, features: list[Tokens], image_sizes: Sizes) -> Tensor:
+    def detect(self, features: Sequence[Tokens | Tensor], image_sizes: Sizes) -> Tensor:
         """Logits (B, n)."""
         return self(features)
 

@@ -39,14 +39,18 @@ def paper_script(backbone: BackboneConfig) -> Literal["classification", "detecti
     """The script that counted such a backbone for the tables: the classification one if it can, else the detection one.
 
     None where no table could have had it: with branches that the official code has no class for, with a ConvNeXt of no
-    published size, whose layers are not known here, and without a merge but for class tokens in all branches.
+    published size, whose layers are not known here, without a merge but for class tokens in all branches, and with
+    ConvNeXts under another merge than the released one.
     """
     branches = backbone.branches
     if any(branch_class(b) is None or (isinstance(b, ConvNeXtConfig) and convnext_size(b) is None) for b in branches):
         return None
+    plain = all(map(is_plain, branches))
+    if not plain and (backbone.merge_width or backbone.merge == "linear"):
+        return None
     if not backbone.merge and not all(isinstance(b, ViTConfig) and b.class_token for b in branches):
         return None
-    return "classification" if all(map(is_plain, branches)) else "detection"
+    return "classification" if plain else "detection"
 
 
 def paper_count(backbone: BackboneConfig) -> Count:
@@ -88,13 +92,14 @@ def classification_count(backbone: BackboneConfig) -> Count:
         parts.append(Part(name, cost))
     groups = after_groups(backbone, maps)
     last = backbone.branches[-1]
-    width, cells = groups[-1][-1].width, groups[-1][0].cells
+    width, cells = backbone.merge_width or groups[-1][-1].width, groups[-1][0].cells
     if len(backbone.branches) > 1:
         parts.append(Part("interactions", interactions(groups, backbone.interaction)))
     if class_tokens:
         return Count(tuple(parts))
     if len(backbone.branches) > 1:
-        merges = (norm(x.cells, x.width) + linear(x.cells, x.width, width) for x in groups[-1][:-1])
+        projected = groups[-1] if width != groups[-1][-1].width else groups[-1][:-1]
+        merges = (norm(x.cells, x.width) + linear(x.cells, x.width, width) for x in projected)
         norms = (norm(x.cells, width) for x in groups[-1])
         parts.append(Part("merge", sum((*merges, *norms), Cost(params=len(backbone.branches)))))
         top = norm(cells, width)
@@ -111,9 +116,11 @@ def detection_count(backbone: BackboneConfig) -> Count:
     The finest image is square. Windows are padded before the qkv layer, merges are 3 x 3 convolutions; the pyramid's
     parameters count, its operations only on a single branch. Attention products are added by formula over unpadded
     tokens. What the script does not see is left out here too: RMS norms, the norms of ConvNeXt, the qkv layer of BEiT.
-    Raises ConfigError for branches that the official code has no class for.
+    Raises ConfigError for branches that the official code has no class for, and for another merge than its own.
     """
     branch_classes(backbone)
+    if backbone.merge_width or backbone.merge == "linear":
+        raise ConfigError("the detection script counts merges by convolutions, at the width of the last branch, only")
     maps, parts = [], []
     for name, branch, size in zip(backbone.branch_names, backbone.branches, backbone.resolutions, strict=True):
         if isinstance(branch, ConvNeXtConfig):
