@@ -43,10 +43,11 @@ demo: $(INSTALLED)
 	@echo "curves    $(RUN)/curves.png"
 	@echo "numbers   $(RUN)/metrics.jsonl and $(RUN)/eval"
 
-# As the command line does for itself: waiting threads sleep, so that the tests take no longer beside other work.
+# One process for each core, each with one thread, which is what most tests have work for.
+test: export OMP_NUM_THREADS ?= 1
 test: export OMP_WAIT_POLICY ?= passive
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # The whole chain of every task in little: it shows that the parts fit, not that anything is learned.
 smoke: $(INSTALLED)
