@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from piip.config.experiment import Config
 
 
+# What stands behind the number of a config.
+_MARKS = {"released": "●", "published": "○", "ours": " "}
+
+
 def models(json: Json = False) -> None:
     """List the shipped configs with their published figures, costs and released checkpoints."""
     from piip.cli.console import out, paragraphs, print_json
@@ -24,7 +28,8 @@ def models(json: Json = False) -> None:
         return
     console = out()
     figures = [
-        (str(number), *_figures(row, config)) for number, (row, config) in enumerate(zip(rows, configs.values()), 1)
+        (f"{number}{_MARKS[row['origin']]}", *_figures(row, config))
+        for number, (row, config) in enumerate(zip(rows, configs.values()), 1)
     ]
     print_table(console, ("", "config", "params", "paper", "runs", "score"), figures, align="rlrrrr", titles=2)
     official = [
@@ -36,6 +41,8 @@ def models(json: Json = False) -> None:
     print_table(console, columns, official, align="rll", titles=2)
     paragraphs(
         console,
+        f"{_MARKS['released']} published with weights, {_MARKS['published']} published without weights; the others are "
+        "of this project.",
         "params: of the whole network. paper, runs: GMACs for a square image of the highest resolution, as the "
         "published tables count and as the network multiplies, with neck and head (see `piip flops`).",
         "score: box/mask AP on COCO val2017, mIoU on ADE20K, top-1 on ImageNet, as published, in percent.",
@@ -50,12 +57,19 @@ def _row(name: str, config: Config) -> dict[str, Any]:
     return {
         "name": name,
         "official": config.official,
+        "origin": _origin(config),
         "checkpoint": f"{config.official}.pth" if config.official and config.released else None,
         "published": config.published.model_dump(exclude_none=True) if config.published else None,
         "resolutions": list(config.model.backbone.resolutions),
         "paper": asdict(paper) if paper else None,
         "actual": asdict(actual) if actual else None,
     }
+
+
+def _origin(config: Config) -> str:
+    if config.official and config.released:
+        return "released"
+    return "published" if config.official or config.published else "ours"
 
 
 def _figures(row: dict[str, Any], config: Config) -> list[str | None]:

