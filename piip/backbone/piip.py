@@ -88,7 +88,7 @@ class PIIP(nn.Module):
 
         Images may be uint8 too, with mean and std (RGB in 0..255) and the valid (h, w) of each, beyond which it is
         padding; they are then normalised in the pass that makes the image pyramid.
-        Without a merge it returns the tokens of every branch, their maps (B, H, W, C) and class tokens.
+        Without a merge it returns the tokens of every branch, their maps (B, H, W, C) and prefix tokens (B, P, C).
         """
         factors = [resolution / self.resolutions[0] for resolution in self.resolutions]
         # The official code rescales by factor, not to a size; at odd products the two differ in their sampling step.

@@ -14,6 +14,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from piip.branches.pretrained import load_pretrained
@@ -22,18 +23,33 @@ from piip.features import FeatureSpec
 
 
 class Tokens(NamedTuple):
-    """The state of a branch between blocks: a feature map (B, H, W, C), with a class token (B, C) where it has one."""
+    """The state of a branch between blocks: a feature map (B, H, W, C), and tokens (B, P, C) that belong to no patch.
+
+    prefix: the class token, where there is one, and then the registers; None where a branch has neither.
+    """
 
     map: Tensor
-    class_token: Tensor | None = None
+    prefix: Tensor | None = None
 
     def float(self) -> Tokens:
         """The same in float32."""
-        return Tokens(self.map.float(), None if self.class_token is None else self.class_token.float())
+        return Tokens(self.map.float(), None if self.prefix is None else self.prefix.float())
+
+    def row(self) -> Tensor:
+        """All tokens in one row (B, P + H * W, C), the prefix first."""
+        patches = self.map.flatten(1, 2)
+        return patches if self.prefix is None else torch.cat((self.prefix, patches), dim=1)
+
+    def replace_row(self, row: Tensor) -> Tokens:
+        """The inverse of `row`: tokens of the same shapes from a row of them."""
+        if self.prefix is None:
+            return Tokens(row.view(self.map.shape))
+        count = self.prefix.shape[1]
+        return Tokens(row[:, count:].view(self.map.shape), row[:, :count])
 
 
 class Branch(nn.Module):
-    """A backbone cut into blocks; between blocks its state is one feature map, perhaps with a class token beside it."""
+    """A backbone cut into blocks; between blocks its state is one feature map, perhaps with prefix tokens beside it."""
 
     specs: list[FeatureSpec]  # channels and stride of the map after each block
     # Where the pretrained weights come from that timm does not have: how a file's name begins -> its address.

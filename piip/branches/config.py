@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,6 +24,21 @@ class BranchConfig(Component):
         description="what does not train, and runs as in evaluation: true for the branch, embed for what is before its "
         "blocks, a number for that and so many blocks",
     )
+
+    @classmethod
+    def meant_type(cls, data: Mapping[str, Any]) -> str | None:
+        """Without a type, that of the first kind of branch that takes the timm model; without a model, `vit`."""
+        name = data.get("model")
+        if "type" in data or not isinstance(name, str):
+            return super().meant_type(data)
+        known = cls.known()
+        first = sorted(known, key=lambda kind: (kind != cls.default_type, kind))
+        return next((kind for kind in first if known[kind].takes(name)), cls.default_type)
+
+    @classmethod
+    def takes(cls, name: str) -> bool:
+        """Whether timm's model of this name can be such a branch."""
+        return False
 
     @abstractmethod
     def build(self) -> Branch:

@@ -22,8 +22,14 @@ _log = logging.getLogger(__name__)
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".npz")
 
-# Parts of timm's networks that a branch may do without: tokens, the final norm and classifiers.
-_UNUSED = re.compile(r"(cls|dist|reg|register|mask)_tokens?$|(norm|fc_norm|head|head_dist|pre_logits|classifier)\.")
+# Parts of published networks that a branch may do without, and why.
+_UNUSED = {
+    r"(cls|dist|reg|register)_tokens?$": "tokens that the branch does not carry",
+    r"mask_token$|decoder_|lm_head\.": "used in pretraining",
+    r"(norm|fc_norm|head|head_dist|pre_logits|classifier|attn_pool|layernorm|clip_projector)\.": "behind the blocks",
+    r".*relative_position_index$": "follows from sizes",
+    r"norm_pre\.": "a norm before the blocks, which this type of branch does not have; timm_vit has it",
+}
 
 # What timm's networks call their final norm and their classifier.
 _HEADS = {"norm": ("norm", "fc_norm", "head.norm"), "head": ("head", "head.fc")}
@@ -34,7 +40,7 @@ def load_pretrained(branch: Branch, source: str, *, head: Mapping[str, nn.Module
     state, expected = branch.fit_pretrained(_read(source, branch.origins)), branch.state_dict()
     faults = {
         "missing": [key for key in expected if key not in state],
-        "unknown": [key for key in state if key not in expected and not _UNUSED.match(key)],
+        "unknown": [key for key in state if key not in expected and not _reason(key)],
         "of another shape": [
             key for key, tensor in expected.items() if key in state and state[key].shape != tensor.shape
         ],
@@ -45,8 +51,19 @@ def load_pretrained(branch: Branch, source: str, *, head: Mapping[str, nn.Module
     loaded = {key: state[key] for key in expected}
     warn_of_non_finite(source, loaded)
     branch.load_state_dict(loaded)
+    read = {f"{name}." for part in head or {} for name in _HEADS[part]}
+    unused = [key for key in state if key not in expected and not key.startswith(tuple(read))]
+    for reason in sorted({_reason(key) for key in unused}):
+        parts = sorted({key.partition(".")[0] for key in unused if _reason(key) == reason})
+        level = logging.WARNING if "norm_pre" in parts else logging.INFO
+        _log.log(level, "'%s': not used, %s: %s", source, reason, ", ".join(parts))
     for part, module in (head or {}).items():
         _load_head(part, module, state, source)
+
+
+def _reason(key: str) -> str:
+    """Why a branch does without a tensor of a published network; empty where there is no good reason."""
+    return next((reason for pattern, reason in _UNUSED.items() if re.match(pattern, key)), "")
 
 
 def _load_head(part: str, module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

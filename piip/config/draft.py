@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from piip.config.experiment import Config
 from piip.config.reading import read_value
-from piip.config.strict import Strict, default_type, models_in, of_type
+from piip.config.strict import Strict, meant_type, models_in, of_type
 from piip.errors import ConfigError
 
 COMMAND_LINE = "command line"
@@ -55,15 +55,16 @@ class Draft:
         for key, value in update.items():
             dotted, old = f"{prefix}{key}", target.get(key)
             field = next((model.model_fields[key] for model in models if key in model.model_fields), None)
-            default = default_type(field) if field is not None else None
-            held = old.get("type", default) if isinstance(old, dict) else None
+            held = meant_type(field, old) if isinstance(old, dict) and field is not None else None
             merges = isinstance(value, dict) and isinstance(old, dict) and held in (None, value.get("type", held))
             if isinstance(old, dict) and not merges:
                 self._forget(dotted)
             self.origin[dotted] = writer(dotted)
             if isinstance(value, dict):
                 target[key] = old if merges else {}
-                members = of_type(models_in(field.annotation), value.get("type", held or default)) if field else []
+                members = []
+                if field is not None:
+                    members = of_type(models_in(field.annotation), value.get("type", held) or meant_type(field, value))
                 self._merge(target[key], value, f"{dotted}.", members, writer)
             else:
                 # Overrides change lists in place, and with a YAML alias one list may stand in several places.
@@ -98,7 +99,7 @@ class Draft:
     def _retype(self, node: dict[str, Any], place: str, name: Any) -> None:
         """Drops the settings that files gave to a part that gets another type, as merging does."""
         field = _field([Config], place.split("."))
-        held = node.get("type", default_type(field)) if field is not None else None
+        held = meant_type(field, node) if field is not None else None
         if held in (None, name):
             return
         for key in [key for key in node if self.origin.get(f"{place}.{key}") != COMMAND_LINE]:
@@ -118,14 +119,13 @@ class Draft:
         field = _field([Config], ["model", "backbone", "branches"])
         if field is None or not isinstance(shared, dict) or not isinstance(branches, list):
             return
-        family, default = models_in(field.annotation), default_type(field)
+        family = models_in(field.annotation)
         for name in list(shared):
             if self.origin.get(f"{key}.{name}", self.origin.get(key)) in (self.file, COMMAND_LINE):
                 continue
             known = [model for model in family if name in model.model_fields]
             types = [
-                of_type(family, branch.get("type", default)) if isinstance(branch, dict) else known
-                for branch in branches
+                of_type(family, meant_type(field, branch)) if isinstance(branch, dict) else known for branch in branches
             ]
             having = [any(model in known for model in models) for models in types]
             if not known or all(having):

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from piip.config.draft import COMMAND_LINE
-from piip.config.strict import Strict, default_type, models_in, nearest, of_type, types_of
+from piip.config.strict import Strict, meant_type, models_in, nearest, of_type, types_of
 from piip.errors import first_few
 
 _MAPPING = "a mapping of keys, as in {{key: value}}"
@@ -134,7 +134,7 @@ def _follow(location: Sequence[str | int], root: type[Strict], data: Any) -> _Pl
             continue
         found = _value(data, keys, None)
         if field is not None and isinstance(found, dict):
-            models = of_type(family, found.get("type", default_type(field)))
+            models = of_type(family, meant_type(field, found))
     return _Place(keys, models, family, field)
 
 

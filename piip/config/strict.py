@@ -8,7 +8,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -100,6 +100,11 @@ class Component(Strict):
         return cls.__mro__[2] is Strict  # pydantic asks this of Component too, before that name is bound
 
     @classmethod
+    def meant_type(cls, data: Mapping[str, Any]) -> str | None:
+        """The type of the member that a mapping describes."""
+        return data.get("type", cls.default_type)
+
+    @classmethod
     def known(cls: Class[Member]) -> Members[Member]:
         """The members of a family by their types. Raises ConfigError when an installed package's cannot be imported."""
         _import_members(cls.__module__.rpartition(".")[0])
@@ -132,7 +137,7 @@ class Component(Strict):
             return data
         if not isinstance(data, dict):
             raise PydanticCustomError("model_type", "a mapping is needed")
-        member = cls.known().get(str(data.get("type", cls.default_type)))
+        member = cls.known().get(str(cls.meant_type(data)))
         if member is None:
             raise PydanticCustomError("unknown_type", "unknown type")
         return member.model_validate(data)
@@ -182,9 +187,9 @@ def of_type(models: Sequence[type[Strict]], name: Any) -> list[type[Strict]]:
     return [model for model in models if len(models) > 1 and name in types_of([model])] or list(models)
 
 
-def default_type(field: FieldInfo) -> str | None:
-    """The type that the models at a key have where none is given; None where one has to be."""
-    return next((family.default_type for family in _families(field.annotation)), None)
+def meant_type(field: FieldInfo, data: Mapping[str, Any]) -> str | None:
+    """The type of what a mapping at a key describes; None where one has to be given and is not."""
+    return next((family.meant_type(data) for family in _families(field.annotation)), data.get("type"))
 
 
 def _families(annotation: Any) -> list[type[Component]]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from piip.backbone.config import BackboneConfig
 from piip.branches.config import BranchConfig
-from piip.branches.convnext.config import ConvNeXtConfig
+from piip.branches.hierarchical.config import ConvNeXtConfig
 from piip.branches.vit.config import ViTConfig
 from piip.errors import ConfigError
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from piip.backbone.config import BackboneConfig
-from piip.branches.convnext.config import ConvNeXtConfig
+from piip.branches.hierarchical.config import ConvNeXtConfig
 from piip.branches.vit.config import ViTConfig
 from piip.branches.vit.resample import resample_pos_embed
 from piip.branches.vit.vit import expand_offsets

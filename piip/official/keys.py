@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from piip.backbone.config import BackboneConfig
-from piip.branches.convnext.pretrained import HUB
+from piip.branches.hierarchical.convnext_names import HUB
 from piip.branches.vit.pretrained import BEIT, DEIT, UNIPERCEIVER
 from piip.official.branch_class import BranchClass, branch_classes
 from piip.weights.names import Names, Row, compile_template

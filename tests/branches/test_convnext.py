@@ -8,7 +8,7 @@ import torch
 
 from piip.backbone.config import BackboneConfig
 from piip.backbone.piip import PIIP
-from piip.branches.convnext.config import ConvNeXtConfig
+from piip.branches.hierarchical.config import ConvNeXtConfig
 from piip.errors import ConfigError
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from scipy import interpolate
 
 from piip.branches.base import Branch, Tokens
-from piip.branches.convnext.config import ConvNeXtConfig
+from piip.branches.hierarchical.config import ConvNeXtConfig
 from piip.branches.vit.config import ViTConfig
 from piip.branches.vit.resample import resample_position_bias
 from piip.errors import CheckpointError

@@ -12,7 +12,7 @@ from torch import nn
 
 from piip.branches.base import Tokens
 from piip.branches.vit.config import ViTConfig
-from piip.branches.vit.vit import Attention, ViT, expand_offsets, join, resize_pos_embed, split
+from piip.branches.vit.vit import Attention, ViT, expand_offsets, resize_pos_embed
 
 
 def vit(**settings: Any) -> ViT:
@@ -39,15 +39,15 @@ def test_window_attention_is_global_attention_inside_each_zero_padded_window() -
     torch.testing.assert_close(windowed(x), expected[:, :6, :9])
 
 
-def test_a_map_and_its_class_token_are_one_row_between_join_and_split() -> None:
-    tokens = Tokens(torch.randn(2, 3, 5, 16), torch.randn(2, 16))
-    row = join(tokens)
-    assert row.shape == (2, 1, 1 + 3 * 5, 16)
-    assert row[:, 0, 0].equal(tokens.class_token)
-    assert all(a.equal(b) for a, b in zip(split(row, like=tokens), tokens, strict=True))
+def test_a_map_and_its_prefix_are_one_row_and_back() -> None:
+    tokens = Tokens(torch.randn(2, 3, 5, 16), torch.randn(2, 4, 16))
+    row = tokens.row()
+    assert row.shape == (2, 4 + 3 * 5, 16)
+    assert row[:, :4].equal(tokens.prefix)
+    assert all(a.equal(b) for a, b in zip(tokens.replace_row(row), tokens, strict=True))
     alone = Tokens(tokens.map)
-    assert join(alone) is tokens.map
-    assert split(join(alone), like=alone) == alone
+    assert alone.replace_row(alone.row()).map.equal(tokens.map)
+    assert alone.replace_row(alone.row()).prefix is None
 
 
 def test_position_embedding_at_its_own_grid_is_untouched_and_elsewhere_bicubic() -> None:

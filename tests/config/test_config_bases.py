@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from piip.branches.convnext.config import ConvNeXtConfig
+from piip.branches.hierarchical.config import ConvNeXtConfig
 from piip.config.load import config_dir, load_config, shipped_configs
 from piip.heads.dino.config import DINOConfig
 from tests.config.cases import CONVNEXT, DINO, MINIMAL, SHAPES, TSB, UPERNET, message
@@ -101,7 +101,7 @@ def test_such_a_mix_can_be_built(write, base):
                  "outputs: []}}")  # fmt: skip
     with torch.device("meta"):
         model = build_model(load_config(path).model)
-    assert [type(branch).__name__ for branch in model.backbone.branches] == ["ConvNeXt", "ViT"]
+    assert [type(branch).__name__ for branch in model.backbone.branches] == ["Hierarchical", "ViT"]
 
 
 @pytest.mark.parametrize("key", ["window_size: 14", "window_sise: 14"])

@@ -174,7 +174,7 @@ def test_a_wrong_value_is_named_by_its_key_as_written_and_nothing_else_is(name: 
     [
         ("model.head", "upernet", "classifier, dino, mask_rcnn, upernet"),
         ("model.neck", "channel_mapper", "channel_mapper, fpn, none"),
-        ("model.backbone.branches.1", "convnext", "convnext, vit"),
+        ("model.backbone.branches.1", "convnext", "convnext, hierarchical, timm_vit, vit"),
         ("data.val", "label_maps", "coco, image_folder, label_maps, labelme, shapes, voc, yolo"),
         ("data.train_transforms", "segmentation", "classification, detection, segmentation"),
     ],
@@ -220,7 +220,10 @@ def test_scales_and_ratios_of_nothing_are_refused(name, key, value):
         ("window_sise: 4", "window_sise: unknown key 'window_sise'; did you mean 'window_size'?"),
         ("drop_path: 1", "drop_path: give a number less than 1 (got 1)"),
         ("1: 2", "1: unknown key '1'; valid keys: " + ", ".join(ViTConfig.model_fields)),
-        ("type: vitt", "type: unknown type 'vitt', not among convnext, vit; did you mean 'vit'?"),
+        (
+            "type: vitt",
+            "type: unknown type 'vitt', not among convnext, hierarchical, timm_vit, vit; did you mean 'vit'?",
+        ),
     ],
 )
 def test_a_mistake_in_every_branch_is_named_there_and_once(write, setting, words):

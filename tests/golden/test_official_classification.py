@@ -67,7 +67,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, branch: Branch, index: int, stages: d
 
     def run(x: Tokens, start: int, stop: int) -> Tokens:
         x = run_blocks(x, start, stop)
-        stages[f"mid/interactions.{next(groups)}/{index + 3}"] = x.class_token[:, None]
+        stages[f"mid/interactions.{next(groups)}/{index + 3}"] = x.prefix
         return x
 
     monkeypatch.setattr(branch, "run_blocks", run)

@@ -75,7 +75,7 @@ def test_a_class_token_goes_through_the_blocks_as_timms_without_a_position(tmp_p
     images = torch.randn(2, 3, 64, 64)
     x = branch.run_blocks(branch.run_blocks(branch.embed(images), 0, 1), 1, 2)
     expected = source.blocks(source._pos_embed(source.patch_embed(images)))
-    torch.testing.assert_close(x.class_token, expected[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(x.prefix, expected[:, :1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(x.map.flatten(1, 2), expected[:, 1:], rtol=1e-4, atol=1e-5)
     logits = classifier([x])
     torch.testing.assert_close(logits, source(images), rtol=1e-4, atol=1e-5)
@@ -85,19 +85,19 @@ def test_interactions_leave_class_tokens_alone_and_come_after_the_blocks() -> No
     backbone = model("first_patch").backbone
     images = torch.randn(1, 3, 64, 64)
     found = backbone(images)
-    assert [(tuple(x.map.shape), tuple(x.class_token.shape)) for x in found] == [
-        ((1, 4, 4, 32), (1, 32)),
-        ((1, 3, 3, 32), (1, 32)),
+    assert [(tuple(x.map.shape), tuple(x.prefix.shape)) for x in found] == [
+        ((1, 4, 4, 32), (1, 1, 32)),
+        ((1, 3, 3, 32), (1, 1, 32)),
     ]
     small = F.interpolate(images, scale_factor=48 / 64, mode="bilinear")
     tokens = [branch.embed(image) for branch, image in zip(backbone.branches, (images, small), strict=True)]
     for group, interaction in enumerate(backbone.interactions):
         after = [b.run_blocks(x, group, group + 1) for b, x in zip(backbone.branches, tokens, strict=True)]
         exchanged = interaction([x.map for x in after])
-        tokens = [Tokens(new, old.class_token) for new, old in zip(exchanged, after, strict=True)]
+        tokens = [Tokens(new, old.prefix) for new, old in zip(exchanged, after, strict=True)]
     for ours, expected in zip(found, tokens, strict=True):
         torch.testing.assert_close(ours.map, expected.map)
-        torch.testing.assert_close(ours.class_token, expected.class_token)
+        torch.testing.assert_close(ours.prefix, expected.prefix)
 
 
 def test_activation_checkpointing_with_a_class_token_changes_no_gradient() -> None:
@@ -108,7 +108,7 @@ def test_activation_checkpointing_with_a_class_token_changes_no_gradient() -> No
     images = torch.randn(1, 3, 48, 32)
     for branch in (plain, saving):
         x = branch.run_blocks(branch.embed(images), 0, 2)
-        (x.map.square().sum() + x.class_token.square().sum()).backward()
+        (x.map.square().sum() + x.prefix.square().sum()).backward()
     for (name, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, msg=name)
     assert plain.layer_of("cls_token") == 0
@@ -119,11 +119,11 @@ def test_logits_are_the_mean_over_the_branches_of_each_ones_token(token: str) ->
     head = Classifier(ClassifierConfig(num_classes=5, token=token), SPECS)
     for parameter in head.parameters():
         nn.init.normal_(parameter)
-    features = [Tokens(torch.randn(2, side, side, c), torch.randn(2, c)) for side, c in ((4, 8), (3, 12))]
+    features = [Tokens(torch.randn(2, side, side, c), torch.randn(2, 1, c)) for side, c in ((4, 8), (3, 12))]
     expected = []
-    for (grid, class_token), norm, linear in zip(features, head.norms, head.linears, strict=True):
+    for (grid, prefix), norm, linear in zip(features, head.norms, head.linears, strict=True):
         patches = F.layer_norm(grid.flatten(1, 2), grid.shape[3:], norm.weight, norm.bias, 1e-6)
-        own = F.layer_norm(class_token, grid.shape[3:], norm.weight, norm.bias, 1e-6)
+        own = F.layer_norm(prefix[:, 0], grid.shape[3:], norm.weight, norm.bias, 1e-6)
         read = {"first_patch": patches[:, 0], "mean": patches.mean(1), "class": own}[token]
         expected.append(read @ linear.weight.T + linear.bias)
     logits = head.detect(features, [(64, 64)] * 2)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from piip.branches.config import BranchConfig
-from piip.branches.convnext.config import ConvNeXtConfig
+from piip.branches.hierarchical.config import ConvNeXtConfig
 from piip.config.experiment import Config
 from piip.config.load import load_config
 from piip.heads.upernet.config import UperNetConfig

@@ -80,7 +80,7 @@ class ViTConfig(BranchConfig):
                     raise ValueError(
                         f"{key} {data[key]} contradicts model '{name}', whose is {known[key]}; leave one out"
                     )
-            data = known | data
+            data = {key: value for key, value in known.items() if key in cls.model_fields} | data
         return data
 
     @model_validator(mode="after")
@@ -92,6 +92,13 @@ class ViTConfig(BranchConfig):
         if self.class_token and self.window_size:
             raise ValueError("a class token needs global attention in every block: set window_size to 0")
         return self
+
+    @classmethod
+    def takes(cls, name: str) -> bool:
+        try:
+            return not vit_settings(name)["registers"]
+        except ValueError:
+            return False
 
     def build(self) -> ViT:
         from piip.branches.vit.vit import ViT

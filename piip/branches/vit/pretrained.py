@@ -37,9 +37,6 @@ INTERNVIT_HUB = [  # as transformers has it
 ]
 _NAMES = Names([*BEIT, *UNIPERCEIVER, *INTERNVIT_HUB])
 
-# Parts of a published network that a branch does not have, beside those that all of timm's have.
-_UNUSED = re.compile(r"(norm_pre|layernorm|lm_head|clip_projector)\.|decoder_|.*relative_position_index$")
-
 # Where the files come from that timm does not have.
 ORIGINS = {
     "intern_vit_6b_224px.pth": "https://huggingface.co/OpenGVLab/InternVL",
@@ -64,7 +61,7 @@ def fit_pretrained(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
             except (RuntimeError, IndexError, ValueError):
                 # No shape that could be resampled.
                 state[name] = tensor
-        elif not _UNUSED.match(key):
+        else:
             state[key] = tensor
     return state
 

@@ -5,28 +5,33 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from piip.branches.timm_names import check_name, timm_network
+from piip.errors import ConfigError
+
 
 @cache
 def vit_settings(name: str) -> dict[str, Any]:
-    """What `ViTConfig` needs to know to build timm's vision transformer of this name.
+    """What `ViTConfig` needs to know to build timm's vision transformer of this name, and how many registers it has.
 
     Raises ValueError for a name that timm does not know, and for an architecture that a ViT branch cannot express.
     """
-    import timm
     import torch
     from timm.layers import LayerScale, Mlp, RmsNorm
     from timm.models.vision_transformer import Attention, Block, VisionTransformer
 
-    if not timm.is_model(name.split(".")[0]):
-        near = timm.list_models(f"*{name.split('.')[0][:9]}*")[:3]
-        raise ValueError(f"timm has no model '{name}'" + (f"; it has {', '.join(near)}, ..." if near else ""))
-    with torch.device("meta"):
-        model: Any = timm.create_model(name.split(".")[0], pretrained=False)
+    try:
+        check_name(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    model = timm_network(name)
     block: Any = next(iter(getattr(model, "blocks", [])), None)
     plain = type(model) is VisionTransformer and type(block) is Block
     plain = plain and type(block.attn) is Attention and type(block.mlp) is Mlp and model.pos_embed is not None
     if not plain or not isinstance(model.norm_pre, torch.nn.Identity):
-        raise ValueError(f"'{name}' is not a plain vision transformer with a learned position embedding")
+        raise ValueError(
+            f"'{name}' is not a plain vision transformer with a learned position embedding; leave out the type, which "
+            "then follows from the model"
+        )
     if not isinstance(block.attn.q_norm, torch.nn.Identity):
         raise ValueError(f"'{name}' normalises queries and keys head by head, which a ViT branch does not")
     return {
@@ -40,5 +45,6 @@ def vit_settings(name: str) -> dict[str, Any]:
         "norm": "rms" if isinstance(block.norm1, RmsNorm) else "layer",
         "norm_eps": block.norm1.eps,
         "activation": "gelu_tanh" if getattr(block.mlp.act, "approximate", "none") == "tanh" else "gelu",
+        "registers": 0 if model.reg_token is None else model.reg_token.shape[1],
         "qkv_bias": "all" if block.attn.qkv.bias is not None else "none",
     }

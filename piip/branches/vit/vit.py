@@ -220,14 +220,15 @@ class ViT(Branch):
         x = self.embed_norm(x)
         if self.cls_token is None:
             return Tokens(x)
-        return Tokens(x, self.cls_token[:, 0].to(x.dtype).expand(len(x), -1))
+        return Tokens(x, self.cls_token.to(x.dtype).expand(len(x), -1, -1))
 
     def run_blocks(self, x: Tokens, start: int, stop: int) -> Tokens:
         """Applies blocks start to stop - 1 to a feature map (B, H, W, C); its shape stays."""
-        y = join(x)
+        # With a class token, which needs global attention, blocks compute on one row, since the grid does not matter.
+        y = x.map if x.prefix is None else x.row()[:, None]
         for block in self.blocks[start:stop]:
             y = block(y)
-        return split(y, like=x)
+        return Tokens(y) if x.prefix is None else x.replace_row(y[:, 0])
 
     def fold(self) -> None:
         """Keeps the position embedding at the latest sizes; for inference."""
@@ -260,23 +261,6 @@ def drop_path_rates(config: ViTConfig) -> list[float]:
     if config.drop_path_schedule == "constant":
         return [config.drop_path] * config.depth
     return [config.drop_path * index / max(config.depth - 1, 1) for index in range(config.depth)]
-
-
-def join(x: Tokens) -> Tensor:
-    """What blocks compute on: a map (B, H, W, C) as it is; with a class token, one row (B, 1, 1 + H * W, C).
-
-    The row begins with the class token. Global attention, which a class token needs, does not see the grid.
-    """
-    if x.class_token is None:
-        return x.map
-    return torch.cat([x.class_token[:, None], x.map.flatten(1, 2)], dim=1)[:, None]
-
-
-def split(y: Tensor, *, like: Tokens) -> Tokens:
-    """The inverse of `join`; like: the tokens that were joined."""
-    if like.class_token is None:
-        return Tokens(y)
-    return Tokens(y[:, 0, 1:].view(like.map.shape), y[:, 0, 0])
 
 
 def resize_pos_embed(pos_embed: Tensor, grid: int, size: tuple[int, int], dtype: torch.dtype) -> Tensor:

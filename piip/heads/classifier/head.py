@@ -42,8 +42,8 @@ class Classifier(Head):
         if isinstance(x, Tensor):
             return x.flatten(2).transpose(1, 2)
         if self.token == "class":
-            assert x.class_token is not None  # see ClassifierConfig.check_network
-            return x.class_token[:, None]
+            assert x.prefix is not None  # see ClassifierConfig.check_network
+            return x.prefix[:, :1]
         patches = x.map.flatten(1, 2)
         return patches if self.token == "mean" else patches[:, :1]
 

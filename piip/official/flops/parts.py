@@ -9,7 +9,7 @@ from typing import TypeGuard
 
 from piip.backbone.config import BackboneConfig, InteractionConfig
 from piip.branches.config import BranchConfig
-from piip.branches.convnext.config import ConvNeXtConfig
+from piip.branches.hierarchical.config import ConvNeXtConfig
 from piip.branches.vit.config import ViTConfig
 from piip.errors import ConfigError
 from piip.flops.costs import Cost

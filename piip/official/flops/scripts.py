@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from piip.backbone.config import BackboneConfig
-from piip.branches.convnext.config import ConvNeXtConfig
+from piip.branches.hierarchical.config import ConvNeXtConfig
 from piip.branches.vit.config import ViTConfig
 from piip.errors import ConfigError
 from piip.flops.costs import Cost, Count, Part

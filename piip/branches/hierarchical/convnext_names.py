@@ -1,4 +1,4 @@
-"""Published ConvNeXts, under the names of a branch, which are timm's."""
+"""What other publishers of ConvNeXts call the parameters, and timm's names."""
 
 from __future__ import annotations
 

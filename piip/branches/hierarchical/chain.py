@@ -1,0 +1,132 @@
+"""What a network of timm has to be so that it can be cut anywhere: a stem, and then a chain of blocks on maps.
+
+The property that is asked for: after the stem (`stem` or `patch_embed`, with learned positions added where the network
+has a `_pos_embed`), each module of its stages, in the order in which the network itself calls them, is given what the
+one before has returned, and nothing else is computed in between. It is found out by running the network once without
+values and watching its modules, so that nothing about an architecture has to be believed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from piip.branches.timm_names import timm_network
+from piip.errors import first_few
+from piip.features import FeatureSpec
+
+_SIDES = (256, 384)  # of the watched image; their ratio tells which axes of a map are its sides
+_NEAR = "Swin, ConvNeXt, SAM 2's Hiera, DaViT, FocalNet, MambaOut and FastViT can"
+
+
+class Chain(NamedTuple):
+    """stem: the name of the module that makes the first map. units: the names of the blocks in their order.
+
+    channels_last: whether each block takes maps (B, H, W, C), and whether it returns such, as the stem may; else they
+    are (B, C, H, W). specs: the map after each block.
+    """
+
+    stem: str
+    stem_channels_last: bool
+    units: list[str]
+    channels_last: list[tuple[bool, bool]]
+    specs: list[FeatureSpec]
+
+
+def sizing(name: str) -> dict[str, Any]:
+    """The arguments with which timm's network of this name takes images of any size, as dense tasks need them."""
+    known = inspect.signature(type(timm_network(name)).__init__).parameters
+    return {key: value for key, value in (("strict_img_size", False), ("always_partition", True)) if key in known}
+
+
+@cache
+def find_chain(model: str) -> Chain:
+    """The chain that timm's network of this name is. Raises ValueError with the reason where it is none."""
+    network = timm_network(model, **sizing(model))
+    name = type(network).__name__
+    stem = next((name for name in ("stem", "patch_embed") if isinstance(getattr(network, name, None), nn.Module)), None)
+    candidates = _candidates(network)
+    if stem is None or not candidates:
+        raise ValueError(f"timm's {name} has no stem followed by stages of blocks; {_NEAR}")
+    calls: list[tuple[str, Tensor, Tensor]] = []
+
+    def watch(module_name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            calls.append((module_name, args[0], output))
+
+        return hook
+
+    names = {id(module): name for name, module in network.named_modules()}
+    hooks = [network.get_submodule(stem).register_forward_hook(watch(stem))]
+    hooks += [module.register_forward_hook(watch(names[id(module)])) for module in candidates]
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            network.forward_features(torch.empty(1, 3, *_SIDES))
+    except Exception as error:
+        raise ValueError(f"timm's {name} takes no image of {_SIDES} pixels ({type(error).__name__}); {_NEAR}") from None
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return _checked(network, name, stem, calls, len(candidates))
+
+
+def _checked(network: Any, name: str, stem: str, calls: list[tuple[str, Tensor, Tensor]], count: int) -> Chain:
+    units: list[str] = []
+    channels_last: list[tuple[bool, bool]] = []
+    specs: list[FeatureSpec] = []
+    if [call[0] for call in calls].count(stem) != 1 or len({call[0] for call in calls}) != len(calls) != count + 1:
+        raise ValueError(f"timm's {name} does not run every block once; {_NEAR}")
+    before = calls[0][2]
+    for index, (unit, given, output) in enumerate(calls[1:]):
+        embeds = not index and hasattr(network, "_pos_embed")
+        if not all(isinstance(x, Tensor) and x.dim() == 4 for x in (given, output)):
+            raise ValueError(f"timm's {name} does not compute on maps in {unit}; {_NEAR}")
+        if not embeds and not _same(before, given):
+            raise ValueError(f"timm's {name} computes something before {unit} that belongs to no block; {_NEAR}")
+        before = output
+        units.append(unit)
+        last = _is_channels_last(output)
+        channels_last.append((_is_channels_last(given), last))
+        specs.append(FeatureSpec(output.shape[3 if last else 1], _SIDES[0] // output.shape[1 if last else 2]))
+    parts = {id(p) for unit in (stem, *units) for p in network.get_submodule(unit).parameters()}
+    beside = [
+        f"{child}.{key}"
+        for child in sorted({unit.partition(".")[0] for unit in units})
+        for key, parameter in network.get_submodule(child).named_parameters()
+        if id(parameter) not in parts
+    ]
+    if calls[0][2].dim() != 4:
+        raise ValueError(f"timm's {name} does not compute on maps in {stem}; {_NEAR}")
+    if beside:
+        raise ValueError(f"timm's {name} has parameters in its stages that belong to no block: {first_few(beside, 3)}")
+    return Chain(stem, _is_channels_last(calls[0][2]), units, channels_last, specs)
+
+
+def _candidates(network: Any) -> list[nn.Module]:
+    """The downsampling layers and the blocks of all stages; or all blocks of a network that lists no stages."""
+    stages = next((getattr(network, name) for name in ("stages", "layers") if hasattr(network, name)), None)
+    if not isinstance(stages, nn.Sequential | nn.ModuleList):
+        blocks = getattr(network, "blocks", None)
+        return list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else []
+    found: list[nn.Module] = []
+    for stage in stages:
+        downsample, blocks = getattr(stage, "downsample", None), getattr(stage, "blocks", None)
+        if not isinstance(blocks, nn.Sequential | nn.ModuleList):
+            return []
+        if isinstance(downsample, nn.Module) and not isinstance(downsample, nn.Identity):
+            found.append(downsample)
+        found += list(blocks)
+    return found
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one, or one is the other with its axes in another order."""
+    return a is b or (a.untyped_storage()._cdata == b.untyped_storage()._cdata and a.numel() == b.numel())
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.shape[1] * _SIDES[1] == x.shape[2] * _SIDES[0]
