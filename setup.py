@@ -246,7 +246,10 @@ setup(
     # The experiments are part of the package: piip.configs in a wheel, configs/ beside it in a checkout.
     packages=[*find_packages(include=["piip", "piip.*"]), "piip.configs"],
     package_dir={"piip.configs": "configs"},
-    package_data={"piip": ["py.typed", "flops/recorded.json"], "piip.configs": ["**/*.yaml", "weights/*.safetensors"]},
+    package_data={
+        "piip": ["py.typed", "flops/recorded.json", "branches/catalogue.json"],
+        "piip.configs": ["**/*.yaml", "weights/*.safetensors"],
+    },
     # Optional: without a compiler nothing is built, and setuptools must not miss it.
     ext_modules=[Extension("piip._C", [], optional=True)],
     cmdclass={"build_ext": NinjaBuild},

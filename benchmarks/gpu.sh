@@ -28,4 +28,6 @@ if command -v compute-sanitizer >/dev/null; then
 fi
 echo "== measure"
 "$PYTHON" -m benchmarks.ops --device cuda --batches 2 16 "$@"
-"$PYTHON" -m benchmarks.network --device cuda
+for options in "" "--train" "--batch 8" "--compile" "--graph"; do
+  "$PYTHON" -m piip bench mask_rcnn_vit_b --against mask_rcnn_piip_tsb_1568_896_448 --device cuda $options
+done

@@ -14,6 +14,7 @@ from piip.config.load import load_config, shipped_weights
 from piip.errors import ConfigError
 from piip.model import Model
 from piip.precision import compute_dtype, prepare
+from piip.regions import compile_regions
 from piip.weights.files import load_weights
 
 
@@ -25,12 +26,15 @@ def build_model(config: ModelConfig) -> Model:
     return Model(backbone=backbone, neck=neck, head=head.build(neck.specs), config=config)
 
 
-def create_model(name: str | Path, weights: str | Path | None = None, **overrides: Any) -> Model:
+def create_model(
+    name: str | Path, weights: str | Path | None = None, *, compile: bool = False, **overrides: Any
+) -> Model:
     """Builds the model of a config, in evaluation mode.
 
     name: a shipped config name or alias, an official file stem, a run directory, or a path to a YAML file.
     weights: a run, a checkpoint or a weight file to load, or "shipped" for those that come with the package for this
     config (see `piip models`); None leaves the fresh initialisation.
+    compile: compiles the blocks and interactions, which takes a minute at the first image; see `piip.regions`.
     overrides: config values by dotted key, for example `**{"model.head.num_classes": 3}`.
     Raises ConfigError, CheckpointError.
     """
@@ -39,16 +43,24 @@ def create_model(name: str | Path, weights: str | Path | None = None, **override
         weights = shipped_weights(config)
         if weights is None:
             raise ConfigError(f"no weights come with the package for {config.name}; name a file, or None for none")
-    return _build(config, weights).eval()
+    model = _build(config, weights).eval()
+    if compile:
+        compile_regions(model)
+    return model
 
 
-def load_model(config: Config, weights: str | Path, *, device: torch.device, precision: str) -> Model:
+def load_model(
+    config: Config, weights: str | Path, *, device: torch.device, precision: str, compile: bool = False
+) -> Model:
     """The model of an experiment with its weights, on a device and ready for inference (see `piip.precision.prepare`).
 
-    weights: a run, a checkpoint or a weight file. precision: as of `train.precision`.
+    weights: a run, a checkpoint or a weight file. precision: as of `train.precision`. compile: as of `create_model`.
     Raises CheckpointError, and ConfigError where the device does not have the precision.
     """
-    return prepare(_build(config, weights).to(device), compute_dtype(device, precision))
+    model = prepare(_build(config, weights).to(device), compute_dtype(device, precision))
+    if compile:
+        compile_regions(model)
+    return model
 
 
 def _build(config: Config, weights: str | Path | None) -> Model:

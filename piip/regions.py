@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from piip.backbone.interaction import CrossBranchAttention
@@ -16,3 +18,14 @@ def regions(network: nn.Module) -> dict[str, nn.Module]:
         for name, module in network.named_modules()
         if id(module) in parts or isinstance(module, CrossBranchAttention)
     }
+
+
+def compile_regions(network: nn.Module, **options: Any) -> None:
+    """Compiles every region of a network in place, so that code is made once for all blocks of a kind.
+
+    Compiling the network as a whole makes code for every block anew, which takes minutes. Names in the state dict stay;
+    copies of the network are not compiled. options: of `torch.compile`. Where sizes change, the second size is compiled
+    for any size (`dynamic` None, as by default in torch).
+    """
+    for region in regions(network).values():
+        region.compile(**options)

@@ -50,6 +50,7 @@ ORDER = [
     "piip.load",
     "piip.flops",
     "piip.engine",
+    "piip.bench",
     "piip.official",
     "piip.doctor",
     "piip.cli",

@@ -12,11 +12,11 @@ from torch.utils._pytree import tree_leaves
 
 from piip.backbone.config import BackboneConfig
 from piip.backbone.piip import PIIP
+from piip.bench.operators import Operators
 from piip.config.load import load_config
 from piip.load import build_model
 from piip.model import Model
 from piip.precision import prepare, prepared_copy
-from tests.operators import Operators
 
 M = TypeVar("M", bound=nn.Module)
 BF16 = torch.bfloat16

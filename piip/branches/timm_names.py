@@ -10,7 +10,7 @@ from piip.errors import ConfigError
 
 
 def check_name(name: str) -> None:
-    """Raises ConfigError, with the nearest names, for a model that timm does not know. A tag behind a dot is ignored."""
+    """Raises ConfigError with the nearest names for a model that timm does not know. A tag behind a dot is ignored."""
     import timm
 
     architecture = name.partition(".")[0]

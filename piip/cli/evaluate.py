@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from piip.cli.options import ConfigName, Data, Device, Json, Overrides, Weights, weights_or_own, with_data
+from piip.cli.options import Compile, ConfigName, Data, Device, Json, Overrides, Weights, weights_or_own, with_data
 
 if TYPE_CHECKING:
     from piip.config.experiment import Config
@@ -31,6 +31,7 @@ def evaluate(
         Literal["faster", "pycocotools"] | None,
         typer.Option(help="Which COCO evaluation computes the metrics; by default faster."),
     ] = None,
+    compile: Compile = False,
     json: Json = False,
 ) -> None:
     """Evaluate weights on the validation data of a config."""
@@ -46,7 +47,7 @@ def evaluate(
     settings.data.val.check_files("data.val")
     from piip.engine.evaluate import run_evaluation
 
-    found = run_evaluation(settings, weights=weights, output=output, device=device)
+    found = run_evaluation(settings, weights=weights, output=output, device=device, compile=compile)
     if not is_main_process():
         return
     if json:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from piip import __version__
-from piip.cli import convert, convert_config, data, doctor, evaluate, flops, init, models, predict, show, train
+from piip.cli import bench, convert, convert_config, data, doctor, evaluate, flops, init, models, predict, show, train
 from piip.cli.errors import Debug, command
 from piip.cli.options import OverridesCommand
 
@@ -102,7 +102,13 @@ _add(
     convert_config.convert_config,
     ["piip convert-config official.py", "piip convert-config official.py --output mine.yaml"],
 )
-_add("models", models.models, ["piip models", "piip models --json"])
+_add(
+    "bench",
+    bench.bench,
+    ["piip bench mask_rcnn_piip_nano_shapes", "piip bench mask_rcnn_vit_b --against mask_rcnn_piip_tsb_1120_896_448"],
+    cls=OverridesCommand,
+)
+_add("models", models.models, ["piip models", "piip models --backbones dinov3"])
 _add("doctor", doctor.doctor, ["piip doctor", "piip doctor --json"])
 _add(
     "show",

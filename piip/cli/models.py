@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from piip.cli.options import Json
 
@@ -15,12 +17,25 @@ if TYPE_CHECKING:
 _MARKS = {"released": "●", "published": "○", "ours": " "}
 
 
-def models(json: Json = False) -> None:
-    """List the shipped configs with their published figures, costs and released checkpoints."""
+def models(
+    backbones: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="List timm's pretrained networks that can be branches instead: all whose name has this in it, or fits "
+            "a pattern such as 'vit_*dinov3*'; '' for all.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the shipped configs with their published figures, costs and released checkpoints, or timm's backbones."""
     from piip.cli.console import out, paragraphs, print_json
     from piip.cli.tables import print_table
     from piip.config.load import load_config, shipped_configs
 
+    if backbones is not None:
+        _list_backbones(backbones, json=json)
+        return
     configs = {name: load_config(name) for name in shipped_configs()}
     rows = [_row(name, config) for name, config in configs.items()]
     if json:
@@ -46,6 +61,41 @@ def models(json: Json = False) -> None:
         "params: of the whole network. paper, runs: GMACs for a square image of the highest resolution, as the "
         "published tables count and as the network multiplies, with neck and head (see `piip flops`).",
         "score: box/mask AP on COCO val2017, mIoU on ADE20K, top-1 on ImageNet, as published, in percent.",
+    )
+
+
+def _list_backbones(pattern: str, *, json: bool) -> None:
+    from piip.branches.catalogue import backbones
+    from piip.cli.console import out, paragraphs, print_json
+    from piip.cli.tables import print_table
+    from piip.errors import ConfigError
+
+    found = backbones(pattern)
+    if not found:
+        raise ConfigError(f"no pretrained network of timm that can be a branch has '{pattern}' in its name")
+    if json:
+        print_json([one._asdict() for one in found])
+        return
+    console = out()
+    rows = [
+        (
+            one.name,
+            one.type,
+            f"{one.params / 1e6:.0f}M",
+            "-".join(map(str, dict.fromkeys(one.strides))),
+            str(one.size),
+            str(one.prefix or ""),
+            one.licence or "not stated",
+        )
+        for one in found
+    ]
+    columns = ("name", "type", "params", "stride", "pixels", "prefix", "licence")
+    print_table(console, columns, rows, align="llrrrrl", titles=1)
+    paragraphs(
+        console,
+        f"{len(found)} pretrained networks. A branch is {{model: NAME, init: NAME}}; its type follows from the model.",
+        "stride: pixels per cell after the first and the last block. pixels: side of the images of the pretraining. "
+        "prefix: class token and registers that run beside the patches. licence: of the weights, as timm states it.",
     )
 
 

@@ -55,6 +55,10 @@ Device = Annotated[
     str | None,
     typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; by default a GPU where there is one."),
 ]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile blocks and interactions first, a minute that pays for many images."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from piip.cli.options import ConfigName, Device, Json, Weights, weights_or_own
+from piip.cli.options import Compile, ConfigName, Device, Json, Weights, weights_or_own
 
 if TYPE_CHECKING:
     from piip.engine.predict import Prediction
@@ -34,6 +34,7 @@ def predict(
         str | None, typer.Option("--classes", metavar="NAME,...", help="Detections of other classes are left out.")
     ] = None,
     device: Device = None,
+    compile: Compile = False,
     json: Json = False,
 ) -> None:
     """Predict on images; write overlays to look at, and all results as JSON."""
@@ -56,6 +57,7 @@ def predict(
         score_threshold=score_threshold,
         classes=[name.strip() for name in classes.split(",")] if classes is not None else None,
         device=device,
+        compile=compile,
     )
     unreadable = sum(found.error is not None for found in predictions)
     if json:

@@ -98,6 +98,9 @@ class TrainConfig(Strict):
         None,
         description="TF32 on GPUs for what stays in float32; null: torch's own setting, convolutions but not products",
     )
+    compile: bool = Field(
+        False, description="compile blocks and interactions, which takes a minute or more at the first step"
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the exponential moving average of the weights")
     evaluate_ema: bool = Field(True, description="false: the average is kept, but the weights themselves are evaluated")
     ema_warmup: bool = Field(False, description="let the decay rise as 1 - steps^(-2/3) up to ema, for short runs")

@@ -110,17 +110,18 @@ def run_evaluation(
     weights: Path,
     output: Path | None = None,
     device: str | None = None,
+    compile: bool = False,
 ) -> Evaluation:
     """Evaluates weights on the validation data of a config, under torchrun in all its processes.
 
     weights: a run, a checkpoint or a weight file. output: the folder for metrics.json, the pictures of the metrics,
-    images.jsonl and worst/; nothing is written without it. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. Raises
-    PiipError and its kinds.
+    images.jsonl and worst/; nothing is written without it. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'.
+    compile: as of `piip.load.create_model`. Raises PiipError and its kinds.
     """
     metrics = config.chosen_metrics
     with distributed.session(device) as target, logging_to() as console:
         file = find_weights(weights)
-        model = load_model(config, file, device=target, precision=config.train.precision)
+        model = load_model(config, file, device=target, precision=config.train.precision, compile=compile)
         with distributed.main_process_first():
             dataset = config.data.val.build(training=False)
         check_classes(config.model.head.num_classes, dataset)

@@ -52,12 +52,13 @@ def run_prediction(
     score_threshold: float = 0.3,
     classes: Sequence[str] | None = None,
     device: str | None = None,
+    compile: bool = False,
 ) -> list[Prediction]:
     """Predicts on images one by one, and writes an overlay for each, and predictions.json, into `output`.
 
     images: files, folders with all that is below them, and patterns with wildcards. weights: a run, a checkpoint or a
     weight file. score_threshold: objects with a lower score, from 0 to 1, are left out. classes: the names of those
-    that are not left out, or None. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'.
+    that are not left out, or None. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. compile: as of `create_model`.
     The writers in `piip.results` describe what predictions.json holds; images that cannot be read are its `errors`.
     Overlays lie below `output` as the images lie below the folder, or the pattern's first folder, that was given.
     An image that cannot be read is reported and left out. After a signal or on a full disk, the results so far are
@@ -70,7 +71,7 @@ def run_prediction(
     check_outputs([output / RESULTS, *overlays, *labels], [*files, weights])
     with logging_to() as console:
         target = choose_device(device)
-        model = load_model(config, weights, device=target, precision=config.train.precision)
+        model = load_model(config, weights, device=target, precision=config.train.precision, compile=compile)
         model.check_classes(classes)
         limit = config.data.val.max_image_pixels
         writer = config.model.head.build_writer(model.names, score_threshold=score_threshold)

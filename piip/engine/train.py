@@ -29,6 +29,7 @@ from piip.engine.run_dir import locked, prepare_run
 from piip.engine.state import RunState
 from piip.engine.step import optimizer_step
 from piip.precision import compute_dtype, prepared_copy
+from piip.regions import compile_regions
 from piip.signals import StopSignals
 from piip.weights.find import follow
 
@@ -129,6 +130,8 @@ class Trainer:
             state.resume(checkpoint)
             if weights is not None:
                 _log.info("%s is not read: the run is resumed with weights of its own", weights)
+        if self.config.train.compile:
+            compile_regions(state.model)
         if distributed.world_size() > 1:
             distributed.synchronize_norms(state.model, self.device)
             distributed.align_gradients(state.model)

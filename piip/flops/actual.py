@@ -65,14 +65,14 @@ def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     parts = [
         Part(label, Cost(_params(model.get_submodule(name)), _below(f"_Inference.model.{name}", flops) // 2))
-        for label, name in _parts(model)
+        for label, name in parts_of(model)
     ]
     named = Count(tuple(parts)).total
     parts.append(Part("other", Cost(_params(model) - named.params, flops["Global"] // 2 - named.macs)))
     return Count(tuple(part for part in parts if part.cost != Cost()), uncounted=tuple(sorted(seen.uncounted)))
 
 
-def _parts(model: Model) -> list[tuple[str, str]]:
+def parts_of(model: Model) -> list[tuple[str, str]]:
     """What the table tells apart: a label, and the name of the module inside the model."""
     names = model.config.backbone.branch_names
     branches = [(label, f"backbone.branches.{index}") for index, label in enumerate(names)]

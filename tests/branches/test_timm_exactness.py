@@ -23,6 +23,7 @@ from piip.branches.timm_vit.timm_vit import TimmViT
 from piip.config.load import load_config
 from piip.errors import ConfigError
 from piip.flops.actual import actual_count
+from piip.precision import prepared_copy
 
 # The smallest of each family, and how many prefix tokens it carries.
 NAMES = {
@@ -274,3 +275,22 @@ def test_registers_run_beside_interactions() -> None:
     fine, coarse = PIIP(BackboneConfig.model_validate(settings)).eval()(torch.randn(1, 3, 64, 64))
     assert fine.prefix.shape == (1, 5, 384)
     assert coarse.prefix is None
+
+
+@pytest.mark.parametrize("window_size", [0, 2])
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_dinov3", "eva02_base_patch16_clip_224", "vit_small_patch14_reg4_dinov2"]
+)
+def test_a_prepared_branch_gives_what_autocast_gives(name: str, window_size: int) -> None:
+    branch = TimmViTConfig(model=name, window_size=window_size).build().eval()
+    randomise(branch)
+    branch.mixed_precision = True
+    images = torch.randn(1, 3, *(3 * branch.patch_embed.patch_size[0],) * 2)
+    with torch.inference_mode():
+        exact = run(branch, images).row()
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = run(branch, images).row()
+        found = run(prepared_copy(branch, torch.bfloat16), images).row()
+        whole = run(prepared_copy(branch, torch.float32), images).row()
+    torch.testing.assert_close(whole, exact, rtol=1e-4, atol=1e-4)
+    assert (found - expected.float()).norm() <= 0.5 * (expected.float() - exact).norm()

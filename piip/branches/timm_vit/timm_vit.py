@@ -107,6 +107,15 @@ class TimmViT(Branch):
                 row = self.blocks[index](row, **arguments)
         return x.replace_row(row)
 
+    def fold(self) -> None:
+        """Gives the projections to queries, keys and values the bias that they are called with; for inference."""
+        for block in self.blocks:
+            attn: Any = block.attn
+            if attn.qkv is not None and getattr(attn, "q_bias", None) is not None:
+                bias = torch.cat((attn.q_bias, torch.zeros_like(attn.v_bias), attn.v_bias))
+                attn.qkv.bias = nn.Parameter(bias.detach(), requires_grad=False)
+                attn.q_bias = attn.v_bias = None
+
     def fit_pretrained(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """timm's own reading of published files, resampled to the patches and the position embedding of the branch."""
         network: Any = timm_network(self.model)

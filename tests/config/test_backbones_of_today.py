@@ -1,0 +1,65 @@
+"""The shipped configs on foundation backbones: whole, without memory, and trained in miniature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from piip.config.load import load_config, shipped_configs
+from piip.engine.train import train
+from piip.load import build_model
+from tests.engine.tiny import tiny_config
+
+NAMES = [name for name in shipped_configs() if "dinov3" in name or "siglip" in name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_built_and_run_whole(name: str) -> None:
+    """On the meta device, on a large image and on a wide one, with the maps that its neck was built for."""
+    config = load_config(name)
+    with torch.device("meta"):
+        model = build_model(config.model).eval()
+        for size in ((1024, 1024), (512, 1024)):
+            maps = model.neck(model.backbone(torch.empty(2, 3, *size)))
+            if config.model.backbone.merge:
+                specs = model.neck.specs
+                assert [tuple(x.shape) for x in maps] == [
+                    (2, s.channels, size[0] // s.stride, size[1] // s.stride) for s in specs
+                ]
+    assert len(NAMES) == 6
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {  # as mask_rcnn_piip_dinov3_sbl: windows, registers, rotary positions
+            "branches": [{"type": "timm_vit", "model": "vit_small_patch16_dinov3", "window_size": 3}, {"size": "T"}],
+            "interactions": 2,
+        },
+        {  # as mask_rcnn_piip_dinov3_ct_vb: a pyramid from the stages of a ConvNeXt beside a ViT that is frozen
+            "branches": [
+                {"type": "convnext", "model": "convnext_atto"},
+                {"type": "timm_vit", "model": "vit_small_patch16_dinov3", "freeze": True},
+            ],
+            "interactions": [[1, 4, 11, 14], [2, 5, 8, 11]],
+            "outputs": [0, 1, 2],
+            "merge_width": 64,
+        },
+    ],
+    ids=["rotary", "stages"],
+)
+def test_a_detector_of_the_same_kind_trains_in_miniature(backbone: dict[str, Any], tmp_path: Path) -> None:
+    backbone = backbone | {"resolutions": [96, 64], "interaction": {"num_heads": 4}}
+    config = tiny_config(
+        tmp_path / "data",
+        model__backbone=backbone,
+        data__train_transforms={"resize": [[96, 96]], "pad_divisor": 32},
+        data__val_transforms={"resize": [[96, 96]], "pad_divisor": 32},
+        schedule__epochs=1,
+    )
+    metrics = train(config, output=tmp_path / "run")
+    assert metrics
+    assert (tmp_path / "run" / "checkpoints" / "last").exists()
