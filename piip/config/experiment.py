@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -101,6 +101,11 @@ class TrainConfig(Strict):
     compile: bool = Field(
         False, description="compile blocks and interactions, which takes a minute or more at the first step"
     )
+    checkpoint_activations: Literal["none", "all", "matmul"] = Field(
+        "none",
+        description="what blocks and interactions compute again in the backward pass instead of keeping it: all, or "
+        "all but matrix products; branches have a setting of their own",
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the exponential moving average of the weights")
     evaluate_ema: bool = Field(True, description="false: the average is kept, but the weights themselves are evaluated")
     ema_warmup: bool = Field(False, description="let the decay rise as 1 - steps^(-2/3) up to ema, for short runs")
@@ -114,6 +119,21 @@ class TrainConfig(Strict):
         description="parts of the model that do not train, by the names of modules or parameters, wildcards allowed; "
         "a module that is frozen as a whole runs as in evaluation, without dropout and with fixed batch norms",
     )
+
+
+class ParallelConfig(Strict):
+    """How several processes share a network in training; by default every one has all of it."""
+
+    shard: Literal["all"] | Annotated[int, Field(gt=0)] = Field(
+        1, description="how many processes share parameters, gradients and optimizer; 1: none, all: all"
+    )
+    replicate: int | None = Field(
+        None, gt=0, description="how many groups of such processes repeat each other's shares; null: the rest"
+    )
+    reshard_after_forward: bool = Field(
+        True, description="false keeps parameters whole from a block's forward to its backward: faster, more memory"
+    )
+    offload: bool = Field(False, description="keep what a GPU shares in the host's memory between its uses")
 
 
 class Published(Strict):
@@ -170,6 +190,7 @@ class Config(Strict):
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig
     train: TrainConfig = TrainConfig()
+    parallel: ParallelConfig = ParallelConfig()
 
     @property
     def chosen_metrics(self) -> tuple[MetricConfig, ...]:

@@ -107,9 +107,12 @@ def remove_leftovers(root: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def load_trainer_state(path: Path) -> dict[str, Any]:
-    """The `trainer` that `save_checkpoint` was given, on the CPU. Raises CheckpointError when it cannot be read."""
-    state = load_pickle(path / "trainer.pt")
+def load_trainer_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """The `trainer` that `save_checkpoint` was given, on the CPU. Raises CheckpointError when it cannot be read.
+
+    mapped: tensors take memory only where they are used.
+    """
+    state = load_pickle(path / "trainer.pt", mapped=mapped)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path / 'trainer.pt'} does not hold the state of a training run")
     return state

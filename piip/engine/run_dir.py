@@ -37,6 +37,9 @@ _HARMLESS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.compile",
+    "train.checkpoint_activations",
+    "parallel",
 )
 # Settings that may grow, for a run that is to go on beyond its former end.
 _GROWING = ("schedule.epochs", "schedule.iterations")

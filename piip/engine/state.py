@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
+from torch import nn
 
 from piip import rng
 from piip.config.experiment import Config
@@ -19,11 +21,13 @@ from piip.engine.fine_tuning import start_from
 from piip.engine.freezing import freeze, frozen_parts
 from piip.engine.meter import Meter
 from piip.engine.optim import build_optimizer, describe_extension, parameter_groups
+from piip.engine.parallel import Sharding, checkpoint_regions, make_mesh
 from piip.engine.step import Step
 from piip.errors import CheckpointError, DataError
 from piip.load import build_model
 from piip.model import Model
-from piip.weights.files import load_file
+from piip.precision import compute_dtype, prepare, prepared_copy
+from piip.weights.files import load_file, read_weights
 from piip.weights.integrity import read_meta
 
 _log = logging.getLogger(__name__)
@@ -53,16 +57,17 @@ class RunState:
     ) -> None:
         self.config, self.root, self.class_names, self.epoch_length = config, root, class_names, epoch_length
         self.data = dict(data)
-        self.model: Model = build_model(config.model).to(device)
+        self.device, self.mesh = device, make_mesh(config.parallel, device)
+        self.sharding: Sharding | None = None
+        # Of processes that share a network, the main one alone has it whole, until what it is read from is handed out.
+        elsewhere = self.mesh is not None and not distributed.is_main()
+        with torch.device("meta") if elsewhere else nullcontext():
+            self.model: Model = build_model(config.model)
+        if self.mesh is None:
+            self.model.to(device)
+            checkpoint_regions(self.model, config.train.checkpoint_activations)
         freeze(self.model, config.train.freeze)
-        groups = parameter_groups(
-            self.model.named_parameters(),
-            self.model.layer_ids(),
-            self.model.num_layers,
-            config.optim,
-            new=self.model.new_parameters(),
-        )
-        self.optimizer = build_optimizer(groups, config.optim)
+        self.optimizer = self._optimize(self.model.named_parameters())
         self.ema: ModelEmaV3 | None = None
         self.meter = Meter()
         self.step = 0
@@ -79,6 +84,18 @@ class RunState:
         """The model to evaluate: the moving average where there is one, unless the config asks for the weights."""
         return self.ema.module if self.ema is not None and self.config.train.evaluate_ema else self.model
 
+    def evaluation_copy(self) -> Model:
+        """A whole copy of the model to evaluate, in every process, ready for inference."""
+        dtype = compute_dtype(self.device, self.config.train.precision)
+        if self.sharding is None:
+            return prepared_copy(self.evaluation_model, dtype)
+        with torch.device("meta"):
+            whole = build_model(self.config.model)
+        whole.to_empty(device=self.device)
+        averaged = self.ema is not None and self.config.train.evaluate_ema
+        self.sharding.fill(whole, self.ema.module if self.ema is not None and averaged else self.sharding.shares)
+        return prepare(whole, dtype)
+
     @property
     def position(self) -> dict[str, Any]:
         """Step and epoch, for records."""
@@ -90,11 +107,19 @@ class RunState:
         weights, partial: see `start_from`. Pretrained branches are then loaded only if the weights may be partial.
         Raises CheckpointError.
         """
-        with distributed.main_process_first():
+
+        def read() -> None:
             if weights is None or partial:
                 self.model.load_pretrained()
             if weights is not None:
                 start_from(self.model, weights, self.class_names, partial=partial)
+
+        if self.mesh is not None:
+            distributed.on_main(read)
+        else:
+            with distributed.main_process_first():
+                read()
+        self._share()
         self._average()
         self._seed()
 
@@ -108,7 +133,7 @@ class RunState:
         """Restores everything as it was when the checkpoint was saved. Raises CheckpointError and DataError."""
         meta = read_meta(checkpoint, only=())
         names, data = meta["class_names"], meta.get("data", self.data)
-        state = load_trainer_state(checkpoint)
+        state = load_trainer_state(checkpoint, mapped=self.mesh is not None)
         if not state.keys() >= _NEEDED:
             raise CheckpointError(f"{checkpoint / 'trainer.pt'} does not hold the state of a training run")
         if names != self.class_names or state["epoch_length"] != self.epoch_length:
@@ -123,11 +148,13 @@ class RunState:
             )
         if data["val"] != self.data["val"]:
             _log.warning("the validation data changed: metrics from here on cannot be compared with those before")
-        load_file(self.model, checkpoint / "model.safetensors")
+        if self.mesh is None:
+            load_file(self.model, checkpoint / "model.safetensors")
+        else:
+            distributed.on_main(lambda: load_file(self.model, checkpoint / "model.safetensors"))
+        self._share()
         self._average()
-        if self.ema is not None:
-            load_file(self.ema.module, checkpoint / "ema.safetensors")
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load(checkpoint, state["optimizer"])
         self.step, self.best = state["step"], state["best"]
         # Older checkpoints hold the sums of the main process only.
         meters = state["meter"] if isinstance(state["meter"], list) else [state["meter"]]
@@ -165,7 +192,7 @@ class RunState:
         (step, lr), self._unread = self._unread, None
         result = step.result()
         if self.ema is not None:
-            self.ema.update(self.model, step=self.step)
+            self.ema.update(self._averaged, step=self.step)
         self.meter.add(result, lr)
         self.loss = sum(result.losses.values())
 
@@ -183,14 +210,16 @@ class RunState:
             "epoch": epoch,
             "position": position,
             "epoch_length": self.epoch_length,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict()
+            if self.sharding is None
+            else self.sharding.optimizer_state(self.optimizer),
             "rng": distributed.gather(rng.state()),
             "meter": distributed.gather(self.meter.state()),
             "best": self.best,
         }
-        weights = {"model": self.model.state_dict()}
-        if self.ema is not None:
-            weights["ema"] = self.ema.module.state_dict()
+        networks = {"model": self._averaged} | ({} if self.ema is None else {"ema": self.ema.module})
+        whole = nn.Module.state_dict if self.sharding is None else self.sharding.whole
+        weights = {name: whole(network) for name, network in networks.items()}
         config = self.config.model_dump(mode="json")
 
         def save() -> None:
@@ -237,7 +266,50 @@ class RunState:
     def _average(self) -> None:
         settings = self.config.train
         if settings.ema is not None:
-            self.ema = ModelEmaV3(self.model, decay=settings.ema, use_warmup=settings.ema_warmup)
+            self.ema = ModelEmaV3(self._averaged, decay=settings.ema, use_warmup=settings.ema_warmup)
+
+    @property
+    def _averaged(self) -> nn.Module:
+        """What a moving average is taken of: the network, or this process's shares of it."""
+        return self.model if self.sharding is None else self.sharding.shares
+
+    def _optimize(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
+        """The optimizer of parameters, or of shares of them, that have these names in the network."""
+        groups = parameter_groups(
+            named_parameters,
+            self.model.layer_ids(),
+            self.model.num_layers,
+            self.config.optim,
+            new=self.model.new_parameters(),
+        )
+        return build_optimizer(groups, self.config.optim)
+
+    def _share(self) -> None:
+        """Divides the network, which the main process has read, among the processes that are to share it."""
+        if self.mesh is None:
+            return
+        config, whole = self.config, self.model if distributed.is_main() else None
+        with torch.device("meta"):
+            self.model = build_model(config.model)
+        freeze(self.model, config.train.freeze)
+        distributed.synchronize_norms(self.model, self.device)
+        checkpoint_regions(self.model, config.train.checkpoint_activations)
+        dtype = compute_dtype(self.device, config.train.precision)
+        self.sharding = Sharding(self.model, self.mesh, config.parallel, device=self.device, dtype=dtype)
+        self.sharding.load(whole)
+        self.optimizer = self._optimize(self.sharding.shares.named())
+
+    def _load(self, checkpoint: Path, optimizer: dict[str, Any]) -> None:
+        """Restores the moving average and the optimizer."""
+        if self.sharding is None:
+            if self.ema is not None:
+                load_file(self.ema.module, checkpoint / "ema.safetensors")
+            self.optimizer.load_state_dict(optimizer)
+            return
+        if self.ema is not None:
+            state = read_weights(checkpoint / "ema.safetensors")[0] if distributed.is_main() else {}
+            self.sharding.load_state(self.ema.module, state)
+        self.sharding.load_optimizer(self.optimizer, optimizer)
 
     def _seed(self) -> None:
         """Seeds every rank differently, also after a resumption with another number of processes."""

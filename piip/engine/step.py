@@ -18,6 +18,7 @@ from piip.conventions import ImageId
 from piip.data.batch import Batch
 from piip.engine import distributed
 from piip.engine.device import autocast
+from piip.engine.parallel import Sharding
 from piip.errors import NonFiniteLoss
 from piip.host import HostCopy
 
@@ -79,7 +80,8 @@ class Step:
         remaining = iter(values)
         passes = [Pass({name: next(remaining) for name in self.losses}, ids) for ids in self.image_ids]
         if not finite:
-            names = {parameter: name.removeprefix("module.") for name, parameter in self.model.named_parameters()}
+            named = self.model.named_parameters()
+            names = {parameter: name.removeprefix("module.").replace("/", ".") for name, parameter in named}
             bad = [names[parameter] for parameter, value in zip(self.parameters, remaining) if not math.isfinite(value)]
             raise NonFiniteLoss(_explain(passes, bad))
         means = {name: sum(part.losses[name] for part in passes) / len(passes) for name in self.losses}
@@ -96,11 +98,13 @@ def optimizer_step(
     precision: str,
     signal: int,
     before_update: Callable[[], None] = lambda: None,
+    sharding: Sharding | None = None,
 ) -> Step:
     """Takes `config.accumulate` batches, adds up their gradients and updates the weights.
 
     model: returns losses by name for a batch; it may be wrapped in DistributedDataParallel. batches: batches on the
-    device. optimizer: a fused one. signal: the signal that this rank received, or 0.
+    device. optimizer: a fused one. signal: the signal that this rank received, or 0. sharding: of the model, whose
+    shares the optimizer then has.
     The function does not wait for the device to reach the update. If a loss or a gradient of any rank is not finite,
     the device leaves weights and optimizer as they are, and `Step.result` raises. The result of a step must be read
     before the next step changes the weights: before_update is called for that after the passes of this step have been
@@ -123,6 +127,8 @@ def optimizer_step(
         losses.append({name: loss.detach().float() for name, loss in found.items()})
         image_ids.append(batch.image_ids)
 
+    if sharding is not None:
+        sharding.collect_gradients()
     # A signal must stop all ranks after the same step.
     signal = distributed.largest(signal)
     before = time.perf_counter()
@@ -132,6 +138,8 @@ def optimizer_step(
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     # This is what torch's get_total_norm calls; it does not return the norms of the single gradients.
     norms = torch.stack(torch._foreach_norm([parameter.grad for parameter in parameters]))
+    if sharding is not None:
+        norms = sharding.norms(parameters, norms)
     norm = torch.linalg.vector_norm(norms)
     values = torch.stack([norm.float(), *(loss for part in losses for loss in part.values())])
     finite = distributed.minimum_(values.isfinite().all().float())
@@ -140,7 +148,7 @@ def optimizer_step(
     _update(optimizer, skip=1 - finite)
     return Step(
         HostCopy(torch.cat([finite[None], values, norms.float()])),
-        model=model,
+        model=model if sharding is None else sharding.shares,
         parameters=parameters,
         losses=list(losses[0]),
         image_ids=image_ids,

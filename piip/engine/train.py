@@ -28,7 +28,6 @@ from piip.engine.optim import set_lr, total_iterations
 from piip.engine.run_dir import locked, prepare_run
 from piip.engine.state import RunState
 from piip.engine.step import optimizer_step
-from piip.precision import compute_dtype, prepared_copy
 from piip.regions import compile_regions
 from piip.signals import StopSignals
 from piip.weights.find import follow
@@ -132,7 +131,8 @@ class Trainer:
                 _log.info("%s is not read: the run is resumed with weights of its own", weights)
         if self.config.train.compile:
             compile_regions(state.model)
-        if distributed.world_size() > 1:
+        self.wrapped = state.model
+        if distributed.world_size() > 1 and state.sharding is None:
             distributed.synchronize_norms(state.model, self.device)
             distributed.align_gradients(state.model)
             self.wrapped = DistributedDataParallel(state.model, gradient_as_bucket_view=True)
@@ -195,6 +195,7 @@ class Trainer:
                 precision=config.train.precision,
                 signal=int(self.stop.requested or 0),
                 before_update=state.read,
+                sharding=state.sharding,
             )
             state.advance(step, lr)
             logging_due = state.step % config.train.log_every == 0 or state.step == self.total
@@ -236,7 +237,7 @@ class Trainer:
         distributed.share_buffers(self.state.evaluation_model)
         with rng.preserved():
             found = evaluate(
-                prepared_copy(self.state.evaluation_model, compute_dtype(self.device, self.config.train.precision)),
+                self.state.evaluation_copy(),
                 self.val_loader,
                 metrics=self.metrics,
                 device=self.device,

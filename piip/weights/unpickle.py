@@ -14,23 +14,23 @@ import torch
 from piip.errors import CheckpointError, first_line
 
 
-def load_pickle(path: Path, *, foreign: bool = False) -> Any:
+def load_pickle(path: Path, *, foreign: bool = False, mapped: bool = False) -> Any:
     """What a file of torch.save holds, on the CPU: only tensors, plain values and containers of them are made.
 
-    foreign: objects of other classes are replaced by inert stand-ins, and tensors are mapped, not read, so that they
-    take memory only where they are used; else such a file is refused. Raises CheckpointError, whatever is in the file.
+    foreign: objects of other classes are replaced by inert stand-ins; else such a file is refused. mapped: tensors are
+    mapped, as those of foreign files are, so that they take memory only where they are used. Raises CheckpointError,
+    whatever is in the file.
     """
     try:
         zipped = zipfile.is_zipfile(path)  # older files are plain pickles, which cannot be mapped
         if zipped:
             _check_size(path)
-        mapped = foreign and zipped
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if mapped else []
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if foreign and zipped else []
         stand_ins = torch.serialization.safe_globals([_stand_in(name) for name in names])
         with stand_ins, warnings.catch_warnings():
             # torch asks for reports of what it may not be able to read; what it cannot is told below.
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and (foreign or mapped))
     except Exception as error:  # a damaged or hostile pickle makes torch raise anything
         raise CheckpointError(f"{path} {_why(error)}") from None
 
