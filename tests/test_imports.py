@@ -52,6 +52,7 @@ ORDER = [
     "piip.engine",
     "piip.bench",
     "piip.official",
+    "piip.search",
     "piip.doctor",
     "piip.cli",
     "piip.__main__",

@@ -13,7 +13,21 @@ import typer
 from typer.core import TyperCommand
 
 from piip import __version__
-from piip.cli import bench, convert, convert_config, data, doctor, evaluate, flops, init, models, predict, show, train
+from piip.cli import (
+    bench,
+    convert,
+    convert_config,
+    data,
+    doctor,
+    evaluate,
+    flops,
+    init,
+    models,
+    predict,
+    search,
+    show,
+    train,
+)
 from piip.cli.errors import Debug, command
 from piip.cli.options import OverridesCommand
 
@@ -107,6 +121,11 @@ _add(
     bench.bench,
     ["piip bench mask_rcnn_piip_nano_shapes", "piip bench mask_rcnn_vit_b --against mask_rcnn_piip_tsb_1120_896_448"],
     cls=OverridesCommand,
+)
+_add(
+    "search",
+    search.search,
+    ["piip search tsb --budget 300G --output mine.yaml", "piip search --latency 2s --frontier frontier.png"],
 )
 _add("models", models.models, ["piip models", "piip models --backbones dinov3"])
 _add("doctor", doctor.doctor, ["piip doctor", "piip doctor --json"])
