@@ -47,6 +47,10 @@ def make_mesh(config: ParallelConfig, device: torch.device) -> DeviceMesh | None
     return init_device_mesh(device.type, (replicate, shard), mesh_dim_names=("replicate", "shard"))
 
 
+# Parameters of a region that is gathered for itself; a smaller one takes longer to gather than it saves memory.
+_SMALLEST_UNIT = 2**20
+
+
 class Shards(nn.Module):
     """The shares that this process has of a network's parameters, as plain parameters, and the network's buffers.
 
@@ -73,8 +77,8 @@ class Sharding:
     """A network whose parameters lie in shares over the processes, and the shares of this one.
 
     network: any module on the meta device, which is sharded here and takes part in a step as before; it has no values
-    until `load`. Each region is a unit that is gathered for itself, and all that is in none of them is another one.
-    dtype: what blocks compute in, and are gathered in. Scalars, which cannot be divided, are whole everywhere.
+    until `load`. Each region of some size is a unit that is gathered for itself, and all else is another one. dtype:
+    what blocks compute in, and are gathered in. Scalars, which cannot be divided, are whole everywhere.
     """
 
     def __init__(
@@ -91,7 +95,8 @@ class Sharding:
         if dtype != torch.float32:
             policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for region in regions(network).values():
-            fully_shard(region, mp_policy=policy, **settings)
+            if sum(parameter.numel() for parameter in region.parameters()) >= _SMALLEST_UNIT:
+                fully_shard(region, mp_policy=policy, **settings)
         fully_shard(network, **settings)
         network.to_empty(device="cpu" if config.offload else device)
         self.shares = Shards(network)
