@@ -51,6 +51,7 @@ ORDER = [
     "piip.flops",
     "piip.engine",
     "piip.bench",
+    "piip.memory",
     "piip.official",
     "piip.search",
     "piip.doctor",

@@ -22,6 +22,7 @@ from piip.cli import (
     evaluate,
     flops,
     init,
+    memory,
     models,
     predict,
     search,
@@ -126,6 +127,12 @@ _add(
     "search",
     search.search,
     ["piip search tsb --budget 300G --output mine.yaml", "piip search --latency 2s --frontier frontier.png"],
+)
+_add(
+    "memory",
+    memory.memory,
+    ["piip memory mask_rcnn_piip_sbl_1568_1120_672", "piip memory mask_rcnn_piip_h6b_1024_512 --limit 40GB"],
+    cls=OverridesCommand,
 )
 _add("models", models.models, ["piip models", "piip models --backbones dinov3"])
 _add("doctor", doctor.doctor, ["piip doctor", "piip doctor --json"])

@@ -94,9 +94,8 @@ class Sharding:
         policy = MixedPrecisionPolicy()
         if dtype != torch.float32:
             policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for region in regions(network).values():
-            if sum(parameter.numel() for parameter in region.parameters()) >= _SMALLEST_UNIT:
-                fully_shard(region, mp_policy=policy, **settings)
+        for unit in units(network):
+            fully_shard(unit, mp_policy=policy, **settings)
         fully_shard(network, **settings)
         network.to_empty(device="cpu" if config.offload else device)
         self.shares = Shards(network)
@@ -203,6 +202,12 @@ def _moments(state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, name in zip(group["params"], group["param_names"], strict=True):
             if number in state["state"]:
                 yield name, state["state"][number]
+
+
+def units(network: nn.Module) -> list[nn.Module]:
+    """The regions that are gathered one by one: those of some size."""
+    found = regions(network).values()
+    return [region for region in found if sum(p.numel() for p in region.parameters()) >= _SMALLEST_UNIT]
 
 
 def checkpoint_regions(network: nn.Module, kind: str) -> None:
