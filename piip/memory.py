@@ -57,9 +57,8 @@ def needs(config: Config, *, gpus: int, batch: int) -> list[Need]:
     """
     found = []
     for checkpointed in (False, True):
-        mode = FakeTensorMode()
-        with mode:
-            model = build_model(config.model).train()
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        model = fake_model(config, mode)
         freeze(model, config.train.freeze)
         for part in frozen_parts(model):
             part.eval()
@@ -80,6 +79,14 @@ def needs(config: Config, *, gpus: int, batch: int) -> list[Need]:
     return found
 
 
+def fake_model(config: Config, mode: FakeTensorMode) -> Model:
+    """The model in training mode, as on a CPU but without values."""
+    with torch.device("meta"):
+        model = build_model(config.model)
+    with mode:
+        return model.to_empty(device="cpu").train()
+
+
 def training_size(config: Config) -> tuple[int, int]:
     """The largest (h, w) that the training transforms make: their crop, or their largest scale with its padding."""
     transforms: Any = config.data.train_transforms
@@ -95,8 +102,9 @@ def training_size(config: Config) -> tuple[int, int]:
 def _largest_region(config: Config, batch: int) -> int:
     """The activations of the region that keeps most."""
     by_region: dict[str, int] = {}
-    with FakeTensorMode():
-        model = build_model(config.model).train()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model = fake_model(config, mode)
+    with mode:
         _kept(model, torch.empty(batch, 3, *training_size(config)), by_region)
     return max(by_region.values(), default=0)
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from piip.bench.network import random_batch
 from piip.config.load import load_config
 from piip.load import build_model
-from piip.memory import _kept, _storage, needs, training_size
+from piip.memory import _kept, _storage, fake_model, needs, training_size
 from tests.cli.chain import run, succeed
 
 NANO = {
@@ -47,11 +47,12 @@ def really_kept(name: str, size: int, batch: int) -> int:
 
 @pytest.mark.parametrize("name", NANO)
 def test_activations_are_those_of_a_real_step(name: str) -> None:
-    with FakeTensorMode():
-        model = build_model(load_config(name).model).train()
-        found = _kept(model, torch.empty(4, 3, 192, 192))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model = fake_model(load_config(name), mode)
+    with mode:
+        found = _kept(model, torch.empty(4, 3, 320, 320))
     least, most = NANO[name]
-    assert least <= found / really_kept(name, 192, 4) <= most
+    assert least <= found / really_kept(name, 320, 4) <= most
 
 
 def test_states_are_the_arithmetic_of_the_parameters() -> None:
@@ -76,6 +77,13 @@ def test_what_does_not_train_has_no_gradients() -> None:
     assert frozen.parameters == trained.parameters
     assert frozen.gradients < trained.gradients
     assert frozen.activations < trained.activations
+
+
+def test_foundation_branches_are_known_too() -> None:
+    words = ["model.backbone.branches=[{type: timm_vit, model: vit_small_patch16_dinov3, window_size: 14}, {size: T}]"]
+    words += ["model.backbone.resolutions=[128, 64]", "model.backbone.interactions=2", "model.backbone.every_branch={}"]
+    alone, shared, *_ = needs(load_config("detection/mask_rcnn_piip_nano_shapes", words), gpus=4, batch=1)
+    assert alone.parameters == 4 * shared.parameters > 4 * 27e6
 
 
 def test_images_have_the_largest_size_of_the_recipe() -> None:
