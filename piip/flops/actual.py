@@ -24,8 +24,8 @@ from piip.ops import register_flop_formulas
 _FREE = {
     "arange", "as_strided", "cat", "clone", "constant_pad_nd", "copy_", "empty", "empty_like", "full", "full_like",
     "index", "linspace", "new_empty", "ones", "ones_like", "scalar_tensor", "stack", "zeros", "zeros_like", "_to_copy",
-    "_unsafe_index", "_unsafe_view", "cumsum", "gather", "new_full", "repeat", "roll", "topk", "all", "amax", "amin", "any",
-    "mean", "sum", "_safe_softmax", "_softmax", "native_group_norm", "native_layer_norm",
+    "_unsafe_index", "_unsafe_view", "cumsum", "gather", "new_full", "repeat", "roll", "topk", "all", "amax", "amin",
+    "any", "mean", "sum", "_safe_softmax", "_softmax", "native_group_norm", "native_layer_norm",
     "_native_batch_norm_legit_no_training", "native_batch_norm", "max_pool2d_with_indices", "_adaptive_avg_pool2d",
     "upsample_nearest2d"
 }  # fmt: skip
