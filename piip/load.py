@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from piip.backbone.piip import PIIP
 from piip.config.experiment import Config, ModelConfig
 from piip.config.load import load_config, shipped_weights
 from piip.errors import ConfigError
 from piip.model import Model
-from piip.precision import compute_dtype, prepare
+from piip.precision import allocate, compute_dtype, prepare
 from piip.regions import compile_regions
 from piip.weights.files import load_weights
+
+# What initialises a parameter in place.
+_FILLING = {Tensor.add_, Tensor.clamp_, Tensor.erfinv_, Tensor.fill_, Tensor.mul_}
+_FILLING |= {Tensor.normal_, Tensor.uniform_, Tensor.zero_}
+
+
+class Uninitialised(TorchFunctionMode):
+    """Leaves parameters that are made in the block without values, for those that get theirs from a file.
+
+    Until then they take no memory that is touched, and a network of billions of parameters is there in seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        skipped = func in _FILLING and isinstance(args[0], nn.Parameter)
+        return args[0] if skipped else func(*args, **(kwargs or {}))
 
 
 def build_model(config: ModelConfig) -> Model:
@@ -57,15 +75,22 @@ def load_model(
     weights: a run, a checkpoint or a weight file. precision: as of `train.precision`. compile: as of `create_model`.
     Raises CheckpointError, and ConfigError where the device does not have the precision.
     """
-    model = prepare(_build(config, weights).to(device), compute_dtype(device, precision))
+    dtype = compute_dtype(device, precision)
+    model = prepare(_build(config, weights, dtype).to(device), dtype)
     if compile:
         compile_regions(model)
     return model
 
 
-def _build(config: Config, weights: str | Path | None) -> Model:
-    """A model that knows how to prepare images, and the classes that its weights were trained on."""
-    model = build_model(config.model)
+def _build(config: Config, weights: str | Path | None, dtype: torch.dtype = torch.float32) -> Model:
+    """A model that knows how to prepare images, and the classes that its weights were trained on.
+
+    dtype: what the weights are read into where `prepare` will want it, so that they are never there twice.
+    """
+    with nullcontext() if weights is None else Uninitialised():
+        model = build_model(config.model)
+    if weights is not None:
+        allocate(model, dtype)
     model.transforms = config.data.val_transforms
     known = None if weights is None else load_weights(model, weights).class_names
     model.class_names = known or config.data.val.known_class_names() or []

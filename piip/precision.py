@@ -8,6 +8,7 @@ no autocast and gives what autocast gives, to the bit.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -63,6 +64,22 @@ def prepare(model: M, dtype: torch.dtype) -> M:
     if dtype != torch.float32:
         _lower(model, dtype, mixed=False)
     return model.eval()
+
+
+def allocate(model: nn.Module, dtype: torch.dtype) -> None:
+    """Gives parameters that have no values yet the dtype in which `prepare` will want them."""
+    for module in _lowered(model) if dtype != torch.float32 else ():
+        for parameter in module.parameters(recurse=False):
+            parameter.data = torch.empty_like(parameter, dtype=dtype)
+
+
+def _lowered(module: nn.Module, *, mixed: bool = False) -> Iterator[nn.Module]:
+    """The layers whose weights `_lower` casts."""
+    mixed = getattr(module, "mixed_precision", mixed)
+    if mixed and isinstance(module, LOWERED):
+        yield module
+    for child in module.children():
+        yield from _lowered(child, mixed=mixed)
 
 
 def _lower(module: nn.Module, dtype: torch.dtype, *, mixed: bool) -> None:

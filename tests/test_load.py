@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import piip
 from piip.config.experiment import ModelConfig
 from piip.config.load import load_config
 from piip.errors import ConfigError
-from piip.load import build_model, load_model
-from piip.weights.files import write_weights
+from piip.load import Uninitialised, build_model, load_model
+from piip.precision import prepare
+from piip.weights.files import LoadedWeights, load_weights, write_weights
 
 NANO = "detection/mask_rcnn_piip_nano_shapes"
 
@@ -71,3 +73,42 @@ def test_branches_without_init_are_left_as_they_are_and_others_are_loaded_with_t
     assert all(torch.equal(value, state[key]) for key, value in second.state_dict().items())
     norms = [norm.weight[0].item() for norm in model.head.norms]
     assert norms == [1.0, 3.0]
+
+
+def test_weights_are_read_into_the_precision_that_they_are_wanted_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never whole in float32 beside it, and with the values of a model that was read in float32 and then prepared."""
+    config = load_config("detection/mask_rcnn_piip_nano")
+    source = build_model(config.model)
+    write_weights(tmp_path / "weights.safetensors", source.state_dict())
+    dtypes: set[torch.dtype] = set()
+
+    def load(model: nn.Module, path: str | Path) -> LoadedWeights:
+        blocks = (module for module in model.backbone.branches.modules() if isinstance(module, nn.Linear))
+        dtypes.update(parameter.dtype for block in blocks for parameter in block.parameters())
+        return load_weights(model, path)
+
+    monkeypatch.setattr("piip.load.load_weights", load)
+    weights, cpu = tmp_path / "weights.safetensors", torch.device("cpu")
+    found = load_model(config, weights, device=cpu, precision="bf16")
+    assert dtypes == {torch.bfloat16}
+    expected = prepare(source, torch.bfloat16)
+    assert list(found.state_dict()) == list(expected.state_dict())
+    for (name, a), b in zip(found.state_dict().items(), expected.state_dict().values(), strict=True):
+        assert a.dtype == b.dtype, name
+        assert a.equal(b), name
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        for a, b in zip(found.features(images), expected.features(images), strict=True):
+            assert a.equal(b)
+
+
+def test_a_model_that_gets_weights_is_not_initialised_first(tmp_path: Path) -> None:
+    """Its parameters are allocated and not touched; what is no parameter has its values all the same."""
+    with Uninitialised():
+        linear, norm = nn.Linear(2, 3), nn.BatchNorm2d(3)
+        values = torch.zeros(3).add_(1)
+    assert values.tolist() == [1, 1, 1]
+    assert norm.running_var.tolist() == [1, 1, 1]
+    assert linear.weight.shape == (3, 2)

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from piip.config.experiment import ModelConfig
 from piip.errors import PiipError, first_line
 from piip.flops.costs import Cost, Count, Part
-from piip.load import build_model
+from piip.load import Uninitialised, build_model
 from piip.model import Model
 from piip.ops import register_flop_formulas
 
@@ -44,8 +43,6 @@ _RESAMPLING = {
     torch.ops.aten.upsample_bilinear2d: _taps(4),
     torch.ops.aten.upsample_bicubic2d: _taps(16),
 }
-_FILLING = {Tensor.add_, Tensor.clamp_, Tensor.erfinv_, Tensor.fill_, Tensor.mul_}
-_FILLING |= {Tensor.normal_, Tensor.uniform_, Tensor.zero_}
 
 
 def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
@@ -55,7 +52,7 @@ def actual_count(config: ModelConfig, size: tuple[int, int]) -> Count:
     attention windows with the padding they really have; heads at their limits, see `Head.run_for_count`.
     Raises PiipError where a head cannot run without values.
     """
-    with torch.device("meta"), _Uninitialised():
+    with torch.device("meta"), Uninitialised():
         model = build_model(config).eval().requires_grad_(False)
         images = torch.empty(1, 3, *size)
     register_flop_formulas()
@@ -114,13 +111,6 @@ class _Inference(nn.Module):
                 f"{type(head).__name__} cannot be counted, for it needs the values of tensors ({first_line(error)}); "
                 "give it a run_for_count that does without"
             ) from error
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Skips ops that fill a tensor in place: on the meta device they change nothing and take a third of the time."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in _FILLING else func(*args, **(kwargs or {}))
 
 
 class _SeenOps(TorchDispatchMode):
