@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -90,12 +91,27 @@ def test_gradients_are_timms(name: str) -> None:
         torch.testing.assert_close(parameter.grad, expected[key], rtol=1e-3, atol=1e-4 * expected[key].abs().max())
 
 
+@pytest.mark.parametrize(
+    ("name", "multiple"), [("swin_tiny_patch4_window7_224", 4), ("sam2_hiera_tiny", 32), ("davit_tiny", 1)]
+)
+def test_images_of_any_size_are_taken(name: str, multiple: int) -> None:
+    """The levels of a pyramid have odd sizes; what a network cannot take is resized to the next size that it can."""
+    branch, _ = pair(name)
+    images = torch.randn(1, 3, 103, 130)
+    size = [-(-side // multiple) * multiple for side in (103, 130)]
+    resized = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        found = run(branch, images)
+        torch.testing.assert_close(found, run(branch, resized))
+    assert found.shape[1:3] == (4, 5)
+
+
 def test_sams_hiera_takes_grids_that_its_windows_do_not_divide() -> None:
     """timm's own positions stop at multiples of 8 cells; those of the windows go on."""
     branch, network = pair("sam2_hiera_tiny")
-    small, large = torch.zeros(1, 3, 100, 140), torch.zeros(1, 3, 128, 160)
+    small, large = torch.zeros(1, 3, 96, 160), torch.zeros(1, 3, 128, 160)
     with torch.no_grad():
-        assert branch.embed(small).map.shape == (1, 25, 35, 96)
+        assert branch.embed(small).map.shape == (1, 24, 40, 96)
         stem = network.patch_embed(large)
         torch.testing.assert_close(branch.embed(large).map, network._pos_embed(stem), rtol=0, atol=0)
 

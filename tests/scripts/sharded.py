@@ -86,8 +86,24 @@ def assert_close_runs(a: Path, b: Path, *, tolerance: float) -> None:
             torch.testing.assert_close(value, theirs["state"][number][key], rtol=10 * tolerance, atol=tolerance)
 
 
+def foundation(data: Path, **changes: Any) -> Config:
+    """A rotary branch with registers and windows, and a convolutional one, which is frozen."""
+    backbone = {
+        "branches": [
+            {"type": "timm_vit", "model": "vit_small_patch16_dinov3", "window_size": 2},
+            {"type": "convnext", "model": "convnext_atto", "freeze": True},
+        ],
+        "resolutions": [64, 32],
+        "interactions": 2,
+        "interaction": {"num_heads": 4},
+        "merge_width": 32,
+    }
+    return tiny_config(data, **quiet({"model__backbone": backbone, "schedule__epochs": 1, **changes}))
+
+
 KINDS: dict[str, Callable[..., Config]] = {
-    "detector": detector, "dino": dino, "segmenter": segmenter, "classifier": classifier
+    "detector": detector, "dino": dino, "segmenter": segmenter, "classifier": classifier,
+    "foundation": foundation
 }  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """What a network of timm has to be so that it can be cut anywhere: a stem, and then a chain of blocks on maps.
 
 The property that is asked for: after the stem (`stem` or `patch_embed`, with learned positions added where the network
-has a `_pos_embed`), each module of its stages, in the order in which the network itself calls them, is given what the
-one before has returned, and nothing else is computed in between. It is found out by running the network once without
-values and watching its modules, so that nothing about an architecture has to be believed.
+has those of SAM 2's Hiera), each module of its stages, in the order in which the network itself calls them, is given
+what the one before has returned, and nothing else is computed in between. It is found out by running the network once
+without values and watching its modules, so that nothing about an architecture has to be believed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Chain(NamedTuple):
     """stem: the name of the module that makes the first map. units: the names of the blocks in their order.
 
     channels_last: whether each block takes maps (B, H, W, C), and whether it returns such, as the stem may; else they
-    are (B, C, H, W). specs: the map after each block.
+    are (B, C, H, W). specs: the map after each block. multiple: what the sides of images have to be multiples of.
     """
 
     stem: str
@@ -35,6 +35,7 @@ class Chain(NamedTuple):
     units: list[str]
     channels_last: list[tuple[bool, bool]]
     specs: list[FeatureSpec]
+    multiple: int
 
 
 def sizing(name: str) -> dict[str, Any]:
@@ -71,7 +72,19 @@ def find_chain(model: str) -> Chain:
     finally:
         for handle in hooks:
             handle.remove()
-    return _checked(network, name, stem, calls, len(candidates))
+    chain = _checked(network, name, stem, calls, len(candidates))
+    divisors = (divisor for divisor in (1, chain.specs[0].stride) if _runs(network, divisor))
+    return chain._replace(multiple=next(divisors, chain.specs[-1].stride))
+
+
+def _runs(network: Any, divisor: int) -> bool:
+    """Whether the network takes sides that are odd multiples of a number."""
+    with torch.no_grad(), torch.device("meta"):
+        try:
+            network.forward_features(torch.empty(1, 3, *(side + divisor for side in _SIDES)))
+        except (RuntimeError, AssertionError, ValueError):
+            return False
+    return True
 
 
 def _checked(network: Any, name: str, stem: str, calls: list[tuple[str, Tensor, Tensor]], count: int) -> Chain:
@@ -82,7 +95,7 @@ def _checked(network: Any, name: str, stem: str, calls: list[tuple[str, Tensor, 
         raise ValueError(f"timm's {name} does not run every block once; {_NEAR}")
     before = calls[0][2]
     for index, (unit, given, output) in enumerate(calls[1:]):
-        embeds = not index and hasattr(network, "_pos_embed")
+        embeds = not index and hasattr(network, "pos_embed_window")
         if not all(isinstance(x, Tensor) and x.dim() == 4 for x in (given, output)):
             raise ValueError(f"timm's {name} does not compute on maps in {unit}; {_NEAR}")
         if not embeds and not _same(before, given):
@@ -103,7 +116,7 @@ def _checked(network: Any, name: str, stem: str, calls: list[tuple[str, Tensor, 
         raise ValueError(f"timm's {name} does not compute on maps in {stem}; {_NEAR}")
     if beside:
         raise ValueError(f"timm's {name} has parameters in its stages that belong to no block: {first_few(beside, 3)}")
-    return Chain(stem, _is_channels_last(calls[0][2]), units, channels_last, specs)
+    return Chain(stem, _is_channels_last(calls[0][2]), units, channels_last, specs, 1)
 
 
 def _candidates(network: Any) -> list[nn.Module]:

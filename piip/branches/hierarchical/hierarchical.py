@@ -43,12 +43,12 @@ class Hierarchical(Branch):
         self.checkpoint_activations = config.checkpoint_activations
         self.stem_name, self.stem_last = chain.stem, chain.stem_channels_last
         self.unit_names, self.channels_last = chain.units, chain.channels_last
-        self.specs = list(chain.specs)
+        self.specs, self.multiple = list(chain.specs), chain.multiple
         used = {name.partition(".")[0] for name in (chain.stem, *chain.units)}
         for name, child in network.named_children():
             if name in used:
                 self.add_module(name, child)
-        positions = hasattr(network, "_pos_embed")
+        positions = hasattr(network, "pos_embed_window")
         self.pos_embed: nn.Parameter | None = network.pos_embed if positions else None
         self.pos_embed_window: nn.Parameter | None = network.pos_embed_window if positions else None
 
@@ -57,7 +57,14 @@ class Hierarchical(Branch):
         return [self.get_submodule(name) for name in self.unit_names]
 
     def embed(self, images: Tensor) -> Tokens:
-        """Images (B, 3, H, W) -> (B, H/s, W/s, C) of the first stage, s mostly 4."""
+        """Images (B, 3, H, W) -> (B, H/s, W/s, C) of the first stage, s mostly 4.
+
+        Where the network takes certain multiples only, images are first resized to the next ones, which leaves every
+        cell at its place in the image.
+        """
+        size = tuple(-(-side // self.multiple) * self.multiple for side in images.shape[2:])
+        if size != images.shape[2:]:
+            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
         x = self.get_submodule(self.stem_name)(images)
         if self.pos_embed is not None and self.pos_embed_window is not None:
             x = _add_positions(x, self.pos_embed, self.pos_embed_window)
