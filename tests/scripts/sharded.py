@@ -93,7 +93,7 @@ def foundation(data: Path, **changes: Any) -> Config:
             {"type": "timm_vit", "model": "vit_small_patch16_dinov3", "window_size": 2},
             {"type": "convnext", "model": "convnext_atto", "freeze": True},
         ],
-        "resolutions": [64, 32],
+        "resolutions": [64, 64],
         "interactions": 2,
         "interaction": {"num_heads": 4},
         "merge_width": 32,
