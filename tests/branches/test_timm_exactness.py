@@ -247,6 +247,13 @@ def test_a_file_of_timm_is_loaded_and_what_is_not_used_is_named(
     assert smaller.blocks[0].norm1.weight.equal(branch.blocks[0].norm1.weight)
 
 
+def test_an_architecture_can_be_had_smaller_for_training_from_scratch() -> None:
+    branch = TimmViTConfig(model="vit_small_patch16_dinov3", embed_dim=64, depth=3, num_heads=2, window_size=2).build()
+    assert [tuple(spec) for spec in branch.specs] == [(64, 16)] * 3
+    assert run(branch, torch.randn(1, 3, 48, 80)).row().shape == (1, 5 + 3 * 5, 64)
+    assert branch.blocks[0].attn.num_heads == 2
+
+
 def test_layers_blocks_and_stochastic_depth_are_known_for_training() -> None:
     branch = TimmViTConfig(model="vit_small_patch16_dinov3", drop_path=0.1, checkpoint_activations=True).build()
     layers = {name: branch.layer_of(name) for name, _ in branch.named_parameters()}

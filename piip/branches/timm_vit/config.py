@@ -19,6 +19,9 @@ class TimmViTConfig(BranchConfig):
     type: Literal["timm_vit"] = "timm_vit"
     model: str = Field(description="timm's name of the architecture, such as vit_small_patch16_dinov3")
     patch_size: int | None = Field(None, gt=0, description="null: the architecture's; weights are resampled to another")
+    embed_dim: int | None = Field(None, gt=0, description="null: the architecture's; weights fit no other")
+    depth: int | None = Field(None, gt=0, description="null: the architecture's; weights fit no other")
+    num_heads: int | None = Field(None, gt=0, description="null: the architecture's; weights fit no other")
     window_size: int = Field(0, ge=0, description="side of the attention windows in tokens; 0 is global attention")
     global_blocks: tuple[int, ...] = Field(
         (), description="blocks that attend globally although window_size is set", examples=[[2, 5, 8, 11]]

@@ -38,8 +38,9 @@ class TimmViT(Branch):
         if not config.takes(config.model):
             raise ConfigError(f"'{config.model}' is no vision transformer that timm builds of blocks of one width")
         settings: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True, "drop_path_rate": config.drop_path}
-        if config.patch_size is not None:
-            settings["patch_size"] = config.patch_size
+        for name in ("patch_size", "embed_dim", "depth", "num_heads"):
+            if (value := getattr(config, name)) is not None:
+                settings[name] = value
         network: Any = timm.create_model(config.label, **settings)
         self.model, self.settings = config.model, settings
         self.checkpoint_activations = config.checkpoint_activations
