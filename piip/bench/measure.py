@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 import time
@@ -55,6 +56,7 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     if not sys.platform.startswith("linux"):
         return None
+    gc.collect()  # what it frees within the call would hide as much
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is resident now
     before = _resident("VmRSS")
