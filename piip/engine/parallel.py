@@ -145,9 +145,8 @@ class Sharding:
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The state dict of an optimizer of the shares as one of the whole has it, on the CPU of the main process."""
         state = optimizer.state_dict()
-        state["state"] = {
-            number: dict(moments) for number, moments in state["state"].items()
-        }  # not the optimizer's own
+        # The dicts inside are the optimizer's own, which has to keep its shares.
+        state["state"] = {number: dict(moments) for number, moments in state["state"].items()}
         for name, moments in _moments(state):
             for key, value in moments.items():
                 if value.dim():
