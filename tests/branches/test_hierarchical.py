@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from timm.models.convnext import ConvNeXtBlock, ConvNeXtStage
 from torch import Tensor, nn
 
 from piip.backbone.config import BackboneConfig
@@ -131,17 +133,27 @@ def test_a_network_that_is_no_chain_of_blocks_is_refused_with_the_reason(name: s
         HierarchicalConfig(model=name).build()
 
 
-def test_a_network_that_computes_between_its_blocks_is_no_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", [lambda x: x * 2, lambda x: x.mul_(2)], ids=["a new tensor", "in place"])
+def test_a_network_that_computes_between_its_blocks_is_no_chain(
+    change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A value that changes there is not passed over, though every shape fits."""
-    from timm.models.convnext import ConvNeXtStage
-
-    assert find_chain("convnext_femto").units
-    find_chain.cache_clear()
     forward = ConvNeXtStage.forward
-    monkeypatch.setattr(ConvNeXtStage, "forward", lambda self, x: forward(self, x) * 2)
+    monkeypatch.setattr(ConvNeXtStage, "forward", lambda self, x: change(forward(self, x)))
     with pytest.raises(ValueError, match=r"computes something before stages\.1\.downsample"):
-        find_chain("convnext_femto")
-    find_chain.cache_clear()
+        find_chain.__wrapped__("convnext_femto")
+
+
+def test_a_network_that_gives_its_blocks_more_than_a_map_is_no_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: ConvNeXtStage, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, 2)
+        return x
+
+    monkeypatch.setattr(ConvNeXtStage, "forward", forward)
+    monkeypatch.setattr(ConvNeXtBlock, "forward", lambda self, x, factor=1: x * factor)
+    with pytest.raises(ValueError, match=r"gives stages\.0\.blocks\.0 more than a map"):
+        find_chain.__wrapped__("convnext_femto")
 
 
 def test_the_type_follows_from_the_model() -> None:

@@ -9,11 +9,14 @@ without values and watching its modules, so that nothing about an architecture h
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from piip.branches.timm_names import timm_network
 from piip.errors import first_few
@@ -21,6 +24,20 @@ from piip.features import FeatureSpec
 
 _SIDES = (256, 384)  # of the watched image; their ratio tells which axes of a map are its sides
 _NEAR = "Swin, ConvNeXt, SAM 2's Hiera, DaViT, FocalNet, MambaOut and FastViT can"
+
+
+class _Call(NamedTuple):
+    """A module, what it was given, what it returned, and how often each had been written to at that time.
+
+    alone: whether it was given nothing else.
+    """
+
+    name: str
+    given: Tensor
+    given_version: int
+    alone: bool
+    output: Tensor
+    output_version: int
 
 
 class Chain(NamedTuple):
@@ -53,17 +70,9 @@ def find_chain(model: str) -> Chain:
     candidates = _candidates(network)
     if stem is None or not candidates:
         raise ValueError(f"timm's {name} has no stem followed by stages of blocks; {_NEAR}")
-    calls: list[tuple[str, Tensor, Tensor]] = []
-
-    def watch(module_name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            calls.append((module_name, args[0], output))
-
-        return hook
-
+    calls: list[_Call] = []
     names = {id(module): name for name, module in network.named_modules()}
-    hooks = [network.get_submodule(stem).register_forward_hook(watch(stem))]
-    hooks += [module.register_forward_hook(watch(names[id(module)])) for module in candidates]
+    hooks = [hook for module in (network.get_submodule(stem), *candidates) for hook in _watch(module, names, calls)]
     try:
         with torch.no_grad(), torch.device("meta"):
             network.forward_features(torch.empty(1, 3, *_SIDES))
@@ -77,6 +86,24 @@ def find_chain(model: str) -> Chain:
     return chain._replace(multiple=next(divisors, chain.specs[-1].stride))
 
 
+def _watch(module: nn.Module, names: Mapping[int, str], calls: list[_Call]) -> list[RemovableHandle]:
+    """Notes every call of a module."""
+    versions: list[int] = []
+
+    def before(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        versions.append(args[0]._version)
+
+    def after(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        alone = all(value is None for value in (*args[1:], *kwargs.values()))
+        version = output._version if isinstance(output, Tensor) else 0
+        calls.append(_Call(names[id(module)], args[0], versions.pop(), alone, output, version))
+
+    return [
+        module.register_forward_pre_hook(before, with_kwargs=True),
+        module.register_forward_hook(after, with_kwargs=True),
+    ]
+
+
 def _runs(network: Any, divisor: int) -> bool:
     """Whether the network takes sides that are odd multiples of a number."""
     with torch.no_grad(), torch.device("meta"):
@@ -87,24 +114,26 @@ def _runs(network: Any, divisor: int) -> bool:
     return True
 
 
-def _checked(network: Any, name: str, stem: str, calls: list[tuple[str, Tensor, Tensor]], count: int) -> Chain:
+def _checked(network: Any, name: str, stem: str, calls: list[_Call], count: int) -> Chain:
     units: list[str] = []
     channels_last: list[tuple[bool, bool]] = []
     specs: list[FeatureSpec] = []
-    if [call[0] for call in calls].count(stem) != 1 or len({call[0] for call in calls}) != len(calls) != count + 1:
+    called = [call.name for call in calls]
+    if called.count(stem) != 1 or len(set(called)) != len(calls) != count + 1:
         raise ValueError(f"timm's {name} does not run every block once; {_NEAR}")
-    before = calls[0][2]
-    for index, (unit, given, output) in enumerate(calls[1:]):
+    for index, (before, call) in enumerate(pairwise(calls)):
         embeds = not index and hasattr(network, "pos_embed_window")
-        if not all(isinstance(x, Tensor) and x.dim() == 4 for x in (given, output)):
-            raise ValueError(f"timm's {name} does not compute on maps in {unit}; {_NEAR}")
-        if not embeds and not _same(before, given):
-            raise ValueError(f"timm's {name} computes something before {unit} that belongs to no block; {_NEAR}")
-        before = output
-        units.append(unit)
-        last = _is_channels_last(output)
-        channels_last.append((_is_channels_last(given), last))
-        specs.append(FeatureSpec(output.shape[3 if last else 1], _SIDES[0] // output.shape[1 if last else 2]))
+        if not all(isinstance(x, Tensor) and x.dim() == 4 for x in (call.given, call.output)):
+            raise ValueError(f"timm's {name} does not compute on maps in {call.name}; {_NEAR}")
+        if not call.alone:
+            raise ValueError(f"timm's {name} gives {call.name} more than a map; {_NEAR}")
+        untouched = call.given_version == before.output_version and _same(before.output, call.given)
+        if not embeds and not untouched:
+            raise ValueError(f"timm's {name} computes something before {call.name} that belongs to no block; {_NEAR}")
+        units.append(call.name)
+        last = _is_channels_last(call.output)
+        channels_last.append((_is_channels_last(call.given), last))
+        specs.append(FeatureSpec(call.output.shape[3 if last else 1], _SIDES[0] // call.output.shape[1 if last else 2]))
     parts = {id(p) for unit in (stem, *units) for p in network.get_submodule(unit).parameters()}
     beside = [
         f"{child}.{key}"
@@ -112,11 +141,11 @@ def _checked(network: Any, name: str, stem: str, calls: list[tuple[str, Tensor, 
         for key, parameter in network.get_submodule(child).named_parameters()
         if id(parameter) not in parts
     ]
-    if calls[0][2].dim() != 4:
+    if calls[0].output.dim() != 4:
         raise ValueError(f"timm's {name} does not compute on maps in {stem}; {_NEAR}")
     if beside:
         raise ValueError(f"timm's {name} has parameters in its stages that belong to no block: {first_few(beside, 3)}")
-    return Chain(stem, _is_channels_last(calls[0][2]), units, channels_last, specs, 1)
+    return Chain(stem, _is_channels_last(calls[0].output), units, channels_last, specs, 1)
 
 
 def _candidates(network: Any) -> list[nn.Module]:
