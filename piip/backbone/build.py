@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,8 +12,25 @@ from piip.backbone.config import BackboneConfig, InteractionConfig
 from piip.backbone.interaction import Interaction
 from piip.backbone.merge import NORM_GROUPS, Merge, OnlyBranch
 from piip.backbone.pyramid import SimpleFeaturePyramid
+from piip.branches.base import Branch
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
+
+_log = logging.getLogger(__name__)
+
+
+def warn_of_windows(config: BackboneConfig, branches: Sequence[Branch]) -> None:
+    """Logs which attention windows are larger than the map of their branch, and which blocks do not exist."""
+    for index, (settings, branch) in enumerate(zip(config.branches, branches, strict=True)):
+        window, blocks = getattr(settings, "window_size", 0), getattr(settings, "global_blocks", ())
+        size, where = config.resolutions[index], f"model.backbone.branches.{index}"
+        if window > (cells := -(-size // branch.specs[0].stride)):
+            _log.warning(
+                "%s: windows of %d tokens are larger than the map, %d tokens for %d pixels, so that attention is "
+                "global; set window_size to 0, or raise the resolution", where, window, cells, size,
+            )  # fmt: skip
+        if beyond := [block for block in blocks if block >= branch.depth]:
+            _log.warning("%s: global_blocks %s: there are blocks 0 to %d", where, beyond, branch.depth - 1)
 
 
 def in_finest_pixels(specs: Sequence[FeatureSpec], resolutions: Sequence[int]) -> list[FeatureSpec]:

@@ -14,6 +14,7 @@ from piip.backbone.build import (
     make_interaction,
     make_merge,
     merged_spec,
+    warn_of_windows,
 )
 from piip.backbone.config import BackboneConfig
 from piip.branches.base import Branch, Tokens
@@ -46,6 +47,7 @@ class PIIP(nn.Module):
         branches = [branch.build() for branch in config.branches]
         for branch, settings in zip(branches, config.branches, strict=True):
             branch.freeze(settings.freeze)
+        warn_of_windows(config, branches)
         self.resolutions = config.resolutions
         self.branches = cast("list[Branch]", nn.ModuleList(branches))
         self.ends = group_ends(config, [branch.depth for branch in branches])

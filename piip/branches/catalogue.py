@@ -62,7 +62,7 @@ def describe(architecture: str) -> tuple[str, int, int, int, int] | None:
 
     kind = BranchConfig.meant_type({"model": architecture})
     member = BranchConfig.known()[str(kind)]
-    if not member.takes(architecture):
+    if member.objection(architecture) is not None:
         return None
     try:
         with torch.device("meta"):

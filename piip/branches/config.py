@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from piip.branches.timm_names import check_name
 from piip.config.strict import Component
+from piip.errors import ConfigError
 
 if TYPE_CHECKING:
     from piip.branches.base import Branch
@@ -33,12 +35,27 @@ class BranchConfig(Component):
             return super().meant_type(data)
         known = cls.known()
         first = sorted(known, key=lambda kind: (kind != cls.default_type, kind))
-        return next((kind for kind in first if known[kind].takes(name)), cls.default_type)
+        return next((kind for kind in first if known[kind].objection(name) is None), cls.default_type)
 
     @classmethod
-    def takes(cls, name: str) -> bool:
-        """Whether timm's model of this name can be such a branch."""
-        return False
+    def objection(cls, name: str) -> str | None:
+        """Why timm's model of this name can be no such branch, as a sentence without its subject; None where it can."""
+        return "is no branch of this type"
+
+    @classmethod
+    def check_model(cls, name: str) -> None:
+        """Raises ConfigError where timm's model of a name can be no such branch, with the type that takes it."""
+        check_name(name)
+        if (objection := cls.objection(name)) is None:
+            return
+        found = {kind: member.objection(name) for kind, member in sorted(BranchConfig.known().items())}
+        if fitting := [kind for kind, why in found.items() if why is None]:
+            own = cls.model_fields["type"].default
+            raise ConfigError(
+                f"'{name}' cannot be of type {own}: it {objection}; leave out the type, or set it to {fitting[0]}"
+            )
+        reasons = "".join(f"\n  {kind}: it {why}" for kind, why in found.items())
+        raise ConfigError(f"'{name}' can be a branch of no type; 'piip models --backbones' lists what can:{reasons}")
 
     @abstractmethod
     def build(self) -> Branch:

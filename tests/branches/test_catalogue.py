@@ -21,6 +21,7 @@ FAMILIES = {
     "convnextv2_atto": "convnext",
     "swin_tiny_patch4_window7_224": "hierarchical",
     "sam2_hiera_tiny": "hierarchical",
+    "hiera_tiny_224": "hierarchical",
 }
 
 

@@ -20,7 +20,9 @@ def test_a_convnext_branch_has_a_block_for_every_layer_between_two_maps() -> Non
     for index, spec in enumerate(branch.specs):
         x = branch.run_blocks(x, index, index + 1)
         assert x.map.shape == (1, 70 // 4 // (spec.stride // 4), 96 // spec.stride, spec.channels)
-    with pytest.raises(ConfigError, match="'resnet50' is no ConvNeXt of timm"):
+    with pytest.raises(
+        ConfigError, match=r"'resnet50' can be a branch of no type.*\n  convnext: it is no ConvNeXt of timm"
+    ):
         ConvNeXtConfig(model="resnet50").build()
 
 

@@ -121,7 +121,7 @@ def test_sams_hiera_takes_grids_that_its_windows_do_not_divide() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("resnet18", "timm's ResNet has no stem followed by stages of blocks"),
+        ("resnet18", "has no stem followed by stages of blocks, being a ResNet"),
         ("caformer_s18", "does not compute on maps in stages.2.blocks.0"),
         ("mvitv2_tiny", "does not compute on maps"),
         ("maxvit_tiny_tf_224", "takes no image of"),

@@ -210,9 +210,14 @@ def test_a_pyramid_of_foundation_models_is_a_few_lines(tmp_path: Path) -> None:
             {"model": "vit_small_patch16_dinov4"},
             "timm has no model 'vit_small_patch16_dinov4'; did you mean 'vit_small_patch16_dinov3'",
         ),
-        ({"model": "convnext_tiny"}, "'convnext_tiny' is no vision transformer"),
+        ({"model": "convnext_tiny"}, "'convnext_tiny' cannot be of type timm_vit: .* or set it to convnext"),
         ({"model": "beit_base_patch16_224"}, "is no vision transformer that timm builds of blocks of one width"),
-        ({"model": "eva02_tiny_patch14_224", "window_size": 4, "global_blocks": [2, 12]}, "has blocks 0 to 11"),
+        (
+            {"model": "vit_pwee_patch16_reg1_gap_256", "window_size": 4},
+            "has no attention windows, .* set window_size to 0",
+        ),
+        ({"model": "vit_small_patch16_dinov3", "embed_dim": 100, "num_heads": 3}, "each a multiple of 4 wide"),
+        ({"model": "vit_base_patch16_siglip_gap_224", "num_heads": 7}, "does not divide into num_heads 7"),
     ],
 )
 def test_what_cannot_be_such_a_branch_is_refused(settings: dict[str, Any], words: str) -> None:

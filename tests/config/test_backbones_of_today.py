@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from piip.backbone.config import BackboneConfig
+from piip.backbone.piip import PIIP
 from piip.config.load import load_config, shipped_configs
 from piip.engine.train import train
 from piip.load import build_model
@@ -63,3 +66,21 @@ def test_a_detector_of_the_same_kind_trains_in_miniature(backbone: dict[str, Any
     metrics = train(config, output=tmp_path / "run")
     assert metrics
     assert (tmp_path / "run" / "checkpoints" / "last").exists()
+
+
+def test_windows_larger_than_the_map_and_blocks_that_do_not_exist_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    branch = {"model": "vit_small_patch16_dinov3", "window_size": 28, "global_blocks": [2, 50]}
+    with torch.device("meta"):
+        PIIP(BackboneConfig.model_validate({"branches": [branch], "resolutions": [224]}))
+    assert "branches.0: windows of 28 tokens are larger than the map, 14 tokens for 224 pixels" in caplog.text
+    assert "branches.0: global_blocks [50]: there are blocks 0 to 11" in caplog.text
+
+
+def test_a_branch_that_names_no_network_is_told_how_to() -> None:
+    for branch, words in (
+        ({"init": "vit_small_patch16_dinov3.lvd1689m"}, "give model, .* vit_small_patch16_dinov3.lvd"),
+        ({}, "or size, such as S"),
+        ({"model": "resnet50"}, "can be a branch of no type"),
+    ):
+        with pytest.raises(ValidationError, match=words):
+            BackboneConfig.model_validate({"branches": [branch], "resolutions": [224]})

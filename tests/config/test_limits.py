@@ -17,6 +17,9 @@ BOMB = ", ".join(
 MERGED_BOMB = ", ".join(
     ["a0: &a0 {x: 1}", *(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12))]
 )
+# Seconds, with room for a busy machine: unguarded, these take minutes, or all memory.
+AT_ONCE = 10
+
 # The YAML, and what is said of it.
 HOSTILE = [
     ("[" * 20_000, "more than 50 deep"),
@@ -42,7 +45,7 @@ def test_hostile_yaml_ends_at_once_in_a_message(write, text: str, words: str) ->
     for call in (lambda: load_config(path), lambda: load_config(SHAPES, [f"optim={text}"])):
         start = time.process_time()
         found = message(call)
-        assert time.process_time() - start < 1
+        assert time.process_time() - start < AT_ONCE
         assert words in found
         assert len(found) < 300
 
@@ -62,7 +65,7 @@ def test_hostile_yaml_ends_at_once_in_a_message(write, text: str, words: str) ->
 def test_thousands_of_mistakes_are_told_in_a_screen(write, text: str) -> None:
     start = time.process_time()
     found = message(load_config, write(text))
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < AT_ONCE
     assert len(found) < 10_000
 
 
@@ -115,4 +118,4 @@ def test_a_chain_of_bases_without_an_end_is_refused(write) -> None:
         write(f"base: x{level - 1}.yaml", f"x{level}.yaml")
     start = time.process_time()
     assert message(load_config, write("base: x1500.yaml")).endswith("more than 100 bases, those of its bases included")
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < AT_ONCE

@@ -69,7 +69,7 @@ def find_chain(model: str) -> Chain:
     stem = next((name for name in ("stem", "patch_embed") if isinstance(getattr(network, name, None), nn.Module)), None)
     candidates = _candidates(network)
     if stem is None or not candidates:
-        raise ValueError(f"timm's {name} has no stem followed by stages of blocks; {_NEAR}")
+        raise ValueError(f"has no stem followed by stages of blocks, being a {name}; {_NEAR}")
     calls: list[_Call] = []
     names = {id(module): name for name, module in network.named_modules()}
     hooks = [hook for module in (network.get_submodule(stem), *candidates) for hook in _watch(module, names, calls)]
@@ -77,7 +77,9 @@ def find_chain(model: str) -> Chain:
         with torch.no_grad(), torch.device("meta"):
             network.forward_features(torch.empty(1, 3, *_SIDES))
     except Exception as error:
-        raise ValueError(f"timm's {name} takes no image of {_SIDES} pixels ({type(error).__name__}); {_NEAR}") from None
+        raise ValueError(
+            f"takes no image of {_SIDES[0]} x {_SIDES[1]} pixels ({type(error).__name__}); {_NEAR}"
+        ) from None
     finally:
         for handle in hooks:
             handle.remove()
@@ -120,16 +122,16 @@ def _checked(network: Any, name: str, stem: str, calls: list[_Call], count: int)
     specs: list[FeatureSpec] = []
     called = [call.name for call in calls]
     if called.count(stem) != 1 or len(set(called)) != len(calls) != count + 1:
-        raise ValueError(f"timm's {name} does not run every block once; {_NEAR}")
+        raise ValueError(f"does not run every block once; {_NEAR}")
     for index, (before, call) in enumerate(pairwise(calls)):
         embeds = not index and hasattr(network, "pos_embed_window")
         if not all(isinstance(x, Tensor) and x.dim() == 4 for x in (call.given, call.output)):
-            raise ValueError(f"timm's {name} does not compute on maps in {call.name}; {_NEAR}")
+            raise ValueError(f"does not compute on maps in {call.name}; {_NEAR}")
         if not call.alone:
-            raise ValueError(f"timm's {name} gives {call.name} more than a map; {_NEAR}")
+            raise ValueError(f"gives {call.name} more than a map; {_NEAR}")
         untouched = call.given_version == before.output_version and _same(before.output, call.given)
         if not embeds and not untouched:
-            raise ValueError(f"timm's {name} computes something before {call.name} that belongs to no block; {_NEAR}")
+            raise ValueError(f"computes something before {call.name} that belongs to no block; {_NEAR}")
         units.append(call.name)
         last = _is_channels_last(call.output)
         channels_last.append((_is_channels_last(call.given), last))
@@ -142,9 +144,9 @@ def _checked(network: Any, name: str, stem: str, calls: list[_Call], count: int)
         if id(parameter) not in parts
     ]
     if calls[0].output.dim() != 4:
-        raise ValueError(f"timm's {name} does not compute on maps in {stem}; {_NEAR}")
+        raise ValueError(f"does not compute on maps in {stem}; {_NEAR}")
     if beside:
-        raise ValueError(f"timm's {name} has parameters in its stages that belong to no block: {first_few(beside, 3)}")
+        raise ValueError(f"has parameters in its stages that belong to no block: {first_few(beside, 3)}")
     return Chain(stem, _is_channels_last(calls[0].output), units, channels_last, specs, 1)
 
 

@@ -9,10 +9,9 @@ from pydantic import Field
 
 from piip.branches.config import BranchConfig
 from piip.branches.timm_names import timm_network
-from piip.errors import ConfigError
 
 if TYPE_CHECKING:
-    from piip.branches.hierarchical.hierarchical import Hierarchical
+    from piip.branches.base import Branch
 
 
 class ChainConfig(BranchConfig):
@@ -26,20 +25,23 @@ class ChainConfig(BranchConfig):
     checkpoint_activations: bool = False
 
     @classmethod
-    def takes(cls, name: str) -> bool:
+    def objection(cls, name: str) -> str | None:
         from piip.branches.hierarchical.chain import find_chain
 
+        if timm_network(name) is None:
+            return "is no network of timm"
         try:
-            return timm_network(name) is not None and bool(find_chain(name))
-        except ValueError:
-            return False
+            find_chain(name)
+        except ValueError as error:
+            return str(error)
+        return None
 
     @property
     @abstractmethod
     def has_layer_decay(self) -> bool:
         """Whether its learning rates follow the layers where the optimizer decays them by layer."""
 
-    def build(self) -> Hierarchical:
+    def build(self) -> Branch:
         from piip.branches.hierarchical.hierarchical import Hierarchical
 
         return Hierarchical(self)
@@ -50,9 +52,18 @@ class ChainConfig(BranchConfig):
 
 
 class HierarchicalConfig(ChainConfig):
-    """One hierarchical network of timm, such as Swin, SAM 2's Hiera, DaViT, FocalNet or MambaOut."""
+    """One hierarchical network of timm, such as Swin, Hiera, SAM 2's Hiera, DaViT, FocalNet or MambaOut."""
 
     type: Literal["hierarchical"] = "hierarchical"
+
+    @classmethod
+    def objection(cls, name: str) -> str | None:
+        return None if _is_hiera(name) else super().objection(name)
+
+    def build(self) -> Branch:
+        from piip.branches.hierarchical.hiera import Hiera
+
+        return Hiera(self) if _is_hiera(self.model) else super().build()
 
     @property
     def has_layer_decay(self) -> bool:
@@ -66,16 +77,17 @@ class ConvNeXtConfig(ChainConfig):
     model: str = Field(description="timm's name of the architecture, such as convnext_tiny")
 
     @classmethod
-    def takes(cls, name: str) -> bool:
+    def objection(cls, name: str) -> str | None:
         from timm.models.convnext import ConvNeXt
 
-        return isinstance(timm_network(name), ConvNeXt)
-
-    def build(self) -> Hierarchical:
-        if not self.takes(self.model):
-            raise ConfigError(f"'{self.model}' is no ConvNeXt of timm; give a name such as convnext_tiny")
-        return super().build()
+        return None if isinstance(timm_network(name), ConvNeXt) else "is no ConvNeXt of timm"
 
     @property
     def has_layer_decay(self) -> bool:
         return False
+
+
+def _is_hiera(name: str) -> bool:
+    from timm.models.hiera import Hiera
+
+    return isinstance(timm_network(name), Hiera)

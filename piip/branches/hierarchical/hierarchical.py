@@ -17,7 +17,7 @@ from piip.branches.base import Branch, Tokens
 from piip.branches.hierarchical.chain import find_chain, sizing
 from piip.branches.hierarchical.config import ChainConfig
 from piip.branches.hierarchical.convnext_names import NAMES
-from piip.branches.timm_names import check_name, timm_network
+from piip.branches.timm_names import timm_network
 from piip.errors import ConfigError
 
 
@@ -29,11 +29,8 @@ class Hierarchical(Branch):
 
     def __init__(self, config: ChainConfig) -> None:
         super().__init__()
-        check_name(config.model)
-        try:
-            chain = find_chain(config.model)
-        except ValueError as error:
-            raise ConfigError(f"'{config.model}' cannot be a branch: {error}") from None
+        config.check_model(config.model)
+        chain = find_chain(config.model)
         self.model, self.has_layer_decay = config.model, config.has_layer_decay
         self.settings: dict[str, Any] = {"num_classes": 0, **sizing(config.model)}
         try:

@@ -30,11 +30,12 @@ class TimmViTConfig(BranchConfig):
     checkpoint_activations: bool = False
 
     @classmethod
-    def takes(cls, name: str) -> bool:
+    def objection(cls, name: str) -> str | None:
         from timm.models.eva import Eva
         from timm.models.vision_transformer import VisionTransformer
 
-        return type(timm_network(name)) in (VisionTransformer, Eva)
+        fits = type(timm_network(name)) in (VisionTransformer, Eva)
+        return None if fits else "is no vision transformer that timm builds of blocks of one width"
 
     def build(self) -> TimmViT:
         from piip.branches.timm_vit.timm_vit import TimmViT

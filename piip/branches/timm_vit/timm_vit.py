@@ -11,13 +11,13 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import Attention, AttentionRope, resample_abs_pos_embed
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from piip.branches.base import Branch, Tokens
-from piip.branches.timm_names import check_name, timm_network
+from piip.branches.timm_names import timm_network
 from piip.branches.timm_vit.config import TimmViTConfig
 from piip.branches.timm_vit.windows import Grid, WindowAttention
 from piip.by_size import BySize
@@ -34,13 +34,12 @@ class TimmViT(Branch):
 
     def __init__(self, config: TimmViTConfig) -> None:
         super().__init__()
-        check_name(config.model)
-        if not config.takes(config.model):
-            raise ConfigError(f"'{config.model}' is no vision transformer that timm builds of blocks of one width")
+        config.check_model(config.model)
         settings: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True, "drop_path_rate": config.drop_path}
         for name in ("patch_size", "embed_dim", "depth", "num_heads"):
             if (value := getattr(config, name)) is not None:
                 settings[name] = value
+        _check_heads(config)
         network: Any = timm.create_model(config.label, **settings)
         self.model, self.settings = config.model, settings
         self.checkpoint_activations = config.checkpoint_activations
@@ -53,10 +52,14 @@ class TimmViT(Branch):
         self.num_prefix: int = network.num_prefix_tokens
         self.embeds_prefix: bool = not network.no_embed_class
         self.windowed = [False] * len(self.blocks)
-        if beyond := [index for index in config.global_blocks if index >= len(self.blocks)]:
-            raise ConfigError(f"global_blocks {beyond}: '{config.model}' has blocks 0 to {len(self.blocks) - 1}")
         for index, block in enumerate(self.blocks):
             if config.window_size and index not in config.global_blocks:
+                kind = getattr(block, "attn", block)
+                if not isinstance(kind, Attention | AttentionRope | eva.EvaAttention):
+                    raise ConfigError(
+                        f"'{config.model}' has no attention windows, being made of {type(kind).__name__}s; set "
+                        "window_size to 0"
+                    )
                 block.attn = WindowAttention(block.attn, size=config.window_size, prefix=self.num_prefix)
                 self.windowed[index] = True
         self.specs = [FeatureSpec(network.embed_dim, self.patch_embed.patch_size[0])] * len(self.blocks)
@@ -133,3 +136,13 @@ class TimmViT(Branch):
     def _rotary_table(self, like: Tensor, height: int, width: int) -> Tensor:
         """Sine and cosine of every patch (H * W, 2 D) on the device of a tensor; mixed: of every block and head."""
         return self.rope.get_embed(shape=(height, width)).to(like.device)
+
+
+def _check_heads(config: TimmViTConfig) -> None:
+    network: Any = timm_network(config.model)
+    block = network.blocks[0]
+    width, heads = config.embed_dim or network.embed_dim, config.num_heads or getattr(block, "attn", block).num_heads
+    rotary = getattr(network, "rope", None) is not None
+    if width % (4 * heads if rotary else heads):
+        needed = ", each a multiple of 4 wide for its rotary positions" if rotary else ""
+        raise ConfigError(f"embed_dim {width} does not divide into num_heads {heads}{needed}")

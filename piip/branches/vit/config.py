@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from piip.branches.config import BranchConfig
+from piip.branches.timm_names import timm_network
 from piip.branches.vit.timm_settings import vit_settings
+from piip.errors import ConfigError
 
 if TYPE_CHECKING:
     from piip.branches.vit.vit import ViT
@@ -71,10 +73,14 @@ class ViTConfig(BranchConfig):
     def _fill_from_size(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        if not {"size", "model", "embed_dim"} & data.keys():
+            name = data.get("init")
+            example = name if isinstance(name, str) and timm_network(name) is not None else "vit_small_patch16_dinov3"
+            raise ValueError(f"which network? give model, a name of timm such as {example}, or size, such as S")
         if isinstance(size := data.get("size"), str) and size in VIT_SIZES:
             data = VIT_SIZES[size] | data
         if isinstance(name := data.get("model"), str):
-            known = vit_settings(name)
+            known = _known_settings(cls, name)
             for key in ("embed_dim", "num_heads", "mlp_ratio"):
                 if data.get(key, known[key]) != known[key]:
                     raise ValueError(
@@ -94,11 +100,12 @@ class ViTConfig(BranchConfig):
         return self
 
     @classmethod
-    def takes(cls, name: str) -> bool:
+    def objection(cls, name: str) -> str | None:
         try:
-            return not vit_settings(name)["registers"]
-        except ValueError:
-            return False
+            registers = vit_settings(name)["registers"]
+        except ValueError as error:
+            return str(error)
+        return f"has {registers} registers, which a ViT branch does not carry" if registers else None
 
     def build(self) -> ViT:
         from piip.branches.vit.vit import ViT
@@ -112,3 +119,14 @@ class ViTConfig(BranchConfig):
     @property
     def has_class_token(self) -> bool:
         return self.class_token
+
+
+def _known_settings(cls: type[ViTConfig], name: str) -> dict[str, Any]:
+    try:
+        return vit_settings(name)
+    except ValueError:
+        try:
+            cls.check_model(name)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        raise

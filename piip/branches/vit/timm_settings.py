@@ -5,35 +5,27 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from piip.branches.timm_names import check_name, timm_network
-from piip.errors import ConfigError
+from piip.branches.timm_names import timm_network
 
 
 @cache
 def vit_settings(name: str) -> dict[str, Any]:
     """What `ViTConfig` needs to know to build timm's vision transformer of this name, and how many registers it has.
 
-    Raises ValueError for a name that timm does not know, and for an architecture that a ViT branch cannot express.
+    Raises ValueError, as `BranchConfig.objection` words it, for an architecture that a ViT branch cannot express.
     """
     import torch
     from timm.layers import LayerScale, Mlp, RmsNorm
     from timm.models.vision_transformer import Attention, Block, VisionTransformer
 
-    try:
-        check_name(name)
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
     model = timm_network(name)
     block: Any = next(iter(getattr(model, "blocks", [])), None)
     plain = type(model) is VisionTransformer and type(block) is Block
     plain = plain and type(block.attn) is Attention and type(block.mlp) is Mlp and model.pos_embed is not None
     if not plain or not isinstance(model.norm_pre, torch.nn.Identity):
-        raise ValueError(
-            f"'{name}' is not a plain vision transformer with a learned position embedding; leave out the type, which "
-            "then follows from the model"
-        )
+        raise ValueError("is no plain vision transformer with a learned position embedding")
     if not isinstance(block.attn.q_norm, torch.nn.Identity):
-        raise ValueError(f"'{name}' normalises queries and keys head by head, which a ViT branch does not")
+        raise ValueError("normalises queries and keys head by head, which a ViT branch does not")
     return {
         "embed_dim": model.embed_dim,
         "depth": len(model.blocks),
