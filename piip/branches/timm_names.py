@@ -28,5 +28,5 @@ def timm_network(name: str, **settings: Any) -> Any:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         return None
-    with torch.device("meta"):
+    with torch.inference_mode(False), torch.device("meta"):
         return timm.create_model(architecture, pretrained=False, num_classes=0, **settings).eval()

@@ -21,6 +21,7 @@ from piip.branches.config import BranchConfig
 from piip.branches.hierarchical.chain import find_chain, sizing
 from piip.branches.hierarchical.config import HierarchicalConfig
 from piip.branches.hierarchical.hierarchical import Hierarchical
+from piip.branches.timm_names import timm_network
 from piip.errors import ConfigError
 
 # The smallest of each family, and the widths and strides of its stages.
@@ -154,6 +155,14 @@ def test_a_network_that_gives_its_blocks_more_than_a_map_is_no_chain(monkeypatch
     monkeypatch.setattr(ConvNeXtBlock, "forward", lambda self, x, factor=1: x * factor)
     with pytest.raises(ValueError, match=r"gives stages\.0\.blocks\.0 more than a map"):
         find_chain.__wrapped__("convnext_femto")
+
+
+def test_a_branch_is_built_where_gradients_are_off_for_good() -> None:
+    """Tensors of inference mode count no writes."""
+    timm_network.cache_clear()
+    with torch.inference_mode():
+        assert find_chain.__wrapped__("convnext_femto").units
+    assert find_chain.__wrapped__("convnext_femto").units
 
 
 def test_the_type_follows_from_the_model() -> None:

@@ -50,8 +50,8 @@ def test_own_settings_win_and_a_resolved_config_is_read_as_it_stands() -> None:
     ("name", "message"),
     [
         ("vit_smal_patch16_224", "timm has no model 'vit_smal_patch16_224'"),
-        ("swin_tiny_patch4_window7_224", "not a plain vision transformer"),
-        ("vit_base_patch32_clip_224", "not a plain vision transformer"),
+        ("swin_tiny_patch4_window7_224", "it is no plain vision transformer.* or set it to hierarchical"),
+        ("vit_base_patch32_clip_224", "it is no plain vision transformer.* or set it to timm_vit"),
     ],
 )
 def test_what_a_vit_branch_cannot_express_is_refused(name: str, message: str) -> None:

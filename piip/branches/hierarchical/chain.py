@@ -74,7 +74,7 @@ def find_chain(model: str) -> Chain:
     names = {id(module): name for name, module in network.named_modules()}
     hooks = [hook for module in (network.get_submodule(stem), *candidates) for hook in _watch(module, names, calls)]
     try:
-        with torch.no_grad(), torch.device("meta"):
+        with torch.inference_mode(False), torch.no_grad(), torch.device("meta"):  # which counts what is written
             network.forward_features(torch.empty(1, 3, *_SIDES))
     except Exception as error:
         raise ValueError(
