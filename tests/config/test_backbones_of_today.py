@@ -80,6 +80,7 @@ def test_a_branch_that_names_no_network_is_told_how_to() -> None:
     for branch, words in (
         ({"init": "vit_small_patch16_dinov3.lvd1689m"}, "give model, .* vit_small_patch16_dinov3.lvd"),
         ({}, "or size, such as S"),
+        ({"sise": "T"}, "unknown key 'sise'"),
         ({"model": "resnet50"}, "can be a branch of no type"),
     ):
         with pytest.raises(ValidationError, match=words):

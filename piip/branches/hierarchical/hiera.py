@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from piip.branches.base import Branch, Tokens
 from piip.branches.hierarchical.config import HierarchicalConfig
+from piip.branches.hierarchical.hierarchical import resize_to_multiple
 from piip.branches.timm_names import timm_network
 from piip.features import FeatureSpec
 
@@ -51,10 +52,7 @@ class Hiera(Branch):
 
     def embed(self, images: Tensor) -> Tokens:
         """Images (B, 3, H, W) -> (B, H/4, W/4, C), positions added; images are first resized to whole windows."""
-        size = tuple(-(-side // self.multiple) * self.multiple for side in images.shape[2:])
-        if size != images.shape[2:]:
-            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
-        x = self.patch_embed.proj(images)
+        x = self.patch_embed.proj(resize_to_multiple(images, self.multiple))
         grid = list(x.shape[2:])
         if self.pos_embed_win is None:
             positions = resample_abs_pos_embed(self.pos_embed, grid, num_prefix_tokens=0)

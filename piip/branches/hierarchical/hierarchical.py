@@ -59,10 +59,7 @@ class Hierarchical(Branch):
         Where the network takes certain multiples only, images are first resized to the next ones, which leaves every
         cell at its place in the image.
         """
-        size = tuple(-(-side // self.multiple) * self.multiple for side in images.shape[2:])
-        if size != images.shape[2:]:
-            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
-        x = self.get_submodule(self.stem_name)(images)
+        x = self.get_submodule(self.stem_name)(resize_to_multiple(images, self.multiple))
         if self.pos_embed is not None and self.pos_embed_window is not None:
             x = _add_positions(x, self.pos_embed, self.pos_embed_window)
         return Tokens(x if self.stem_last else x.permute(0, 2, 3, 1))
@@ -100,6 +97,14 @@ class Hierarchical(Branch):
 
     def _network(self, **settings: Any) -> Any:
         return timm.create_model(self.model.partition(".")[0], **self.settings, **settings)
+
+
+def resize_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Images (B, 3, H, W) -> the same with sides that are the next multiples of a number of pixels."""
+    size = [-(-side // multiple) * multiple for side in images.shape[2:]]
+    if size == list(images.shape[2:]):
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
 def _add_positions(x: Tensor, grid: Tensor, window: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class ViTConfig(BranchConfig):
     def _fill_from_size(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        if not {"size", "model", "embed_dim"} & data.keys():
+        if not {"size", "model", "embed_dim"} & data.keys() and data.keys() <= cls.model_fields.keys():
             name = data.get("init")
             example = name if isinstance(name, str) and timm_network(name) is not None else "vit_small_patch16_dinov3"
             raise ValueError(f"which network? give model, a name of timm such as {example}, or size, such as S")
