@@ -71,6 +71,27 @@ def making(folder: Path) -> Iterator[Path]:
     sync(folder.parent)
 
 
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """Yields a new folder to fill; its files take the places of those in `folder` if the block ends well.
+
+    They are removed if it does not. Raises OSError.
+    """
+    file, reserved = _create(folder / "files")
+    temporary = _folder_of(reserved)
+    try:
+        with file:
+            temporary.mkdir()
+            yield temporary
+            for path in sorted(temporary.iterdir(), reverse=True):
+                sync(path)
+                path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reserved.unlink(missing_ok=True)
+    sync(folder)
+
+
 def write_file(path: Path, data: bytes | str) -> None:
     """Replaces `path` by `data` (text as UTF-8) in one step. Raises OSError and leaves no temporary file behind."""
     with replacing(path) as file:

@@ -48,6 +48,7 @@ ORDER = [
     "piip.model",
     "piip.regions",  # the parts of a network, for what compiles and shards them
     "piip.load",
+    "piip.export",
     "piip.flops",
     "piip.engine",
     "piip.bench",

@@ -20,6 +20,7 @@ from piip.cli import (
     data,
     doctor,
     evaluate,
+    export,
     flops,
     init,
     memory,
@@ -132,6 +133,15 @@ _add(
     "memory",
     memory.memory,
     ["piip memory mask_rcnn_piip_sbl_1568_1120_672", "piip memory mask_rcnn_piip_h6b_1024_512 --limit 40GB"],
+    cls=OverridesCommand,
+)
+_add(
+    "export",
+    export.export,
+    [
+        "piip export nano --final --output nano.onnx",
+        "piip export runs/first --size 1024x1024 --dynamic batch --deform gather",
+    ],
     cls=OverridesCommand,
 )
 _add("models", models.models, ["piip models", "piip models --backbones dinov3"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -36,6 +36,17 @@ class Views:
     def outputs(self) -> Any:
         """The head's outputs for the batch."""
         return self._added
+
+
+class Exported(NamedTuple):
+    """What an exported program returns.
+
+    tensors: by name, in order. rows: whether each is a row per object, behind the batch where there is one, in an order
+    that means nothing: small errors may change it.
+    """
+
+    tensors: dict[str, Tensor]
+    rows: bool
 
 
 class Head(nn.Module):
@@ -78,6 +89,15 @@ class Head(nn.Module):
     def in_batch(self, outputs: Any, image_sizes: Sizes) -> Any:
         """The results in batch pixels, as `Model.infer` returns them."""
         return self.restore(outputs, image_sizes, image_sizes)
+
+    def export(self, features: list[Any], size: tuple[int, int], *, final: bool) -> Exported:
+        """What a program that is exported computes; the shapes of all tensors follow from those of the features.
+
+        size: (h, w) of every image, none of which is padded. final: results as of `detect`, of one image, in its
+        pixels; else the outputs of the network for every image of a batch, from which results are chosen.
+        Raises ConfigError for a head that does not say this.
+        """
+        raise ConfigError(f"a head of the type {type(self).__name__} cannot be exported: it has no method `export`")
 
     def views(self, images: Tensor, image_sizes: Sizes) -> Views:
         """The views of images (B, 3, H, W) that the network is run on: the images as they are, unless overridden."""

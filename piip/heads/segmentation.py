@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from piip.features import FeatureSpec
-from piip.heads.base import Head, Sizes, Views
+from piip.heads.base import Exported, Head, Sizes, Views
 from piip.heads.config import SegmentationHeadConfig
 from piip.heads.windows import Windows, most_likely
 
@@ -33,6 +33,17 @@ class SegmentationHead(Head):
 
     def views(self, images: Tensor, image_sizes: Sizes) -> SegmentationViews:
         return SegmentationViews(images, image_sizes, self.config, divisor=self.specs[-1].stride)
+
+    def export(self, features: list[Tensor], size: tuple[int, int], *, final: bool) -> Exported:
+        """logits (B, classes, h, w) of the whole image, without windows and further views.
+
+        Finally labels (h, w), uint8 or int64 for more than 256 classes, and scores (h, w), their probabilities.
+        """
+        logits = resize(self.detect(features, [size]), size=size)
+        if not final:
+            return Exported({"logits": logits}, rows=False)
+        scores, labels = logits[0].softmax(0).max(0)
+        return Exported({"labels": labels.byte() if logits.shape[1] <= 256 else labels, "scores": scores}, rows=False)
 
     def in_batch(self, outputs: Tensor, image_sizes: Sizes) -> Tensor:
         """Logits (B, classes, H, W) in batch pixels."""

@@ -4,8 +4,9 @@ Two ops share the kernels: `piip::deform_attn` takes raw offsets and logits, `pi
 weights.
 
 `torch.onnx.export` (PyTorch 2.10 or newer) needs nothing special: while it runs, both functions trace their definition
-in `piip.ops.reference`, plain operators of ONNX with GridSample for the sampling (opset 16 and later). spatial_shapes
-are part of the graph, so pass host integers; batch and queries may be dynamic. `torch.export` keeps the ops themselves.
+in `piip.ops.reference`, plain operators of ONNX, with the sampling in one of the forms of `piip.ops.exported`, by
+default GridSample (opset 16 and later). spatial_shapes are part of the graph, so pass host integers; batch and queries
+may be dynamic. `torch.export` keeps the ops themselves.
 
 Given host integers, nothing here waits for the device, forward or backward, so a CUDA graph can capture it. The capture
 keeps all shapes, those of the maps among them.
@@ -37,6 +38,7 @@ from piip.ops._registration import (
     register_gradient,
     register_op,
 )
+from piip.ops.exported import SAMPLING
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -75,7 +77,9 @@ def deform_attn(
     if boxes or runs_definition(value):  # the op itself looks at the shapes
         attention_sizes(value, flat, reference_points, sampling_offsets, attention_logits, boxes=boxes)
         if runs_definition(value):
-            return reference.deform_attn(value, shapes, reference_points, sampling_offsets, attention_logits)
+            return reference.deform_attn(
+                value, shapes, reference_points, sampling_offsets, attention_logits, sample=SAMPLING.get()
+            )
     if boxes:
         # Boxes come with the few queries of a decoder: their offsets are brought into cells here, once.
         dtype = reference.compute_dtype(value.dtype)
@@ -111,7 +115,7 @@ def ms_deform_attn(
     check_tensor("attention_weights", attention_weights)
     if runs_definition(value):
         attention_sizes(value, flat, None, sampling_locations, attention_weights)
-        return reference.ms_deform_attn(value, shapes, sampling_locations, attention_weights)
+        return SAMPLING.get()(value, shapes, sampling_locations, attention_weights)
     return _MS_DEFORM_ATTN(value, flat, sampling_locations, attention_weights)
 
 

@@ -6,7 +6,8 @@ bfloat16 and float16 on CPUs, so nothing here runs in a 16-bit dtype.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +42,15 @@ def scaled_offsets(offsets: Tensor, scales: Tensor) -> Tensor:
 
 
 def deform_attn(
-    value: Tensor, spatial_shapes: Shapes, reference_points: Tensor, sampling_offsets: Tensor, attention_logits: Tensor
+    value: Tensor,
+    spatial_shapes: Shapes,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    *,
+    sample: Callable[[Tensor, Shapes, Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Softmax over levels and points, locations from references and offsets, then `ms_deform_attn`.
+    """Softmax over levels and points, locations from references and offsets, then `ms_deform_attn` or `sample`.
 
     Shapes as in `piip.ops.deform_attn`.
     """
@@ -56,7 +63,7 @@ def deform_attn(
     else:
         locations = reference + offsets / map_sizes(spatial_shapes, value)[:, None]
     weights = attention_logits.to(dtype).flatten(3).softmax(-1).unflatten(-1, (levels, points))
-    return ms_deform_attn(value, spatial_shapes, locations, weights)
+    return (sample or ms_deform_attn)(value, spatial_shapes, locations, weights)
 
 
 def ms_deform_attn(
@@ -71,7 +78,7 @@ def ms_deform_attn(
     batch, _, heads, width = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
     locations, weights = sampling_locations.to(dtype), attention_weights.to(dtype)
-    out = torch.zeros(batch * heads, width, queries, dtype=dtype, device=value.device)
+    sums = []
     for level, (part, (h, w)) in enumerate(
         zip(value.to(dtype).split([h * w for h, w in spatial_shapes], 1), spatial_shapes)
     ):
@@ -84,10 +91,11 @@ def ms_deform_attn(
         weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
         if grid.numel():
             samples = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-            out = out + (samples * weight).sum(-1)
+            sums.append((samples * weight).sum(-1))
         else:  # grid_sample refuses it; the gradients are zero
-            out = out + 0 * (image.sum() + grid.sum() + weight.sum())
-    return out.reshape(batch, heads * width, queries).transpose(1, 2).contiguous().to(value.dtype)
+            nothing = 0 * (image.sum() + grid.sum() + weight.sum())
+            sums.append(nothing.expand(batch * heads, width, queries))
+    return reduce(torch.add, sums).reshape(batch, heads * width, queries).transpose(1, 2).contiguous().to(value.dtype)
 
 
 def pyramid_resize(

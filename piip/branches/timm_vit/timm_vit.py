@@ -78,7 +78,7 @@ class TimmViT(Branch):
         """
         height, width = (side // patch * patch for side, patch in zip(images.shape[2:], self.patch_embed.patch_size))
         x = self.patch_embed(images[:, :, :height, :width])
-        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         tokens = Tokens(x, torch.cat(prefix, dim=1).to(x.dtype) if prefix else None)
         row = tokens.row()
         if self.pos_embed is not None:

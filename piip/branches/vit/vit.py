@@ -220,7 +220,7 @@ class ViT(Branch):
         x = self.embed_norm(x)
         if self.cls_token is None:
             return Tokens(x)
-        return Tokens(x, self.cls_token.to(x.dtype).expand(len(x), -1, -1))
+        return Tokens(x, self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1))
 
     def run_blocks(self, x: Tokens, start: int, stop: int) -> Tokens:
         """Applies blocks start to stop - 1 to a feature map (B, H, W, C); its shape stays."""

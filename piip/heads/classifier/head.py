@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from piip.branches.base import Tokens
 from piip.features import FeatureSpec
-from piip.heads.base import Head, Sizes
+from piip.heads.base import Exported, Head, Sizes
 from piip.heads.classifier.config import ClassifierConfig
 
 
@@ -69,6 +69,14 @@ class Classifier(Head):
     def detect(self, features: Sequence[Tokens | Tensor], image_sizes: Sizes) -> Tensor:
         """Logits (B, n)."""
         return self(features)
+
+    def export(self, features: Sequence[Tokens | Tensor], size: tuple[int, int], *, final: bool) -> Exported:
+        """logits (B, n); finally labels (n,), the likeliest first, and scores (n,), their probabilities."""
+        logits = self(features)
+        if not final:
+            return Exported({"logits": logits}, rows=False)
+        scores, labels = logits[0].float().softmax(dim=0).topk(logits.shape[1])
+        return Exported({"labels": labels, "scores": scores}, rows=True)
 
     def in_batch(self, outputs: Tensor, image_sizes: Sizes) -> Tensor:
         """Logits (B, n), which know no pixels."""

@@ -37,12 +37,15 @@ def flatten(
 ) -> Maps:
     """The maps of a pyramid as tokens.
 
-    features: maps (B, C, H, W), finest first; image_sizes: valid (h, w) in pixels; stride: of the finest map.
+    features: maps (B, C, H, W), finest first; stride: of the finest map.
+    image_sizes: valid (h, w) of each image in pixels, or a single one for all.
     temperature: of the position encoding, see `sine_encoding`.
     """
     channels, device = features[0].shape[1], features[0].device
     canvas = [cells * stride for cells in features[0].shape[2:]]
-    sizes = torch.tensor(image_sizes, dtype=torch.float32).to(device, non_blocking=True)
+    sizes = (
+        torch.tensor(image_sizes, dtype=torch.float32).to(device, non_blocking=True).expand(features[0].shape[0], -1)
+    )
     padding, positions, centres, ratios = [], [], [], []
     for x in features:
         height, width = x.shape[2:]

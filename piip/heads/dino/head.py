@@ -11,7 +11,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads.base import Sizes
+from piip.heads.base import Exported, Sizes
 from piip.heads.deformable.encoder import Encoder, EncoderLayer, initialise
 from piip.heads.deformable.maps import flatten
 from piip.heads.detection import DetectionHead
@@ -150,7 +150,7 @@ class DINO(DetectionHead):
             proposals = self.proposer(memory, maps, self.query_embed.num_embeddings)
 
         boxes = proposals.boxes.detach()
-        queries = self.query_embed.weight[: boxes.shape[1]].expand(len(boxes), -1, -1)
+        queries = self.query_embed.weight[: boxes.shape[1]].expand(boxes.shape[0], -1, -1)
         attn_mask = None
         if denoising is not None:
             noised = torch.where(denoising.valid[..., None], self.label_embed(denoising.labels), 0)
@@ -173,6 +173,19 @@ class DINO(DetectionHead):
             corners = clip_boxes_to_image(box_convert(chosen[image], "cxcywh", "xyxy") * pixels, (height, width))
             results.append({"boxes": corners, "scores": scores[image], "labels": best[image] % num_classes})
         return results
+
+    def export(self, features: list[Tensor], size: tuple[int, int], *, final: bool) -> Exported:
+        """boxes (B, Q, 4) xyxy in pixels and scores (B, Q, classes) of all queries; there is nothing to suppress.
+
+        Finally boxes (n, 4), scores (n,) descending, and labels (n,) of the best pairs of query and class.
+        """
+        if final:
+            return Exported(self.detect(features, [size])[0], rows=True)
+        logits, boxes = (x[-1] for x in self.stages(features, [size]).predictions)
+        height, width = size
+        corners = box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
+        corners = torch.minimum(corners.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+        return Exported({"boxes": corners, "scores": logits.sigmoid()}, rows=True)
 
     def run_for_count(self, features: list[Tensor], image_sizes: Sizes) -> None:
         """The network alone: what `detect` does with its predictions needs their values."""

@@ -29,8 +29,7 @@ class Predictions(NamedTuple):
 
 def inverse_sigmoid(x: Tensor) -> Tensor:
     """Logits of numbers in [0, 1]; both the number and what is missing to 1 count as at least EPSILON."""
-    x = x.clamp(0, 1)
-    return (x.clamp(min=EPSILON) / (1 - x).clamp(min=EPSILON)).log()
+    return (x.clamp(EPSILON, 1.0) / (1 - x).clamp(EPSILON, 1.0)).log()
 
 
 class Predictor(nn.Module):
@@ -67,7 +66,7 @@ class QuerySelector(nn.Module):
         """The at most `num_queries` best cells of memory (B, S, C) float32, best first, each with a box around it."""
         sides = [FINEST_SIDE * 2.0**level for level in range(len(maps.shapes))]
         side = torch.cat([memory.new_full((tokens, 2), s) for s, tokens in zip(sides, maps.levels, strict=True)])
-        anchors = torch.cat([maps.centres, side.expand(len(memory), -1, -1)], dim=-1)
+        anchors = torch.cat([maps.centres, side.expand(memory.shape[0], -1, -1)], dim=-1)
         valid = ((anchors > PROPOSAL_MARGIN) & (anchors < 1 - PROPOSAL_MARGIN)).all(-1, keepdim=True)
         valid &= ~maps.padding[..., None]
         # A box at infinity stays there, whatever is added: the image's size, centred on its lower right corner.

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from piip.errors import ConfigError
 from piip.features import FeatureSpec
-from piip.heads.base import Sizes
+from piip.heads.base import Exported, Sizes
 from piip.heads.detection import DetectionHead
 from piip.heads.mask_rcnn import masks, roi
 from piip.heads.mask_rcnn.config import MaskRCNNConfig
 from piip.heads.mask_rcnn.mask_runs import encode_pasted
-from piip.heads.mask_rcnn.masks import MaskHead, mask_targets, paste_masks
-from piip.heads.mask_rcnn.roi import BoxHead, Samples, pool
+from piip.heads.mask_rcnn.masks import MaskHead, mask_targets, paste_masks, paste_whole
+from piip.heads.mask_rcnn.roi import BoxHead, Samples, pool, pool_rois
 from piip.heads.mask_rcnn.rpn import RPN, Proposals, RPNOutputs
 
 # Levels of the pyramid, from the finest, that boxes are pooled from; coarser ones only serve the proposal network.
@@ -121,6 +121,27 @@ class MaskRCNN(DetectionHead):
         parts = probabilities.split([len(image["labels"]) for image in stages.detections])
         return [image | {"mask_probabilities": part} for image, part in zip(stages.detections, parts, strict=True)]
 
+    def export(self, features: list[Tensor], size: tuple[int, int], *, final: bool) -> Exported:
+        """boxes (B, P, classes, 4) xyxy and scores (B, P, classes) of all proposals; masks need chosen boxes.
+
+        Finally boxes (n, 4), scores (n,) descending, labels (n,) and, with a mask branch, masks (n, h, w) bool, of at
+        most max_detections objects.
+        """
+        proposals = self.rpn.propose_padded(self.rpn(features), [size], pre_nms=self.config.rpn_pre_nms_test)
+        logits, deltas = self.box(self._pool_padded(features, proposals.boxes, roi.POOLED))
+        boxes, scores = self.box.boxes(deltas, proposals, [size]), self.box.scores(logits, proposals)
+        if not final:
+            return Exported({"boxes": boxes, "scores": scores}, rows=True)
+        keep, counts = self.box.suppress_all(boxes, scores)
+        keep = keep[0, (torch.arange(keep.shape[1], device=keep.device) < counts[0]).nonzero()[:, 0]]
+        labels = keep % self.config.num_classes
+        found = {"boxes": boxes.flatten(0, 2)[keep], "scores": scores.flatten()[keep], "labels": labels}
+        if self.mask is not None:
+            mask_logits = self.mask(self._pool_padded(features, found["boxes"][None], masks.POOLED))
+            chosen = mask_logits.gather(1, labels[:, None, None, None].expand(-1, 1, masks.SIDE, masks.SIDE))
+            found["masks"] = paste_whole(chosen[:, 0].sigmoid(), found["boxes"], size)
+        return Exported(found, rows=True)
+
     def restore(self, outputs: list[dict[str, Tensor]], image_sizes: Sizes, original_sizes: Sizes) -> list[Any]:
         """What every detector returns and, with a mask branch, masks (n, h, w) bool at an image's original size."""
         results = super().restore(outputs, image_sizes, original_sizes)
@@ -146,6 +167,12 @@ class MaskRCNN(DetectionHead):
         self.box(features[0].new_empty(images * self.config.rpn_proposals, channels, roi.POOLED, roi.POOLED))
         if self.mask is not None:
             self.mask(features[0].new_empty(images * self.config.max_detections, channels, masks.POOLED, masks.POOLED))
+
+    def _pool_padded(self, features: list[Tensor], boxes: Tensor, size: int) -> Tensor:
+        """As `_pool`, of boxes (B, P, 4)."""
+        image = torch.arange(boxes.shape[0], device=boxes.device)[:, None, None].expand(-1, boxes.shape[1], -1)
+        rois = torch.cat([image.to(boxes), boxes], dim=-1).flatten(0, 1)
+        return pool_rois(features[: len(self.strides)], self.strides, rois, size)
 
     def _pool(self, features: list[Tensor], boxes: Sequence[Tensor], size: int) -> Tensor:
         return pool(features[: len(self.strides)], self.strides, boxes, size)

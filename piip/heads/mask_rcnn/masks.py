@@ -74,8 +74,8 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
     probabilities, boxes = probabilities.float(), boxes.float()
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=boxes.device)
     with torch.autocast(boxes.device.type, enabled=False):
-        rows, columns = _bilinear_weights(boxes, size)
         if host.is_host(boxes.device):
+            rows, columns = _bilinear_weights(boxes, size)
             # Each mask only where its box is: beyond it, interpolation with zero stays below the threshold.
             for index, (left, top, right, bottom) in enumerate(pixel_bounds(boxes, size).tolist()):
                 resampled = rows[index, top:bottom] @ probabilities[index] @ columns[index, left:right].T
@@ -85,8 +85,14 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> 
         step = max(1, PASTE_PIXELS // max(1, size[0] * size[1]))
         for start in range(0, len(boxes), step):
             part = slice(start, start + step)
-            torch.ge(rows[part] @ probabilities[part] @ columns[part].mT, THRESHOLD, out=masks[part])
+            masks[part] = paste_whole(probabilities[part], boxes[part], size)
     return masks
+
+
+def paste_whole(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The masks (n, h, w) of `paste_masks`, in one operation for all."""
+    rows, columns = _bilinear_weights(boxes, size)
+    return rows @ probabilities @ columns.mT >= THRESHOLD
 
 
 def pixel_bounds(boxes: Tensor, size: tuple[int, int]) -> Tensor:

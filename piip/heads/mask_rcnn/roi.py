@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -34,12 +35,22 @@ def pool(features: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Ten
     Returns (sum of n, C, size, size) float32.
     """
     rois = torch.cat([F.pad(image_boxes, (1, 0), value=image) for image, image_boxes in enumerate(boxes)])
+    return pool_rois(features, strides, rois, size)
+
+
+def pool_rois(features: Sequence[Tensor], strides: Sequence[int], rois: Tensor, size: int) -> Tensor:
+    """As `pool`, of rois (n, 5): the index of an image, and a box in its pixels."""
     levels = box_levels(rois[:, 1:], strides)
 
     def align(level: int, rois: Tensor) -> Tensor:
         x, scale = features[level].float(), 1 / strides[level]
         return roi_align(x, rois, size, spatial_scale=scale, sampling_ratio=0, aligned=True)
 
+    if torch.compiler.is_exporting():
+        # A program reads no numbers: every level pools all boxes. Engines disagree on what an empty box gives.
+        rows = [(levels == level)[:, None] for level in range(len(features))]
+        parts = [align(level, torch.where(own, rois, 0)) for level, own in enumerate(rows)]
+        return reduce(torch.add, (torch.where(own[..., None, None], part, 0) for own, part in zip(rows, parts)))
     if host.is_host(rois.device) or torch.are_deterministic_algorithms_enabled():
         order = levels.argsort(stable=True)
         counts = torch.stack([(levels == level).sum() for level in range(len(features))]).tolist()
@@ -169,25 +180,16 @@ class BoxHead(nn.Module):
         and a class, the likeliest of an image, to consider; where more pass the threshold, it considers more of them.
         It waits for the device once, and for every four images.
         """
-        batch, rows = proposals.scores.shape
-        real = torch.arange(rows, device=logits.device) < proposals.counts[:, None]
-        scores = logits.softmax(dim=1)[:, : self.num_classes].unflatten(0, (batch, rows))
-        scores = torch.where(real[..., None], scores, 0).flatten(1)
+        batch = len(proposals.scores)
+        scores = self.scores(logits, proposals).flatten(1)
         likeliest, pairs = best(scores, min(candidates, scores.shape[1]))
-        labels, usable = pairs % self.num_classes, likeliest > self.config.score_threshold
+        labels = pairs % self.num_classes
         starts = take_rows(proposals.boxes, pairs // self.num_classes)
         boxes = decode(starts, take_rows(deltas.view(batch, -1, 4), pairs), stds=STDS)
         boxes = clip(boxes, image_sizes)
-        keep, counts = suppress(
-            boxes,
-            likeliest,
-            labels,
-            usable,
-            num_groups=self.num_classes,
-            threshold=self.config.nms,
-            limit=self.config.max_detections,
-        )
-        *numbers, full = torch.cat([counts, usable[:, -1].any()[None]]).tolist()
+        keep, counts = self._suppress(boxes, likeliest, labels)
+        full = (likeliest[:, -1] > self.config.score_threshold).any()
+        *numbers, full = torch.cat([counts, full[None]]).tolist()
         if full and candidates < scores.shape[1]:
             return self.select(logits, deltas, proposals, image_sizes, candidates=4 * candidates)
         boxes, scores, labels = take_rows(boxes, keep), likeliest.gather(1, keep), labels.gather(1, keep)
@@ -195,3 +197,31 @@ class BoxHead(nn.Module):
             {"boxes": boxes[image, :n], "scores": scores[image, :n], "labels": labels[image, :n]}
             for image, n in enumerate(numbers)
         ]
+
+    def scores(self, logits: Tensor, proposals: Proposals) -> Tensor:
+        """Probabilities (B, P, classes) from logits (B * P, classes + 1); 0 behind the last proposal of an image."""
+        batch, rows = proposals.scores.shape
+        real = torch.arange(rows, device=logits.device) < proposals.counts[:, None]
+        scores = logits.softmax(dim=1)[:, : self.num_classes].unflatten(0, (batch, rows))
+        return torch.where(real[..., None], scores, 0)
+
+    def boxes(self, deltas: Tensor, proposals: Proposals, image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """The box of every class (B, P, classes, 4) within the valid (h, w), from deltas (B * P, classes, 4)."""
+        boxes = decode(proposals.boxes[:, :, None], deltas.unflatten(0, proposals.scores.shape), stds=STDS)
+        return clip(boxes.flatten(1, 2), image_sizes).view(boxes.shape)
+
+    def suppress_all(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """As `suppress`, of all boxes (B, P, classes, 4) and scores (B, P, classes), each class a group."""
+        labels = torch.arange(self.num_classes, device=scores.device).expand(scores.shape)
+        return self._suppress(boxes.flatten(1, 2), scores.flatten(1), labels.flatten(1))
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return suppress(
+            boxes,
+            scores,
+            labels,
+            scores > self.config.score_threshold,
+            num_groups=self.num_classes,
+            threshold=self.config.nms,
+            limit=self.config.max_detections,
+        )

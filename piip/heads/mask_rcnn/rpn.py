@@ -63,7 +63,7 @@ class RPN(nn.Module):
         for x, stride in zip(features, self.strides, strict=True):
             hidden = F.relu(self.conv(x))
             outputs.logits.append(self.cls(hidden).permute(0, 2, 3, 1).flatten(1).float())
-            outputs.deltas.append(self.reg(hidden).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
+            outputs.deltas.append(self.reg(hidden).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4).float())
             grid = (x.shape[2], x.shape[3])
             outputs.anchors.append(level_anchors(x, grid, stride, self.config.anchor_scale, self.config.anchor_ratios))
         return outputs

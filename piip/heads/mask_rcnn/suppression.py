@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from piip import host
+from piip import host, ops
 
 # Images that one call suppresses on a device, where it waits once; its memory grows with the square of all their boxes.
 QUADRANTS = 4
@@ -18,6 +18,8 @@ def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     As from a stable descending sort, of equal scores the first come first; topk alone promises no order among them.
     """
     last = scores.shape[1] - 1
+    if torch.compiler.is_exporting():  # ONNX promises that order of TopK, and has no bits of floats
+        return scores.topk(count, dim=1)
     # The bits of such floats are ordered as their values; behind them, a larger number for an earlier place.
     keys = scores.view(torch.int32).long() << 32 | torch.arange(last, -1, -1, device=scores.device)
     index = last - (keys.topk(count, dim=1).values & 0xFFFFFFFF)
@@ -43,6 +45,8 @@ def suppress(
     shift = torch.where(usable, groups, num_groups) * extent[:, None]
     aside = torch.arange(4, device=boxes.device) // 2
     shifted = torch.where(usable[..., None], boxes, aside) + shift[..., None]
+    if torch.compiler.is_exporting():  # a program has fixed sizes: nothing is cut off behind the last one kept
+        return ops.nms(shifted, torch.where(usable, scores, -1.0), threshold, limit)
     # On the CPU a call costs the square of its boxes.
     together = 1 if host.is_host(boxes.device) else QUADRANTS
     if together > 1:
