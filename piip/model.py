@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from piip import host
 from piip.backbone.piip import PIIP
 from piip.config.experiment import ModelConfig
 from piip.config.strict import nearest
@@ -20,12 +21,18 @@ from piip.data.batch import Batch
 from piip.data.inputs import ImageInput, all_to_pixels, is_image, to_pixels
 from piip.data.transforms.batch import prepare
 from piip.data.transforms.config import TransformsConfig
+from piip.data.windowed import InMemory, Pixels
 from piip.errors import ConfigError, DataError, first_few, visible
 from piip.heads.base import Head
+from piip.heads.detection import DetectionHead
+from piip.heads.tiles import Tile, TileMerger, Tiling
 from piip.necks.base import Neck
 from piip.ops import pyramid_resize
 from piip.results.base import ResultWriter
 from piip.results.result import Result
+
+# Tiles that a device gets together.
+TILES_AT_ONCE = 4
 
 
 class _Normalisation(TypedDict):
@@ -42,6 +49,7 @@ class Model(nn.Module):
     config: what the model was built from, with the normalisation of its images.
     transforms: how `predict` prepares an image; the validation transforms of the experiment.
     class_names: one per class, in label order; empty when unknown.
+    tiling: how `predict` and `infer_batch` cut images that are larger than a tile; None takes them whole.
     """
 
     def __init__(self, *, backbone: PIIP, neck: Neck, head: Head, config: ModelConfig) -> None:
@@ -52,6 +60,7 @@ class Model(nn.Module):
         self.config = config
         self.transforms: TransformsConfig | None = None
         self.class_names: list[str] = []
+        self.tiling: Tiling | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The losses, so that a wrapper such as DistributedDataParallel sees training as a forward pass.
@@ -97,8 +106,12 @@ class Model(nn.Module):
     def infer_batch(self, batch: Batch) -> Any:
         """Results of a batch in each image's original pixels, one per image, as metrics take them.
 
-        They are those of `predict`, but masks are compressed run lengths, `rles`.
+        They are those of `predict`, but masks are compressed run lengths, `rles`. With a tiling the images of the batch
+        have their original sizes.
         """
+        if self.tiling is not None:
+            images = zip(batch.images, batch.image_sizes, strict=True)
+            return [self._in_tiles(InMemory(image[:, :h, :w]), self.tiling, encoded=True) for image, (h, w) in images]
         outputs = self._detect(batch.images, batch.image_sizes)
         return self.head.restore_encoded(outputs, batch.image_sizes, batch.original_sizes)
 
@@ -109,12 +122,17 @@ class Model(nn.Module):
         *,
         threshold: float = 0.0,
         classes: str | Sequence[str] | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
     ) -> Any:
         """The `Result` of one image, or a list of them for a list of images, in each image's own pixels.
 
         images: paths, bytes of files, open files, Pillow images of any mode, uint8 arrays (H, W, 3) RGB or (H, W) grey,
         or uint8 tensors (3, H, W) RGB. They are resized, normalised and padded as in validation.
         threshold: objects with a lower score are left out. classes: the names of those that are not left out.
+        tile: the side in pixels of tiles that images larger than that are cut into, each seen as if it were an image,
+        so that small objects are seen larger; overlap: the share of a tile that the next one sees too.
+        `piip.heads.tiles` says how their results become one.
         Raises DataError for what is no image or cannot be read, ConfigError for a class that there is not, and if the
         model was built without transforms or is in another precision than `piip.precision.prepare` makes.
         """
@@ -124,13 +142,72 @@ class Model(nn.Module):
         labels = self.check_classes([classes] if isinstance(classes, str) else classes)
         alone = is_image(images)
         pixels = [to_pixels(images)] if alone else all_to_pixels(images)
+        tiling = self.tiling if tile is None else Tiling(tile, overlap)
+        writer = self._writer()
+        if tiling is not None:
+            results = [
+                Result(self._in_tiles(InMemory(image), tiling, threshold=threshold, labels=labels), writer)
+                for image in pixels
+            ]
+            return results[0] if alone else results
         batch, image_sizes = prepare(pixels, self.transforms)
         device = next(self.parameters()).device
         original_sizes = [(image.shape[1], image.shape[2]) for image in pixels]
         outputs = self.head.select(self._detect(batch.to(device), image_sizes), threshold=threshold, labels=labels)
-        writer = self._writer()
         results = [Result(found, writer) for found in self.head.restore(outputs, image_sizes, original_sizes)]
         return results[0] if alone else results
+
+    @torch.inference_mode()
+    def predict_parts(
+        self, image: Pixels, tiling: Tiling, *, threshold: float = 0.0, classes: Sequence[str] | None = None
+    ) -> Result:
+        """The result of an image that need not be in memory, masks as `rles`. Arguments and errors as of `predict`."""
+        self._check_precision()
+        labels = self.check_classes(classes)
+        return Result(self._in_tiles(image, tiling, threshold=threshold, labels=labels, encoded=True), self._writer())
+
+    def _in_tiles(
+        self,
+        image: Pixels,
+        tiling: Tiling,
+        *,
+        threshold: float = 0.0,
+        labels: list[int] | None = None,
+        encoded: bool = False,
+    ) -> dict[str, Any]:
+        """The result of an image from those of its tiles, and of the whole for heads that look at it too."""
+        if self.transforms is None:
+            raise ConfigError("this model has no transforms; build it with piip.create_model, or set model.transforms")
+        tiling.check()
+        merger = self.head.merge_tiles(image.size)
+        tiles = tiling.cut(image.size)
+        device = next(self.parameters()).device
+        seen: list[tuple[Tile, Tensor]] = []
+        if len(tiles) > 1 and merger.sees_whole:
+            whole = image.reduced(max(tiling.tile, self.transforms.long_side))
+            self._add_tiles(merger, [(Tile(0, 0, *image.size), whole)], device, threshold, labels)
+        for tile in tiles:
+            seen.append((tile, image.part(*tile)))
+            if len(seen) == TILES_AT_ONCE or host.is_host(device):
+                self._add_tiles(merger, seen, device, threshold, labels)
+                seen = []
+        if seen:
+            self._add_tiles(merger, seen, device, threshold, labels)
+        return merger.result(encoded=encoded)
+
+    def _add_tiles(
+        self,
+        merger: TileMerger,
+        seen: Sequence[tuple[Tile, Tensor]],
+        device: torch.device,
+        threshold: float,
+        labels: list[int] | None,
+    ) -> None:
+        assert self.transforms is not None
+        batch, image_sizes = prepare([pixels for _, pixels in seen], self.transforms)
+        outputs = self.head.select(self._detect(batch.to(device), image_sizes), threshold=threshold, labels=labels)
+        for (tile, _), found, size in zip(seen, outputs, image_sizes, strict=True):
+            merger.add(tile, found, size)
 
     def draw(self, image: ImageInput, result: dict[str, Tensor]) -> Image.Image:
         """A picture of an image and the result that `predict` found for it. Raises DataError as `predict` does."""
@@ -141,6 +218,11 @@ class Model(nn.Module):
         """The name of every class, in label order: `class_names`, or numbers where these are not known."""
         count = self.config.head.num_classes
         return self.class_names if len(self.class_names) == count else [f"class {label}" for label in range(count)]
+
+    @property
+    def finds_objects(self) -> bool:
+        """Whether results are objects, for which no map of the image's size is made."""
+        return isinstance(self.head, DetectionHead)
 
     def _writer(self) -> ResultWriter:
         return self.config.head.build_writer(self.names, score_threshold=0.0)

@@ -57,6 +57,34 @@ def find_changes(pixels: Tensor, *, each: int | None = None) -> NDArray[np.int64
     return changed.nonzero()[:, 0].int().cpu().numpy().astype(np.int64)
 
 
+def encode_placed(
+    pixels: NDArray[np.bool_],
+    *,
+    left: NDArray[np.int64],
+    top: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    heights: NDArray[np.int64],
+    size: tuple[int, int],
+) -> list[Rle]:
+    """The run lengths of n masks of a size (h, w), of which only the parts are given where they are not zero.
+
+    pixels: of all parts (sum of widths * heights,), each column by column, its last row zero. left, top: where each
+    part lies (n,). widths, heights: its columns and rows (n,), with the last row, which may lie beyond the mask.
+    """
+    ends = np.cumsum(widths * heights)
+    starts = ends - widths * heights
+    places = find_changes(torch.from_numpy(pixels))
+    owners = np.searchsorted(ends, places, side="right")
+    column, row = np.divmod(places - starts[owners], heights[owners])
+    places = (left[owners] + column) * size[0] + top[owners] + row
+    # A run that goes on in the next column, or ends with the image, has no end here.
+    joined = (places[1:] == places[:-1]) & (owners[1:] == owners[:-1])
+    kept = places < size[0] * size[1]
+    kept[1:] &= ~joined
+    kept[:-1] &= ~joined
+    return compress(owners[kept], places[kept], count=len(left), size=size)
+
+
 def compress(owners: NDArray[np.int64], places: NDArray[np.int64], *, count: int, size: tuple[int, int]) -> list[Rle]:
     """The run lengths of `count` masks of a size (h, w), from where zeros turn to ones and back.
 

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from piip.cli.options import Compile, ConfigName, Data, Device, Json, Overrides, Weights, weights_or_own, with_data
+from piip.cli.options import (
+    Compile,
+    ConfigName,
+    Data,
+    Device,
+    Json,
+    Overlap,
+    Overrides,
+    Tile,
+    Weights,
+    weights_or_own,
+    with_data,
+)
 
 if TYPE_CHECKING:
     from piip.config.experiment import Config
@@ -32,6 +44,8 @@ def evaluate(
         typer.Option(help="Which COCO evaluation computes the metrics; by default faster."),
     ] = None,
     compile: Compile = False,
+    tile: Tile = None,
+    overlap: Overlap = 0.2,
     json: Json = False,
 ) -> None:
     """Evaluate weights on the validation data of a config."""
@@ -46,8 +60,10 @@ def evaluate(
     weights = weights_or_own(weights, config)
     settings.data.val.check_files("data.val")
     from piip.engine.evaluate import run_evaluation
+    from piip.heads.tiles import Tiling
 
-    found = run_evaluation(settings, weights=weights, output=output, device=device, compile=compile)
+    tiling = None if tile is None else Tiling(tile, overlap)
+    found = run_evaluation(settings, weights=weights, output=output, device=device, compile=compile, tiling=tiling)
     if not is_main_process():
         return
     if json:

@@ -59,6 +59,13 @@ Compile = Annotated[
     bool,
     typer.Option("--compile", help="Compile blocks and interactions first, a minute that pays for many images."),
 ]
+Tile = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="PIXELS", help="Cut larger images into tiles of this side, each seen as an image."),
+]
+Overlap = Annotated[
+    float, typer.Option(min=0.0, max=0.9, metavar="SHARE", help="Share of a tile that the next one sees too.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from piip.cli.options import Compile, ConfigName, Device, Json, Weights, weights_or_own
+from piip.cli.options import Compile, ConfigName, Device, Json, Overlap, Tile, Weights, weights_or_own
 
 if TYPE_CHECKING:
     from piip.engine.predict import Prediction
@@ -35,6 +35,8 @@ def predict(
     ] = None,
     device: Device = None,
     compile: Compile = False,
+    tile: Tile = None,
+    overlap: Overlap = 0.2,
     json: Json = False,
 ) -> None:
     """Predict on images; write overlays to look at, and all results as JSON."""
@@ -48,6 +50,7 @@ def predict(
         if not glob.has_magic(str(image)) and not os.path.lexists(image):
             raise DataError(f"image not found: {image}")
     from piip.engine.predict import RESULTS, run_prediction
+    from piip.heads.tiles import Tiling
 
     predictions = run_prediction(
         settings,
@@ -58,6 +61,7 @@ def predict(
         classes=[name.strip() for name in classes.split(",")] if classes is not None else None,
         device=device,
         compile=compile,
+        tiling=None if tile is None else Tiling(tile, overlap),
     )
     unreadable = sum(found.error is not None for found in predictions)
     if json:

@@ -23,11 +23,13 @@ def build_loader(
     dataset: ImageDataset,
     *,
     training: bool,
+    as_read: bool = False,
     pin_memory: bool = False,
     check: Callable[[], None] | None = None,
 ) -> Loader:
     """The batches of this process: of training (shuffled, augmented) or of evaluation (each image once over all).
 
+    as_read: leave images as they are read, instead of the transforms of evaluation.
     pin_memory: prepare batches for asynchronous copies to a GPU.
     check: called from time to time while a batch of the loader processes is waited for; what it raises ends the wait.
     Raises ConfigError when the batch size does not fit processes, accumulation or data.
@@ -55,9 +57,11 @@ def build_loader(
     else:
         sampler = EvalSampler(images=len(dataset), batch_size=data.eval_batch_size, rank=rank, world=world)
     model = config.model
-    batches = partial(collate, mean=model.mean, std=model.std, divisor=transforms.pad_divisor, mixing=mixing)
+    batches = partial(
+        collate, mean=model.mean, std=model.std, divisor=1 if as_read else transforms.pad_divisor, mixing=mixing
+    )
     loader: DataLoader[Batch] = DataLoader(
-        Samples(dataset, transforms, config.train.seed, training),
+        Samples(dataset, None if as_read else transforms, config.train.seed, training),
         batch_sampler=sampler,
         num_workers=data.workers,
         collate_fn=partial(hand_over, batches) if data.workers else batches,

@@ -21,11 +21,12 @@ _MOST_FAILURES = 20
 class Samples(Dataset[Any]):
     """Transformed samples by (epoch, index); in training the next image takes the place of a damaged one.
 
-    In evaluation a damaged image is told by an `Unread`, for its objects count as missed.
-    Errors are returned, not raised: torch would turn them into tracebacks on the way to the parent process.
+    In evaluation a damaged image is told by an `Unread`, for its objects count as missed; without transforms images are
+    as they are read. Errors are returned, not raised: torch would turn them into tracebacks on the way to the parent
+    process.
     """
 
-    def __init__(self, dataset: ImageDataset, transforms: TransformsConfig, seed: int, training: bool) -> None:
+    def __init__(self, dataset: ImageDataset, transforms: TransformsConfig | None, seed: int, training: bool) -> None:
         self._dataset, self._transforms, self._seed, self._training = dataset, transforms, seed, training
 
     def __len__(self) -> int:
@@ -43,6 +44,7 @@ class Samples(Dataset[Any]):
             except DataError as error:
                 replaced.append(str(error))
                 continue
+            assert self._transforms is not None
             return self._transforms.apply(sample | {"key": key, "replaced": replaced}, rng)
         return DataError(f"{len(replaced)} images in a row cannot be read; the first: {replaced[0]}")
 
@@ -59,4 +61,7 @@ class Samples(Dataset[Any]):
             image = self._dataset.image(index)
         except DataError as error:
             return Unread(image_id, truth, str(error))
-        return self._transforms.apply({"image": image, "image_id": image_id, "truth": truth, "replaced": []}, None)
+        sample: Sample = {"image": image, "image_id": image_id, "truth": truth, "replaced": []}
+        if self._transforms is None:
+            return sample | {"original_size": tuple(image.shape[-2:])}
+        return self._transforms.apply(sample, None)

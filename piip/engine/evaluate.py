@@ -27,6 +27,7 @@ from piip.engine.log import Bar, logging_to
 from piip.engine.report import WORST, write_report
 from piip.errors import ConfigError, DataError, first_few
 from piip.files import check_outputs, to_json, write_file, writing
+from piip.heads.tiles import Tiling
 from piip.load import load_model
 from piip.metrics.base import Metric
 from piip.metrics.config import MetricConfig
@@ -111,17 +112,20 @@ def run_evaluation(
     output: Path | None = None,
     device: str | None = None,
     compile: bool = False,
+    tiling: Tiling | None = None,
 ) -> Evaluation:
     """Evaluates weights on the validation data of a config, under torchrun in all its processes.
 
     weights: a run, a checkpoint or a weight file. output: the folder for metrics.json, the pictures of the metrics,
     images.jsonl and worst/; nothing is written without it. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'.
-    compile: as of `piip.load.create_model`. Raises PiipError and its kinds.
+    compile: as of `piip.load.create_model`. tiling: how images are cut, as in prediction.
+    Raises PiipError and its kinds.
     """
     metrics = config.chosen_metrics
     with distributed.session(device) as target, logging_to() as console:
         file = find_weights(weights)
         model = load_model(config, file, device=target, precision=config.train.precision, compile=compile)
+        model.tiling = tiling
         with distributed.main_process_first():
             dataset = config.data.val.build(training=False)
         check_classes(config.model.head.num_classes, dataset)
@@ -129,7 +133,9 @@ def run_evaluation(
         _log.info("evaluating %s on %d images on %s", file, len(dataset), target)
         if output is not None:
             distributed.on_main(lambda: _make_folder(output, [file, *_paths(config.data.val)]))
-        loader = build_loader(config, dataset, training=False, pin_memory=target.type == "cuda")
+        loader = build_loader(
+            config, dataset, training=False, as_read=tiling is not None, pin_memory=target.type == "cuda"
+        )
         with tf32(config.train.tf32):
             found = evaluate(model, loader, metrics=metrics, device=target, console=console)
             _log.info("evaluated %d images in %.0f s", len(dataset), found.seconds)

@@ -14,15 +14,19 @@ from pathlib import Path
 from piip.config.experiment import Config
 from piip.data.findings import Findings
 from piip.data.folders import UNREAD, ending_of, list_images
-from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image
+from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image, read_size
+from piip.data.windowed import TIFF_SUFFIXES, InMemory, TiffFile
 from piip.engine.device import choose_device, tf32
 from piip.engine.log import Bar, logging_to
 from piip.errors import DataError, PiipError, first_few
 from piip.files import check_outputs, to_json, write_file
+from piip.heads.tiles import Tiling
 from piip.load import load_model
 from piip.signals import StopSignals
 
 RESULTS = "predictions.json"
+# TIFF files with more pixels are read in parts, where tiles are; overlays of such images have this longest side.
+PARTS, _LARGEST_OVERLAY = 2**26, 4096
 _OWN = "image in the folder of the output, passed over"
 
 _log = logging.getLogger(__name__)
@@ -53,12 +57,15 @@ def run_prediction(
     classes: Sequence[str] | None = None,
     device: str | None = None,
     compile: bool = False,
+    tiling: Tiling | None = None,
 ) -> list[Prediction]:
     """Predicts on images one by one, and writes an overlay for each, and predictions.json, into `output`.
 
     images: files, folders with all that is below them, and patterns with wildcards. weights: a run, a checkpoint or a
     weight file. score_threshold: objects with a lower score, from 0 to 1, are left out. classes: the names of those
     that are not left out, or None. device: 'auto' (or None), 'cpu', 'cuda' or 'cuda:N'. compile: as of `create_model`.
+    tiling: how larger images are cut; detectors then read TIFF files above PARTS pixels in parts, of any size, and draw
+    smaller overlays of them, without masks.
     The writers in `piip.results` describe what predictions.json holds; images that cannot be read are its `errors`.
     Overlays lie below `output` as the images lie below the folder, or the pattern's first folder, that was given.
     An image that cannot be read is reported and left out. After a signal or on a full disk, the results so far are
@@ -86,14 +93,18 @@ def run_prediction(
                     if stop.requested:
                         break
                     try:
-                        image = read_image(file, limit)
+                        image = _open(file, limit, in_parts=tiling is not None and model.finds_objects)
                     except DataError as error:
                         _log.warning("left out: %s", error)
                         predictions.append(Prediction(file, error=str(error)))
                     else:
-                        result = model.predict(image, threshold=score_threshold, classes=classes)
                         overlay.parent.mkdir(parents=True, exist_ok=True)
-                        found = writer.add(file, image, result, overlay)
+                        picture = image.pixels if isinstance(image, InMemory) else image.reduced(_LARGEST_OVERLAY)
+                        if tiling is not None:
+                            result = model.predict_parts(image, tiling, threshold=score_threshold, classes=classes)
+                        else:
+                            result = model.predict(picture, threshold=score_threshold, classes=classes)
+                        found = writer.add(file, picture, result, overlay, size=image.size)
                         predictions.append(Prediction(file, overlay, found, writer.describe(found)))
                     bar.advance()
         except OSError as error:
@@ -113,6 +124,15 @@ def run_prediction(
     if all(prediction.error for prediction in predictions):
         raise DataError(f"none of the {len(files)} images can be read; the first: {predictions[0].error}")
     return predictions
+
+
+def _open(file: Path, limit: int, *, in_parts: bool) -> InMemory | TiffFile:
+    """An image to predict on. Raises DataError as `read_image` and `TiffFile` do."""
+    if in_parts and file.suffix.lower() in TIFF_SUFFIXES:
+        height, width = read_size(file, max_pixels=2**40)
+        if height * width > PARTS:
+            return TiffFile(file)
+    return InMemory(read_image(file, limit))
 
 
 def find_images(paths: Sequence[str | Path], output: Path | None = None) -> dict[Path, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class _Plugin(nn.Module):
     """What the plugin computes, on maps of these shapes."""
 
-    def __init__(self, shapes: list[tuple[int, int]]) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
         super().__init__()
         self.shapes = shapes
 
@@ -32,7 +33,7 @@ def with_functions(model: ModelProto) -> ModelProto:
 
     Raises ValueError where spatial shapes or starts are not what the plugin reads.
     """
-    from onnx import numpy_helper
+    from onnx import TensorProto, numpy_helper
 
     constants = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     constants |= {
@@ -54,9 +55,10 @@ def with_functions(model: ModelProto) -> ModelProto:
             tuple(dim.dim_value or 2 for dim in known[node.input[place]].type.tensor_type.shape.dim)
             for place in (0, 3, 4)
         )
-        key = (tuple(shapes), sizes)
+        half = known[node.input[0]].type.tensor_type.elem_type == TensorProto.FLOAT16
+        key = (tuple(shapes), sizes, half)
         if key not in functions:
-            functions[key] = _function(f"{PLUGIN}_{len(functions)}", shapes, sizes, opset=opsets[""])
+            functions[key] = _function(f"{PLUGIN}_{len(functions)}", *key, opset=opsets[""])
         node.op_type = functions[key].name
         del node.attribute[:]
     model.functions.extend(functions.values())
@@ -65,12 +67,14 @@ def with_functions(model: ModelProto) -> ModelProto:
     return model
 
 
-def _function(name: str, shapes: list[Any], sizes: tuple[tuple[int, ...], ...], *, opset: int) -> FunctionProto:
+def _function(
+    name: str, shapes: Sequence[tuple[int, int]], sizes: Sequence[Sequence[int]], half: bool, *, opset: int
+) -> FunctionProto:
     """The function that takes the plugin's five inputs; sizes: of value, locations and weights."""
     from onnx import helper
 
     batch = torch.export.Dim("batch")
-    inputs = tuple(torch.rand(2, *size[1:]) for size in sizes)
+    inputs = tuple(torch.rand(2, *size[1:]).to(torch.float16 if half else torch.float32) for size in sizes)
     program = torch.onnx.export(
         _Plugin(shapes), inputs, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=({0: batch},) * 3
     )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from piip.errors import ConfigError
+from piip.heads.tiles import TileMerger
 
 # (h, w) of every image of a batch.
 Sizes = list[tuple[int, int]]
@@ -98,6 +99,13 @@ class Head(nn.Module):
         Raises ConfigError for a head that does not say this.
         """
         raise ConfigError(f"a head of the type {type(self).__name__} cannot be exported: it has no method `export`")
+
+    def merge_tiles(self, size: tuple[int, int]) -> TileMerger:
+        """What makes one result of those of the tiles of an image of size (h, w).
+
+        Raises ConfigError for heads whose results are no matter of places.
+        """
+        raise ConfigError("tiles are for results that have a place in the image; leave out --tile")
 
     def views(self, images: Tensor, image_sizes: Sizes) -> Views:
         """The views of images (B, 3, H, W) that the network is run on: the images as they are, unless overridden."""

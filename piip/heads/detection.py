@@ -9,10 +9,14 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 from piip.heads.base import Head, Sizes
+from piip.heads.tiles import DetectionTiles
 
 
 class DetectionHead(Head):
     """A head whose `detect` returns per image `boxes` (n, 4) xyxy within its valid size, `scores` and `labels` (n,)."""
+
+    def merge_tiles(self, size: tuple[int, int]) -> DetectionTiles:
+        return DetectionTiles(self.restore, size)
 
     def select(
         self, outputs: list[dict[str, Tensor]], *, threshold: float, labels: list[int] | None

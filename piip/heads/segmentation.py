@@ -13,6 +13,7 @@ from torch import Tensor
 from piip.features import FeatureSpec
 from piip.heads.base import Exported, Head, Sizes, Views
 from piip.heads.config import SegmentationHeadConfig
+from piip.heads.tiles import SegmentationTiles
 from piip.heads.windows import Windows, most_likely
 
 resize = partial(F.interpolate, mode="bilinear", align_corners=False)
@@ -44,6 +45,9 @@ class SegmentationHead(Head):
             return Exported({"logits": logits}, rows=False)
         scores, labels = logits[0].softmax(0).max(0)
         return Exported({"labels": labels.byte() if logits.shape[1] <= 256 else labels, "scores": scores}, rows=False)
+
+    def merge_tiles(self, size: tuple[int, int]) -> SegmentationTiles:
+        return SegmentationTiles(size)
 
     def in_batch(self, outputs: Tensor, image_sizes: Sizes) -> Tensor:
         """Logits (B, classes, H, W) in batch pixels."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from piip import host
 from piip.heads.base import Sizes
+from piip.heads.tiles import starts
 
 # Probabilities computed at once on the way to original pixels; 150 classes of a large photo would be gigabytes. A
 # device needs more of them at once, or it waits for the host.
@@ -36,8 +37,8 @@ class Windows:
         self._places = [
             (index, slice(y, y + self._height), slice(x, x + self._width))
             for index, (valid_height, valid_width) in enumerate(image_sizes)
-            for y in _starts(valid_height, self._height, stride)
-            for x in _starts(valid_width, self._width, stride)
+            for y in starts(valid_height, self._height, stride)
+            for x in starts(valid_width, self._width, stride)
         ]
         self._given: list[tuple[int, slice, slice]] = []
         self._total: Tensor | None = None
@@ -64,12 +65,6 @@ class Windows:
         """Mean logits (B, classes, H, W) of all windows that cover a pixel; zeros outside the valid parts."""
         assert self._total is not None  # every image has a window
         return self._total.div_(self._count.clamp_(min=1))
-
-
-def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start so that they cover `length` pixels."""
-    steps = -(-max(length - window, 0) // stride)
-    return [max(min(step * stride, length - window), 0) for step in range(steps + 1)]
 
 
 def most_likely(logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

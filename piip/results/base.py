@@ -28,12 +28,15 @@ class ResultWriter(ABC):
         self.class_names, self.score_threshold = list(class_names), score_threshold
 
     @abstractmethod
-    def add(self, file: Path, image: Tensor, result: Any, picture: Path) -> dict[str, float]:
+    def add(
+        self, file: Path, image: Tensor, result: Any, picture: Path, *, size: tuple[int, int] | None = None
+    ) -> dict[str, float]:
         """Adds the result of an image to the document, and draws it.
 
         file: where the image came from. image: uint8 (3, H, W) RGB. result: what `Model.predict` returned for it.
-        picture: the JPEG file to write; further files of a writer differ from it in their ending. Returns what was
-        found: class name -> a number that `describe` explains.
+        picture: the JPEG file to write; further files of a writer differ from it in their ending. size: (h, w) of the
+        image that was looked at, where `image` is a smaller copy of it; only objects can be drawn on such.
+        Returns what was found: class name -> a number that `describe` explains.
         """
 
     @abstractmethod

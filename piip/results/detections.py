@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,22 @@ class DetectionWriter(ResultWriter):
         categories = [{"id": label, "name": name} for label, name in enumerate(class_names)]
         self.document = {"images": [], "categories": categories, "annotations": []}
 
-    def add(self, file: Path, image: Tensor, result: dict[str, Tensor], picture: Path) -> dict[str, float]:
+    def add(
+        self,
+        file: Path,
+        image: Tensor,
+        result: dict[str, Any],
+        picture: Path,
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> dict[str, float]:
         """Returns how many objects of each class were found."""
         result = self._keep(result)
-        self._add(file, image, result)
+        size = size or (image.shape[1], image.shape[2])
+        self._add(file, size, result)
+        if size != tuple(image.shape[1:]):
+            scale = torch.tensor([image.shape[2] / size[1], image.shape[1] / size[0]] * 2)
+            result = {"boxes": result["boxes"] * scale, "labels": result["labels"], "scores": result["scores"]}
         self.save(self.draw(image, result), picture)
         return dict(Counter(self.class_names[label] for label in result["labels"].tolist()))
 
@@ -44,7 +57,11 @@ class DetectionWriter(ResultWriter):
         return ", ".join(f"{count} {name}" for name, count in by_count) or "nothing above the threshold"
 
     def draw(self, image: Tensor, result: Mapping[str, Tensor]) -> Image.Image:
-        return draw_detections(image, self._keep(result), self.class_names)
+        result = self._keep(result)
+        if result.get("rles"):
+            masks = np.stack([mask_utils.decode(rle) for rle in result["rles"]])
+            result["masks"] = torch.from_numpy(masks).bool()
+        return draw_detections(image, result, self.class_names)
 
     def draw_truth(self, image: Tensor, truth: Mapping[str, Any]) -> Image.Image:
         xywh = truth.get("xywh")
@@ -58,16 +75,17 @@ class DetectionWriter(ResultWriter):
             objects["masks"] = torch.as_tensor(truth["masks"]).bool()
         return draw_detections(image, objects, self.class_names)
 
-    def _keep(self, result: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _keep(self, result: Mapping[str, Any]) -> dict[str, Any]:
         kept = result["scores"] >= self.score_threshold
-        return {name: value[kept].cpu() for name, value in result.items()}
+        tensors = {name: value[kept].cpu() for name, value in result.items() if isinstance(value, Tensor)}
+        return tensors if "rles" not in result else tensors | {"rles": list(compress(result["rles"], kept.tolist()))}
 
-    def _add(self, file: Path, image: Tensor, result: dict[str, Tensor]) -> None:
+    def _add(self, file: Path, size: tuple[int, int], result: dict[str, Any]) -> None:
         document = self.document
         image_id = len(document["images"]) + 1
-        height, width = image.shape[1:]
+        height, width = size
         document["images"].append({"id": image_id, "file_name": str(file), "width": width, "height": height})
-        rles: Sequence[Rle | None] = [None] * len(result["scores"])
+        rles: Sequence[Rle | None] = result.get("rles") or [None] * len(result["scores"])
         if "masks" in result:
             rles = encode(result["masks"])
         for box, score, label, rle in zip(

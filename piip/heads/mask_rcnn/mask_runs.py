@@ -9,7 +9,7 @@ from torch import Tensor
 
 from piip import host
 from piip.heads.mask_rcnn.masks import PASTE_PIXELS, THRESHOLD, cell_weights, paste_masks, pixel_bounds
-from piip.run_lengths import Rle, compress, encode, find_changes
+from piip.run_lengths import Rle, encode, encode_placed
 
 
 @torch.no_grad()
@@ -42,16 +42,7 @@ def _encode_in_boxes(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]
         # numpy compares ten times as many numbers a second as torch.
         np.greater_equal(resampled.view(-1).numpy(), np.float32(THRESHOLD), out=pixels[start:end])
 
-    places = find_changes(torch.from_numpy(pixels))
-    owners = np.searchsorted(ends, places, side="right")
-    column, row = np.divmod(places - starts[owners], heights[owners])
-    places = (left[owners] + column) * size[0] + top[owners] + row
-    # A run that goes on in the next column, or ends with the image, has no end here.
-    joined = (places[1:] == places[:-1]) & (owners[1:] == owners[:-1])
-    kept = places < size[0] * size[1]
-    kept[1:] &= ~joined
-    kept[:-1] &= ~joined
-    return compress(owners[kept], places[kept], count=len(boxes), size=size)
+    return encode_placed(pixels, left=left, top=top, widths=widths, heights=heights, size=size)
 
 
 def _weights(
