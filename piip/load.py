@@ -13,12 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from piip.backbone.piip import PIIP
 from piip.config.experiment import Config, ModelConfig
-from piip.config.load import load_config, shipped_weights
+from piip.config.load import find_config, load_config, shipped_weights
 from piip.errors import ConfigError
 from piip.model import Model
 from piip.precision import allocate, compute_dtype, prepare
 from piip.regions import compile_regions
 from piip.weights.files import load_weights
+from piip.weights.find import PACKED
 
 # What initialises a parameter in place.
 _FILLING = {Tensor.add_, Tensor.clamp_, Tensor.erfinv_, Tensor.fill_, Tensor.mul_}
@@ -49,14 +50,17 @@ def create_model(
 ) -> Model:
     """Builds the model of a config, in evaluation mode.
 
-    name: a shipped config name or alias, an official file stem, a run directory, or a path to a YAML file.
+    name: a shipped config name or alias, an official file stem, a run directory, a path to a YAML file, or a pack: a
+    folder of `piip pack` or `hub:org/name`.
     weights: a run, a checkpoint or a weight file to load, or "shipped" for those that come with the package for this
-    config (see `piip models`); None leaves the fresh initialisation.
+    config (see `piip models`); None leaves the fresh initialisation, but takes those of a pack.
     compile: compiles the blocks and interactions, which takes a minute at the first image; see `piip.regions`.
     overrides: config values by dotted key, for example `**{"model.head.num_classes": 3}`.
     Raises ConfigError, CheckpointError.
     """
     config = load_config(name, [f"{key}={_as_yaml(key, value)}" for key, value in overrides.items()])
+    if weights is None and (packed := find_config(name).with_name(PACKED)).is_file():
+        weights = packed
     if weights == "shipped":
         weights = shipped_weights(config)
         if weights is None:

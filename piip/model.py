@@ -25,12 +25,14 @@ from piip.data.windowed import InMemory, Pixels
 from piip.errors import ConfigError, DataError, first_few, visible
 from piip.heads.base import Head
 from piip.heads.detection import DetectionHead
-from piip.heads.tiles import Tile, TileMerger, Tiling
+from piip.in_tiles import see_in_tiles
 from piip.necks.base import Neck
 from piip.ops import pyramid_resize
 from piip.results.base import ResultWriter
 from piip.results.result import Result
+from piip.tiling import Tiling
 
+_NO_TRANSFORMS = "this model has no transforms; build it with piip.create_model, or set model.transforms"
 # Tiles that a device gets together.
 TILES_AT_ONCE = 4
 
@@ -137,7 +139,7 @@ class Model(nn.Module):
         model was built without transforms or is in another precision than `piip.precision.prepare` makes.
         """
         if self.transforms is None:
-            raise ConfigError("this model has no transforms; build it with piip.create_model, or set model.transforms")
+            raise ConfigError(_NO_TRANSFORMS)
         self._check_precision()
         labels = self.check_classes([classes] if isinstance(classes, str) else classes)
         alone = is_image(images)
@@ -175,39 +177,16 @@ class Model(nn.Module):
         labels: list[int] | None = None,
         encoded: bool = False,
     ) -> dict[str, Any]:
-        """The result of an image from those of its tiles, and of the whole for heads that look at it too."""
         if self.transforms is None:
-            raise ConfigError("this model has no transforms; build it with piip.create_model, or set model.transforms")
-        tiling.check()
-        merger = self.head.merge_tiles(image.size)
-        tiles = tiling.cut(image.size)
+            raise ConfigError(_NO_TRANSFORMS)
         device = next(self.parameters()).device
-        seen: list[tuple[Tile, Tensor]] = []
-        if len(tiles) > 1 and merger.sees_whole:
-            whole = image.reduced(max(tiling.tile, self.transforms.long_side))
-            self._add_tiles(merger, [(Tile(0, 0, *image.size), whole)], device, threshold, labels)
-        for tile in tiles:
-            seen.append((tile, image.part(*tile)))
-            if len(seen) == TILES_AT_ONCE or host.is_host(device):
-                self._add_tiles(merger, seen, device, threshold, labels)
-                seen = []
-        if seen:
-            self._add_tiles(merger, seen, device, threshold, labels)
-        return merger.result(encoded=encoded)
 
-    def _add_tiles(
-        self,
-        merger: TileMerger,
-        seen: Sequence[tuple[Tile, Tensor]],
-        device: torch.device,
-        threshold: float,
-        labels: list[int] | None,
-    ) -> None:
-        assert self.transforms is not None
-        batch, image_sizes = prepare([pixels for _, pixels in seen], self.transforms)
-        outputs = self.head.select(self._detect(batch.to(device), image_sizes), threshold=threshold, labels=labels)
-        for (tile, _), found, size in zip(seen, outputs, image_sizes, strict=True):
-            merger.add(tile, found, size)
+        def look(batch: Tensor, image_sizes: list[tuple[int, int]]) -> Any:
+            return self.head.select(self._detect(batch.to(device), image_sizes), threshold=threshold, labels=labels)
+
+        merger, together = self.head.merge_tiles(image.size), 1 if host.is_host(device) else TILES_AT_ONCE
+        see_in_tiles(look, image, tiling, merger, self.transforms, together=together)
+        return merger.result(encoded=encoded)
 
     def draw(self, image: ImageInput, result: dict[str, Tensor]) -> Image.Image:
         """A picture of an image and the result that `predict` found for it. Raises DataError as `predict` does."""

@@ -25,6 +25,7 @@ ORDER = [
     "piip.errors",
     "piip.conventions",
     "piip.features",
+    "piip.tiling",
     "piip.by_size",
     "piip.host",
     "piip.rng",
@@ -45,10 +46,12 @@ ORDER = [
     "piip.data",
     "piip.config",
     "piip.data.build",  # it puts together what an experiment says of its data
+    "piip.in_tiles",
     "piip.model",
     "piip.regions",  # the parts of a network, for what compiles and shards them
     "piip.load",
     "piip.export",
+    "piip.pack",
     "piip.flops",
     "piip.engine",
     "piip.bench",

@@ -60,7 +60,7 @@ def evaluate(
     weights = weights_or_own(weights, config)
     settings.data.val.check_files("data.val")
     from piip.engine.evaluate import run_evaluation
-    from piip.heads.tiles import Tiling
+    from piip.tiling import Tiling
 
     tiling = None if tile is None else Tiling(tile, overlap)
     found = run_evaluation(settings, weights=weights, output=output, device=device, compile=compile, tiling=tiling)

@@ -25,6 +25,7 @@ from piip.cli import (
     init,
     memory,
     models,
+    pack,
     predict,
     search,
     show,
@@ -144,6 +145,7 @@ _add(
     ],
     cls=OverridesCommand,
 )
+_add("pack", pack.pack, ["piip pack runs/first first", "piip pack runs/first first --push me/first"])
 _add("models", models.models, ["piip models", "piip models --backbones dinov3"])
 _add("doctor", doctor.doctor, ["piip doctor", "piip doctor --json"])
 _add(

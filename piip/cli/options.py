@@ -10,6 +10,8 @@ import typer
 from typer.core import TyperCommand
 
 from piip.errors import ConfigError, MissingFile
+from piip.weights.find import PACKED
+from piip.weights.hub import is_on_hub
 
 
 class OverridesCommand(TyperCommand):
@@ -79,6 +81,8 @@ def require(weights: Path) -> Path:
 
     Raises MissingFile, before anything slow is imported, if they are not there.
     """
+    if is_on_hub(weights):
+        return weights
     for path in (weights, Path("runs") / weights):
         if path.exists() or path.is_symlink():
             return path
@@ -97,7 +101,7 @@ def weights_or_own(weights: Path | None, config: str) -> Path:
     if weights is not None:
         return require(weights)
     source = find_config(config)
-    if source.name == "config.yaml" and (source.parent / "checkpoints").is_dir():
+    if source.name == "config.yaml" and any((source.parent / name).exists() for name in ("checkpoints", PACKED)):
         return source.parent
     if (shipped := _shipped(config)) is not None:
         return shipped

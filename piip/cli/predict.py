@@ -50,7 +50,7 @@ def predict(
         if not glob.has_magic(str(image)) and not os.path.lexists(image):
             raise DataError(f"image not found: {image}")
     from piip.engine.predict import RESULTS, run_prediction
-    from piip.heads.tiles import Tiling
+    from piip.tiling import Tiling
 
     predictions = run_prediction(
         settings,

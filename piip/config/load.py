@@ -20,6 +20,7 @@ from piip.config.mistakes import explain
 from piip.config.reading import read_yaml
 from piip.config.strict import nearest
 from piip.errors import ConfigError, first_few
+from piip.weights.hub import fetch, is_on_hub
 
 _log = logging.getLogger(__name__)
 
@@ -63,16 +64,18 @@ def _aliases() -> dict[str, str]:
 
 
 def find_config(name: str | Path) -> Path:
-    """The file behind a path, a run directory, a shipped name, its last part or its alias, or an official file stem.
+    """The file behind a path, a run or pack, a shipped name, its last part or alias, or an official file stem.
+
+    `hub:org/name` is a pack on a hub, which is fetched.
 
     Raises ConfigError with the names that may be meant.
     """
-    path = Path(name)
+    path = fetch(name) if is_on_hub(name) else Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not os.path.isfile(path):
             raise ConfigError(f"config file not found: {path}")
         return path
-    shipped, name = shipped_configs(), str(name)
+    shipped, name = shipped_configs(), str(path)
     if name in shipped:
         return shipped[name]
     ends = [file for full, file in shipped.items() if full.split("/")[-1] == name]

@@ -27,11 +27,11 @@ from piip.engine.log import Bar, logging_to
 from piip.engine.report import WORST, write_report
 from piip.errors import ConfigError, DataError, first_few
 from piip.files import check_outputs, to_json, write_file, writing
-from piip.heads.tiles import Tiling
 from piip.load import load_model
 from piip.metrics.base import Metric
 from piip.metrics.config import MetricConfig
 from piip.model import Model
+from piip.tiling import Tiling
 from piip.weights.find import find_weights
 
 _log = logging.getLogger(__name__)

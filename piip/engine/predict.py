@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,15 +15,15 @@ from pathlib import Path
 from piip.config.experiment import Config
 from piip.data.findings import Findings
 from piip.data.folders import UNREAD, ending_of, list_images
-from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image, read_size
+from piip.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, read_image
 from piip.data.windowed import TIFF_SUFFIXES, InMemory, TiffFile
 from piip.engine.device import choose_device, tf32
 from piip.engine.log import Bar, logging_to
 from piip.errors import DataError, PiipError, first_few
 from piip.files import check_outputs, to_json, write_file
-from piip.heads.tiles import Tiling
 from piip.load import load_model
 from piip.signals import StopSignals
+from piip.tiling import Tiling
 
 RESULTS = "predictions.json"
 # TIFF files with more pixels are read in parts, where tiles are; overlays of such images have this longest side.
@@ -129,9 +130,9 @@ def run_prediction(
 def _open(file: Path, limit: int, *, in_parts: bool) -> InMemory | TiffFile:
     """An image to predict on. Raises DataError as `read_image` and `TiffFile` do."""
     if in_parts and file.suffix.lower() in TIFF_SUFFIXES:
-        height, width = read_size(file, max_pixels=2**40)
-        if height * width > PARTS:
-            return TiffFile(file)
+        image = TiffFile(file)
+        if math.prod(image.size) > PARTS:
+            return image
     return InMemory(read_image(file, limit))
 
 

@@ -1,10 +1,10 @@
-"""Large images in tiles that overlap, and one result for the image from those of its tiles."""
+"""One result for an image from those of its tiles, which overlap."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,52 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from piip.errors import ConfigError
 from piip.run_lengths import Rle, encode_placed
+from piip.tiling import Tile
 
 # A box that ends this close to a side of its tile, in pixels, is cut there.
 MARGIN = 2.0
 # Boxes of two tiles are the same object where they overlap by this IoU in the part of the image that both tiles see.
 SAME = 0.5
 # Masks of tiles with longer sides, which is the whole image, are made of squares of several pixels.
-MOST_MASK_SIDE = 4096
-
-
-class Tile(NamedTuple):
-    """A part of an image, in its pixels."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
-
-
-class Tiling(NamedTuple):
-    """How images are cut. tile: side of the tiles in pixels. overlap: share of a tile that the next one sees too."""
-
-    tile: int
-    overlap: float = 0.2
-
-    def check(self) -> None:
-        """Raises ConfigError for what is no tiling."""
-        if self.tile < 1 or not 0 <= self.overlap <= 0.9:
-            raise ConfigError(
-                f"tiles of {self.tile} pixels with an overlap of {self.overlap:g}: give a side of at least 1, and an "
-                "overlap from 0 to 0.9"
-            )
-
-    def cut(self, size: tuple[int, int]) -> list[Tile]:
-        """The tiles of an image of size (h, w), row by row; those of its end are moved back into it."""
-        stride = max(1, round(self.tile * (1 - self.overlap)))
-        height, width = (min(self.tile, side) for side in size)
-        rows, columns = (starts(side, min(self.tile, side), stride) for side in size)
-        return [Tile(top, left, top + height, left + width) for top in rows for left in columns]
-
-
-def starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows start so that they cover `length` pixels."""
-    steps = -(-max(length - window, 0) // stride)
-    return [max(min(step * stride, length - window), 0) for step in range(steps + 1)]
+MOST_MASK_SIDE = 2048
 
 
 class TileMerger(ABC):
@@ -85,14 +48,13 @@ class Object:
         self, tile: Tile, box: Tensor, score: float, label: int, mask: Tensor | None = None, zoom: int = 1
     ) -> None:
         self.tile, self.box, self.score, self.label = tile, box, score, label
-        self.parts: list[tuple[int, int, NDArray[np.bool_]]] = []
+        self.parts: list[tuple[int, int, int, NDArray[np.bool_]]] = []
         if mask is not None:
             corners = (box - torch.tensor([tile.left, tile.top] * 2)) / zoom
             left, top = (int(side) for side in corners[:2].floor().clamp(min=0))
             right, bottom = (int(side) for side in corners[2:].ceil())
-            part = mask[top:bottom, left:right].cpu().numpy().repeat(zoom, axis=0).repeat(zoom, axis=1)
-            top, left = tile.top + top * zoom, tile.left + left * zoom
-            self.parts.append((top, left, part[: tile.bottom - top, : tile.right - left]))
+            part = mask[top:bottom, left:right].cpu().numpy().copy()
+            self.parts.append((tile.top + top * zoom, tile.left + left * zoom, zoom, part))
 
     def is_cut(self, size: tuple[int, int]) -> bool:
         """Whether a side of its tile that is no side of the image of size (h, w) cuts it."""
@@ -111,15 +73,16 @@ class Object:
         self.box = torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
         self.parts += [part for other in others for part in other.parts]
 
-    def mask(self) -> tuple[int, int, NDArray[np.bool_]]:
-        """Top, left, and the pixels of all parts together."""
-        top, left = min(part[0] for part in self.parts), min(part[1] for part in self.parts)
-        bottom = max(part[0] + part[2].shape[0] for part in self.parts)
-        right = max(part[1] + part[2].shape[1] for part in self.parts)
+    def mask(self, size: tuple[int, int]) -> tuple[int, int, NDArray[np.bool_]]:
+        """Top, left, and the pixels of all parts together, within an image of size (h, w)."""
+        parts = [(top, left, part.repeat(zoom, axis=0).repeat(zoom, axis=1)) for top, left, zoom, part in self.parts]
+        top, left = min(part[0] for part in parts), min(part[1] for part in parts)
+        bottom = max(part[0] + part[2].shape[0] for part in parts)
+        right = max(part[1] + part[2].shape[1] for part in parts)
         pixels = np.zeros((bottom - top, right - left), dtype=bool)
-        for y, x, part in self.parts:
+        for y, x, part in parts:
             pixels[y - top : y - top + part.shape[0], x - left : x - left + part.shape[1]] |= part
-        return top, left, pixels
+        return top, left, pixels[: size[0] - top, : size[1] - left]
 
 
 def merge(tiles: list[list[Object]], size: tuple[int, int]) -> list[Object]:
@@ -168,25 +131,22 @@ def dense_masks(objects: list[Object], size: tuple[int, int]) -> Tensor:
     """Masks (n, h, w) bool."""
     masks = torch.zeros(len(objects), *size, dtype=torch.bool)
     for mask, found in zip(masks, objects):
-        top, left, pixels = found.mask()
+        top, left, pixels = found.mask(size)
         mask[top : top + pixels.shape[0], left : left + pixels.shape[1]] = torch.from_numpy(pixels)
     return masks
 
 
 def encoded_masks(objects: list[Object], size: tuple[int, int]) -> list[Rle]:
-    """The same as compressed run lengths, whatever the size."""
-    masks = [found.mask() for found in objects]
-    padded = [np.pad(pixels, ((0, 1), (0, 0))) for _, _, pixels in masks]
-    sides = np.array([pixels.shape for pixels in padded], dtype=np.int64).reshape(-1, 2)
-    places = np.array([(top, left) for top, left, _ in masks], dtype=np.int64).reshape(-1, 2)
-    return encode_placed(
-        np.concatenate([pixels.T.ravel() for pixels in padded]) if padded else np.empty(0, dtype=bool),
-        left=places[:, 1],
-        top=places[:, 0],
-        widths=sides[:, 1],
-        heights=sides[:, 0],
-        size=size,
-    )
+    """The same as compressed run lengths, one after the other: the pixels of all may be many."""
+    return [_encode(*found.mask(size), size) for found in objects]
+
+
+def _encode(top: int, left: int, pixels: NDArray[np.bool_], size: tuple[int, int]) -> Rle:
+    columns = np.pad(pixels, ((0, 1), (0, 0))).T
+    width, height = columns.shape
+    one = {"left": left, "top": top, "widths": width, "heights": height}
+    (rle,) = encode_placed(columns.ravel(), size=size, **{name: np.array([value]) for name, value in one.items()})
+    return rle
 
 
 class DetectionTiles(TileMerger):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from piip import host
 from piip.heads.base import Sizes
-from piip.heads.tiles import starts
+from piip.tiling import starts
 
 # Probabilities computed at once on the way to original pixels; 150 classes of a large photo would be gigabytes. A
 # device needs more of them at once, or it waits for the host.

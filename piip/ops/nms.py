@@ -1,7 +1,7 @@
 """Non-maximum suppression with results of a fixed size, for programs that are exported.
 
-`torchvision.ops.nms` returns as many boxes as it keeps, on which no exported program can rely. `piip::nms` fills up,
-and is one NonMaxSuppression and some arithmetic in ONNX.
+torchvision's nms, which has to be imported and does the work, returns as many boxes as it keeps, on which no exported
+program can rely. `piip::nms` fills up, and is one NonMaxSuppression and some arithmetic in ONNX.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int) -> tuple[Te
 
 
 def _forward(boxes: Tensor, scores: Tensor, threshold: float, limit: int) -> tuple[Tensor, Tensor]:
-    from torchvision.ops import nms as suppress
-
     index = torch.zeros(len(scores), limit, dtype=torch.int64, device=scores.device)
     counts = []
     for image, (image_boxes, image_scores) in enumerate(zip(boxes, scores)):
         rows = (image_scores >= 0).nonzero()[:, 0]
         rows = rows[image_scores[rows].argsort(descending=True, stable=True)]
-        kept = rows[suppress(image_boxes[rows], image_scores[rows], threshold)[:limit]]
+        kept = rows[torch.ops.torchvision.nms(image_boxes[rows], image_scores[rows], threshold)[:limit]]
         index[image, : len(kept)] = kept
         counts.append(len(kept))
     return index, torch.tensor(counts, device=scores.device)

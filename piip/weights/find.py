@@ -7,10 +7,13 @@ import os
 from pathlib import Path
 
 from piip.errors import CheckpointError, MissingFile
+from piip.weights.hub import fetch, is_on_hub
 from piip.weights.integrity import read_meta
 
 # Names in the folder of a run's checkpoints that lead to one of them.
 POINTERS = ("last", "best")
+# The weights in a pack, beside its config.yaml.
+PACKED = "model.safetensors"
 
 _log = logging.getLogger(__name__)
 
@@ -41,17 +44,21 @@ def newest_checkpoint(root: Path) -> Path | None:
 
 
 def find_weights(path: Path) -> Path:
-    """The weight file behind a file, a checkpoint directory or a run directory.
+    """The weight file behind a file, a checkpoint directory, a run directory, a pack, or the name of one on a hub.
 
     A run stands for its best checkpoint (its last one where none has been evaluated), a checkpoint for the moving
     average of its weights where there is one: what was evaluated during training. Raises CheckpointError.
     """
+    if is_on_hub(path):
+        path = fetch(path)
     if path.name in POINTERS and path.is_file():
         path = follow(path.parent, path.name) or path
     if path.is_file():
         return path
     if not path.exists():
         raise MissingFile(f"weights not found: {path}")
+    if (packed := path / PACKED).is_file() and not (path / "meta.json").exists():
+        return packed
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if not (root / "meta.json").exists():
         checkpoint = follow(root, "best") or follow(root, "last") or newest_checkpoint(root)
