@@ -52,6 +52,7 @@ ORDER = [
     "piip.load",
     "piip.export",
     "piip.pack",
+    "piip.page",
     "piip.flops",
     "piip.engine",
     "piip.bench",

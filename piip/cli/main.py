@@ -18,6 +18,7 @@ from piip.cli import (
     convert,
     convert_config,
     data,
+    demo,
     doctor,
     evaluate,
     export,
@@ -147,6 +148,7 @@ _add(
 )
 _add("pack", pack.pack, ["piip pack runs/first first", "piip pack runs/first first --push me/first"])
 _add("models", models.models, ["piip models", "piip models --backbones dinov3"])
+_add("demo", demo.demo, ["piip demo", "piip demo runs/first nano --port 8080"])
 _add("doctor", doctor.doctor, ["piip doctor", "piip doctor --json"])
 _add(
     "show",

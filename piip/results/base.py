@@ -43,6 +43,10 @@ class ResultWriter(ABC):
     def describe(self, found: dict[str, float]) -> str:
         """In a few words what `add` returned."""
 
+    @abstractmethod
+    def table(self, result: Any) -> tuple[list[str], list[list[Any]]]:
+        """The names of columns, and the rows, of what a result holds, most important first."""
+
     def draw(self, image: Tensor, result: Any) -> Image.Image:
         """The image (3, H, W) uint8 RGB with its result on it, as `add` draws it; by default the image alone."""
         return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())

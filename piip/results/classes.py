@@ -47,6 +47,10 @@ class ClassificationWriter(ResultWriter):
         self.save(self.draw(image, result), picture)
         return dict(zip(names, scores, strict=True))
 
+    def table(self, result: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+        _, names, scores = self._best(result)
+        return ["class", "score"], [[name, round(score, 3)] for name, score in zip(names, scores, strict=True)]
+
     def draw(self, image: Tensor, result: Mapping[str, Tensor]) -> Image.Image:
         return draw_classes(image, *self._best(result))
 

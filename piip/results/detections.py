@@ -56,6 +56,13 @@ class DetectionWriter(ResultWriter):
         by_count = sorted(found.items(), key=lambda item: -item[1])
         return ", ".join(f"{count} {name}" for name, count in by_count) or "nothing above the threshold"
 
+    def table(self, result: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+        kept = self._keep(result)
+        rows = zip(kept["labels"].tolist(), kept["scores"].tolist(), kept["boxes"].tolist(), strict=True)
+        return ["class", "score", "left", "top", "right", "bottom"], [
+            [self.class_names[label], round(score, 3), *(round(side, 1) for side in box)] for label, score, box in rows
+        ]
+
     def draw(self, image: Tensor, result: Mapping[str, Tensor]) -> Image.Image:
         result = self._keep(result)
         if result.get("rles"):

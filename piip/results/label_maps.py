@@ -65,6 +65,11 @@ class LabelMapWriter(ResultWriter):
         self.document["images"].append(entry | {"classes": found})
         return {entry["name"]: entry["share"] for entry in found}
 
+    def table(self, result: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+        labels = result["labels"].cpu().long()
+        shares = {label: pixels / labels.numel() for label, pixels in self._pixels(labels).items()}
+        return ["class", "share of the pixels"], [[self.class_names[k], round(v, 4)] for k, v in shares.items()]
+
     def draw(self, image: Tensor, result: Mapping[str, Tensor]) -> Image.Image:
         labels = result["labels"].cpu().long()
         shares = {label: pixels / labels.numel() for label, pixels in self._pixels(labels).items()}
