@@ -72,24 +72,17 @@ def build_page(networks: Mapping[str, tuple[Config, Path]], device: torch.device
         columns, rows = writer.table(seen.result)
         return writer.draw(seen.pixels, seen.result), {"headers": columns, "data": rows}
 
-    class Upload(gradio.Image):
-        """Gives the path of what was uploaded, undecoded: `read_image` has limits, and words for what is wrong."""
-
-        def get_block_name(self) -> str:
-            return "image"
-
-        def preprocess(self, payload: Any) -> str | None:
-            return None if payload is None else payload.path
-
     with gradio.Blocks(title="PIIP", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gradio.Markdown("# PIIP\nDrop an image, and see what a network finds and what each of its branches sees.")
         seen = gradio.State(None)
         with gradio.Row():
             with gradio.Column():
                 name = gradio.Dropdown(list(networks), value=next(iter(networks)), label="Network")
-                file = Upload(
+                file = gradio.Image(
                     type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", elem_id="image"
                 )
+                # The path of what was uploaded, undecoded: `read_image` has limits, and words for what is wrong.
+                file.preprocess = lambda given: None if given is None else given.path  # type: ignore[assignment]
                 threshold = gradio.Slider(LEAST, 1, THRESHOLD, step=0.05, label="Least score", elem_id="threshold")
                 button = gradio.Button("Predict", variant="primary", elem_id="predict")
             with gradio.Column():

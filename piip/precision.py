@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from piip.errors import ConfigError
 from piip.ops import MSDeformAttn
+from piip.ops.exported import is_exporting
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -108,5 +109,5 @@ def _cast_features(dtype: torch.dtype, module: nn.Module, inputs: tuple[Any, ...
 
 def _keep_precision(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     # Norms of the CPU take bfloat16 beside float32 weights, and autocast leaves it to them; those of ONNX do not.
-    left = inputs[0].device.type == "cpu" and not torch.compiler.is_exporting()
+    left = inputs[0].device.type == "cpu" and not is_exporting()
     return None if left else tuple(x.float() for x in inputs)

@@ -110,6 +110,9 @@ class TrainConfig(Strict):
     evaluate_ema: bool = Field(True, description="false: the average is kept, but the weights themselves are evaluated")
     ema_warmup: bool = Field(False, description="let the decay rise as 1 - steps^(-2/3) up to ema, for short runs")
     eval_every: int = Field(1, gt=0, description="in the unit of schedule: epochs or iterations")
+    early_stopping: int | None = Field(
+        None, gt=0, description="end when so many evaluations in a row are no better than the best; null: never"
+    )
     checkpoint_every: int = Field(1, gt=0, description="in the unit of schedule: epochs or iterations")
     keep_checkpoints: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
     log_every: int = Field(20, gt=0, description="iterations between log lines")

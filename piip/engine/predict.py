@@ -100,12 +100,17 @@ def run_prediction(
                         predictions.append(Prediction(file, error=str(error)))
                     else:
                         overlay.parent.mkdir(parents=True, exist_ok=True)
-                        picture = image.pixels if isinstance(image, InMemory) else image.reduced(_LARGEST_OVERLAY)
                         if tiling is not None:
                             result = model.predict_parts(image, tiling, threshold=score_threshold, classes=classes)
                         else:
-                            result = model.predict(picture, threshold=score_threshold, classes=classes)
-                        found = writer.add(file, picture, result, overlay, size=image.size)
+                            result = model.predict(
+                                image.part(0, 0, *image.size), threshold=score_threshold, classes=classes
+                            )
+                        if isinstance(image, InMemory):
+                            found = writer.add(file, image.pixels, result, overlay)
+                        else:
+                            smaller = image.reduced(_LARGEST_OVERLAY)
+                            found = writer.add_smaller(file, smaller, result, overlay, size=image.size)
                         predictions.append(Prediction(file, overlay, found, writer.describe(found)))
                     bar.advance()
         except OSError as error:

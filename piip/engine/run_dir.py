@@ -34,6 +34,7 @@ _HARMLESS = (
     "data.workers",
     "data.eval_batch_size",
     "train.eval_every",
+    "train.early_stopping",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",

@@ -152,7 +152,7 @@ class Trainer:
             self._evaluate(log)
         self._check_stop()
         with Bar(self.console, "training", total=self.total, done=state.step) as bar:
-            while state.step < self.total:
+            while state.step < self.total and not self._stale():
                 self._train_epoch(log, bar)
         return state.metrics
 
@@ -216,6 +216,8 @@ class Trainer:
             if evaluating:
                 with bar.paused():
                     self._evaluate(log)
+                if self._stale():
+                    return
 
     def _check_while_waiting(self) -> None:
         """Ends the run if this process received a signal, during evaluation or while it waits for data.
@@ -249,8 +251,23 @@ class Trainer:
         self.state.record_evaluation(found)
 
     def _due(self, every: int) -> bool:
-        unit = self.epoch_length if self.config.schedule.epochs is not None else 1
-        return self.state.step % (every * unit) == 0 or self.state.step == self.total
+        return self.state.step % (every * self._unit) == 0 or self.state.step == self.total
+
+    def _stale(self) -> bool:
+        """Whether as many evaluations as `early_stopping` allows have found nothing better; it is told in the log."""
+        patience, best = self.config.train.early_stopping, self.state.best
+        if patience is None or best is None:
+            return False
+        stale = self.state.step - best["step"] >= patience * self.config.train.eval_every * self._unit
+        if stale:
+            told = (patience, best["name"], best["value"], best["step"])
+            _log.info("ended early: %d evaluations in a row are no better than %s %.4f of step %d", *told)
+        return stale
+
+    @property
+    def _unit(self) -> int:
+        """Steps in the unit of the schedule."""
+        return self.epoch_length if self.config.schedule.epochs is not None else 1
 
     def _stopped(self, signal: int) -> BaseException:
         at = f"stopped at step {self.state.step} of {self.total}"

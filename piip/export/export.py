@@ -22,6 +22,7 @@ from piip.export.graph import INPUT, Form, Graph, describe
 from piip.export.verify import Difference, compare
 from piip.files import check_outputs, replacing_files, to_json, writing
 from piip.load import load_model
+from piip.ops.exported import exporting
 from piip.precision import prepared_copy
 
 # Images that are made where none are given.
@@ -143,7 +144,7 @@ def _batches(graph: Graph, images: Sequence[Path]) -> list[Tensor]:
 
 def _save_torch(graph: Graph, images: Tensor, path: Path, about: dict[str, str]) -> None:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), exporting():
             program = torch.export.export(graph, (images,), dynamic_shapes=onnx.dynamic_shapes(graph), strict=False)
     except RuntimeError as error:
         raise PiipError(f"cannot be written as a program: {str(error).splitlines()[0]}") from error

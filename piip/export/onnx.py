@@ -49,9 +49,8 @@ def to_onnx(graph: Graph, images: Tensor, *, opset: int, deform: Deform, about: 
     require()
     if opset not in OPSETS:
         raise ConfigError(f"--opset {opset}: ONNX files are written with opsets {OPSETS[0]} to {OPSETS[-1]}")
-    token = exported.SAMPLING.set(SAMPLING[deform])
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), exported.exporting(SAMPLING[deform]), _quiet():
             program = torch.onnx.export(
                 graph,
                 (images,),
@@ -66,8 +65,6 @@ def to_onnx(graph: Graph, images: Tensor, *, opset: int, deform: Deform, about: 
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
         cause = error.__cause__ or error
         raise PiipError(f"cannot be written as ONNX with opset {opset}: {first_line(cause)}") from error
-    finally:
-        exported.SAMPLING.reset(token)
     assert program is not None
     shape = program.model.graph.inputs[0].shape
     if graph.form.batch is None and (shape is None or isinstance(shape[0], int)):

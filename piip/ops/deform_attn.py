@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from piip.ops import reference
+from piip.ops import exported, reference
 from piip.ops._checks import attention_sizes, check_tensor, host_list, host_shapes
 from piip.ops._extension import (
     DTYPE_TAGS,
@@ -38,7 +38,6 @@ from piip.ops._registration import (
     register_gradient,
     register_op,
 )
-from piip.ops.exported import SAMPLING
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -78,7 +77,7 @@ def deform_attn(
         attention_sizes(value, flat, reference_points, sampling_offsets, attention_logits, boxes=boxes)
         if runs_definition(value):
             return reference.deform_attn(
-                value, shapes, reference_points, sampling_offsets, attention_logits, sample=SAMPLING.get()
+                value, shapes, reference_points, sampling_offsets, attention_logits, sample=exported.sample
             )
     if boxes:
         # Boxes come with the few queries of a decoder: their offsets are brought into cells here, once.
@@ -115,7 +114,7 @@ def ms_deform_attn(
     check_tensor("attention_weights", attention_weights)
     if runs_definition(value):
         attention_sizes(value, flat, None, sampling_locations, attention_weights)
-        return SAMPLING.get()(value, shapes, sampling_locations, attention_weights)
+        return exported.sample(value, shapes, sampling_locations, attention_weights)
     return _MS_DEFORM_ATTN(value, flat, sampling_locations, attention_weights)
 
 

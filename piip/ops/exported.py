@@ -1,4 +1,4 @@
-"""How deformable attention samples its maps in a program for ONNX; `SAMPLING` chooses among the forms of this file.
+"""How deformable attention samples its maps in a program for ONNX; `exporting` chooses among the forms of this file.
 
 ONNX has GridSample since opset 16, but engines read it wrongly or not at all (TensorRT's parser takes opset 20's
 `linear` for nearest). `gather` needs nothing but gathering and arithmetic, and `plugin` keeps the op whole.
@@ -6,10 +6,10 @@ ONNX has GridSample since opset 16, but engines read it wrongly or not at all (T
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,9 +21,33 @@ from piip.ops.reference import Shapes
 PLUGIN_DOMAIN, PLUGIN, PLUGIN_VERSION = "trt.plugins", "MultiscaleDeformableAttnPlugin_TRT", "2"
 
 # Takes value, spatial shapes, locations and weights as `reference.ms_deform_attn`, the GridSample form, does.
-SAMPLING: ContextVar[Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]] = ContextVar(
-    "SAMPLING", default=reference.ms_deform_attn
-)
+Sampling: TypeAlias = Callable[[Tensor, Shapes, Tensor, Tensor], Tensor]
+
+# torch.compiler.is_exporting says yes in every graph that torch.compile traces (PyTorch 2.11).
+_exporting = False
+_sampling: Sampling = reference.ms_deform_attn
+
+
+@contextmanager
+def exporting(sampling: Sampling = reference.ms_deform_attn) -> Iterator[None]:
+    """What is traced in the block becomes a program of fixed sizes, which samples in this form."""
+    global _exporting, _sampling
+    before = _exporting, _sampling
+    _exporting, _sampling = True, sampling
+    try:
+        yield
+    finally:
+        _exporting, _sampling = before
+
+
+def is_exporting() -> bool:
+    """Whether the network is being traced for a program, in which no number can be read."""
+    return _exporting
+
+
+def sample(value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+    """As `reference.ms_deform_attn`, in the form that was chosen."""
+    return _sampling(value, spatial_shapes, sampling_locations, attention_weights)
 
 
 def gather(value: Tensor, spatial_shapes: Shapes, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:

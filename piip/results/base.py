@@ -28,24 +28,27 @@ class ResultWriter(ABC):
         self.class_names, self.score_threshold = list(class_names), score_threshold
 
     @abstractmethod
-    def add(
-        self, file: Path, image: Tensor, result: Any, picture: Path, *, size: tuple[int, int] | None = None
-    ) -> dict[str, float]:
+    def add(self, file: Path, image: Tensor, result: Any, picture: Path) -> dict[str, float]:
         """Adds the result of an image to the document, and draws it.
 
         file: where the image came from. image: uint8 (3, H, W) RGB. result: what `Model.predict` returned for it.
-        picture: the JPEG file to write; further files of a writer differ from it in their ending. size: (h, w) of the
-        image that was looked at, where `image` is a smaller copy of it; only objects can be drawn on such.
-        Returns what was found: class name -> a number that `describe` explains.
+        picture: the JPEG file to write; further files of a writer differ from it in their ending. Returns what was
+        found: class name -> a number that `describe` explains.
         """
+
+    def add_smaller(
+        self, file: Path, image: Tensor, result: Any, picture: Path, *, size: tuple[int, int]
+    ) -> dict[str, float]:
+        """As `add`, of an image of size (h, w) that is too large to be drawn; `image` is a smaller copy of it."""
+        raise NotImplementedError("only objects are drawn on a smaller copy of their image")
 
     @abstractmethod
     def describe(self, found: dict[str, float]) -> str:
         """In a few words what `add` returned."""
 
-    @abstractmethod
     def table(self, result: Any) -> tuple[list[str], list[list[Any]]]:
-        """The names of columns, and the rows, of what a result holds, most important first."""
+        """The names of columns, and the rows, of what a result holds, most important first; by default there are none."""
+        return [], []
 
     def draw(self, image: Tensor, result: Any) -> Image.Image:
         """The image (3, H, W) uint8 RGB with its result on it, as `add` draws it; by default the image alone."""

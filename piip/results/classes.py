@@ -31,15 +31,7 @@ class ClassificationWriter(ResultWriter):
         super().__init__(class_names, score_threshold=score_threshold)
         self.document = {"class_names": self.class_names, "images": []}
 
-    def add(
-        self,
-        file: Path,
-        image: Tensor,
-        result: dict[str, Any],
-        picture: Path,
-        *,
-        size: tuple[int, int] | None = None,
-    ) -> dict[str, float]:
+    def add(self, file: Path, image: Tensor, result: dict[str, Any], picture: Path) -> dict[str, float]:
         """Returns the scores of the classes, the likeliest first."""
         labels, names, scores = self._best(result)
         entry: dict[str, Any] = {"file_name": str(file), "width": image.shape[2], "height": image.shape[1]}

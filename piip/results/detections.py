@@ -32,23 +32,21 @@ class DetectionWriter(ResultWriter):
         categories = [{"id": label, "name": name} for label, name in enumerate(class_names)]
         self.document = {"images": [], "categories": categories, "annotations": []}
 
-    def add(
-        self,
-        file: Path,
-        image: Tensor,
-        result: dict[str, Any],
-        picture: Path,
-        *,
-        size: tuple[int, int] | None = None,
-    ) -> dict[str, float]:
+    def add(self, file: Path, image: Tensor, result: dict[str, Any], picture: Path) -> dict[str, float]:
         """Returns how many objects of each class were found."""
+        return self.add_smaller(file, image, result, picture, size=(image.shape[1], image.shape[2]))
+
+    def add_smaller(
+        self, file: Path, image: Tensor, result: dict[str, Any], picture: Path, *, size: tuple[int, int]
+    ) -> dict[str, float]:
+        """On a smaller copy no masks are drawn."""
         result = self._keep(result)
-        size = size or (image.shape[1], image.shape[2])
         self._add(file, size, result)
+        drawn = result
         if size != tuple(image.shape[1:]):
             scale = torch.tensor([image.shape[2] / size[1], image.shape[1] / size[0]] * 2)
-            result = {"boxes": result["boxes"] * scale, "labels": result["labels"], "scores": result["scores"]}
-        self.save(self.draw(image, result), picture)
+            drawn = {"boxes": result["boxes"] * scale, "labels": result["labels"], "scores": result["scores"]}
+        self.save(self.draw(image, drawn), picture)
         return dict(Counter(self.class_names[label] for label in result["labels"].tolist()))
 
     def describe(self, found: dict[str, float]) -> str:

@@ -34,15 +34,7 @@ class LabelMapWriter(ResultWriter):
         classes = [{"id": label, "name": name} for label, name in enumerate(class_names)]
         self.document = {"classes": classes, "images": []}
 
-    def add(
-        self,
-        file: Path,
-        image: Tensor,
-        result: dict[str, Any],
-        picture: Path,
-        *,
-        size: tuple[int, int] | None = None,
-    ) -> dict[str, float]:
+    def add(self, file: Path, image: Tensor, result: dict[str, Any], picture: Path) -> dict[str, float]:
         """Returns the share of the pixels of each class that was found."""
         labels, scores = result["labels"].cpu().long(), result["scores"].cpu().flatten()
         sums = torch.bincount(labels.flatten(), weights=scores.double(), minlength=len(self.class_names))

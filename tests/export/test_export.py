@@ -139,7 +139,7 @@ def test_the_example_finds_what_predict_finds(folder):
 
     photo, output = folder / "photo.png", folder / "nano.onnx"
     draw_image(256, np.random.default_rng(3))[0].save(photo)
-    succeed("export", "nano", "--final", "--half", "--output", output, "--image", photo)
+    succeed("export", "nano", "--final", "--size", "256", "--output", output, "--image", photo)
     printed = run_python([ROOT / "examples" / "onnx_predict.py", output, photo, folder / "shown.png"])
     result = piip.create_model("nano", "shipped").predict(photo, threshold=0.3)
     lines = [line.split() for line in printed.splitlines()]

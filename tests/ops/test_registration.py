@@ -214,7 +214,7 @@ def test_formulas_are_registered_when_asked_for_and_as_often_as_asked():
         "print(sum('piip.' in str(op) for op in flop_registry))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["6"]
+    assert done.stdout.split() == ["7"]
 
 
 def test_vmap_is_refused_with_advice():

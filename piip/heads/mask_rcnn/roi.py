@@ -18,6 +18,7 @@ from piip.heads.mask_rcnn.config import MaskRCNNConfig
 from piip.heads.mask_rcnn.rpn import Proposals
 from piip.heads.mask_rcnn.sampling import IGNORED, assign, drawn_first, sample
 from piip.heads.mask_rcnn.suppression import best, suppress
+from piip.ops.exported import is_exporting
 
 POOLED = 7
 FINEST_CELLS = 14  # boxes up to twice this many cells across (root of their area) are pooled from the finest level
@@ -46,7 +47,7 @@ def pool_rois(features: Sequence[Tensor], strides: Sequence[int], rois: Tensor, 
         x, scale = features[level].float(), 1 / strides[level]
         return roi_align(x, rois, size, spatial_scale=scale, sampling_ratio=0, aligned=True)
 
-    if torch.compiler.is_exporting():
+    if is_exporting():
         # A program reads no numbers: every level pools all boxes. Engines disagree on what an empty box gives.
         rows = [(levels == level)[:, None] for level in range(len(features))]
         parts = [align(level, torch.where(own, rois, 0)) for level, own in enumerate(rows)]

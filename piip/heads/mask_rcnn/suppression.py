@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from piip import host, ops
+from piip.ops.exported import is_exporting
 
 # Images that one call suppresses on a device, where it waits once; its memory grows with the square of all their boxes.
 QUADRANTS = 4
@@ -18,7 +19,7 @@ def best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     As from a stable descending sort, of equal scores the first come first; topk alone promises no order among them.
     """
     last = scores.shape[1] - 1
-    if torch.compiler.is_exporting():  # ONNX promises that order of TopK, and has no bits of floats
+    if is_exporting():  # ONNX promises that order of TopK, and has no bits of floats
         return scores.topk(count, dim=1)
     # The bits of such floats are ordered as their values; behind them, a larger number for an earlier place.
     keys = scores.view(torch.int32).long() << 32 | torch.arange(last, -1, -1, device=scores.device)
@@ -45,7 +46,7 @@ def suppress(
     shift = torch.where(usable, groups, num_groups) * extent[:, None]
     aside = torch.arange(4, device=boxes.device) // 2
     shifted = torch.where(usable[..., None], boxes, aside) + shift[..., None]
-    if torch.compiler.is_exporting():  # a program has fixed sizes: nothing is cut off behind the last one kept
+    if is_exporting():  # a program has fixed sizes: nothing is cut off behind the last one kept
         return ops.nms(shifted, torch.where(usable, scores, -1.0), threshold, limit)
     # On the CPU a call costs the square of its boxes.
     together = 1 if host.is_host(boxes.device) else QUADRANTS
