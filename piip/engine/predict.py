@@ -103,9 +103,8 @@ def run_prediction(
                         if tiling is not None:
                             result = model.predict_parts(image, tiling, threshold=score_threshold, classes=classes)
                         else:
-                            result = model.predict(
-                                image.part(0, 0, *image.size), threshold=score_threshold, classes=classes
-                            )
+                            pixels = image.part(0, 0, *image.size)
+                            result = model.predict(pixels, threshold=score_threshold, classes=classes)
                         if isinstance(image, InMemory):
                             found = writer.add(file, image.pixels, result, overlay)
                         else:

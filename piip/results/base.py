@@ -47,7 +47,7 @@ class ResultWriter(ABC):
         """In a few words what `add` returned."""
 
     def table(self, result: Any) -> tuple[list[str], list[list[Any]]]:
-        """The names of columns, and the rows, of what a result holds, most important first; by default there are none."""
+        """The names of columns, and the rows, of what a result holds, most important first; none by default."""
         return [], []
 
     def draw(self, image: Tensor, result: Any) -> Image.Image:
