@@ -54,20 +54,13 @@ def making(folder: Path) -> Iterator[Path]:
 
     If another process has made `folder` meanwhile, that one stays. Raises OSError.
     """
-    file, reserved = _create(folder)
-    temporary = _folder_of(reserved)
-    try:
-        with file:
-            temporary.mkdir()
-            yield temporary
-            try:
-                temporary.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        reserved.unlink(missing_ok=True)
+    with _new_folder(folder) as temporary:
+        yield temporary
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
     sync(folder.parent)
 
 
@@ -77,18 +70,11 @@ def replacing_files(folder: Path) -> Iterator[Path]:
 
     They are removed if it does not. Raises OSError.
     """
-    file, reserved = _create(folder / "files")
-    temporary = _folder_of(reserved)
-    try:
-        with file:
-            temporary.mkdir()
-            yield temporary
-            for path in sorted(temporary.iterdir(), reverse=True):
-                sync(path)
-                path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        reserved.unlink(missing_ok=True)
+    with _new_folder(folder / "files") as temporary:
+        yield temporary
+        for path in sorted(temporary.iterdir(), reverse=True):
+            sync(path)
+            path.replace(folder / path.name)
     sync(folder)
 
 
@@ -165,6 +151,20 @@ def _create(path: Path) -> tuple[BinaryIO, Path]:
         if lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
             return file, temporary
         file.close()
+
+
+@contextmanager
+def _new_folder(beside: Path) -> Iterator[Path]:
+    """A new folder beside a path, for the time of the block."""
+    file, reserved = _create(beside)
+    temporary = _folder_of(reserved)
+    try:
+        with file:
+            temporary.mkdir()
+            yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reserved.unlink(missing_ok=True)
 
 
 def _remove_leftovers(folder: Path) -> None:

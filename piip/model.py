@@ -24,7 +24,6 @@ from piip.data.transforms.config import TransformsConfig
 from piip.data.windowed import InMemory, Pixels
 from piip.errors import ConfigError, DataError, first_few, visible
 from piip.heads.base import Head
-from piip.heads.detection import DetectionHead
 from piip.in_tiles import see_in_tiles
 from piip.necks.base import Neck
 from piip.ops import pyramid_resize
@@ -201,7 +200,7 @@ class Model(nn.Module):
     @property
     def finds_objects(self) -> bool:
         """Whether results are objects, for which no map of the image's size is made."""
-        return isinstance(self.head, DetectionHead)
+        return self.head.finds_objects
 
     def _writer(self) -> ResultWriter:
         return self.config.head.build_writer(self.names, score_threshold=0.0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +17,12 @@ from torch import Tensor
 from piip.config.experiment import Config
 from piip.data.images import read_image
 from piip.data.transforms.resize import resize_image
-from piip.errors import PiipError, first_line
+from piip.errors import ConfigError, PiipError, first_line
 from piip.export import onnx
 from piip.export.graph import INPUT, Form, Graph, describe
 from piip.export.verify import Difference, compare
 from piip.files import check_outputs, replacing_files, to_json, writing
+from piip.heads.base import Exported
 from piip.load import load_model
 from piip.ops.exported import exporting
 from piip.precision import prepared_copy
@@ -85,6 +87,7 @@ def export(
     written = prepared_copy(model, torch.float16) if half else model
     graph, network = Graph(written, form).eval(), Graph(model, form).eval()
     batches = _batches(graph, images)
+    expected = _outputs(network, batches)
     about = describe(model, config, form)
     with writing(output), replacing_files(_folder(output)) as folder:
         path = folder / output.name
@@ -100,11 +103,10 @@ def export(
         run, runtime = _runner(path, file_format)
         _log.info("comparing it with the network in %s", runtime)
         differences: dict[str, Difference] = {}
-        for batch in batches:
+        for batch, ours in zip(batches, expected):
             with torch.inference_mode():
-                expected = network.run(batch)
-                got = dict(zip(expected.tensors, run(batch)))
-            differences = compare(expected, got, batched=not form.final, found=differences)
+                theirs = dict(zip(ours.tensors, run(batch)))
+            differences = compare(ours, theirs, batched=not form.final, found=differences)
         speed = _race(network, path, file_format, batches[0]) if bench else None
     count = "batch" if form.batch is None else form.batch
     return Report(
@@ -142,6 +144,16 @@ def _batches(graph: Graph, images: Sequence[Path]) -> list[Tensor]:
     return batches
 
 
+def _outputs(network: Graph, batches: Sequence[Tensor]) -> list[Exported]:
+    """What the network itself gives. Raises ConfigError where its images are too small for it."""
+    try:
+        with torch.inference_mode():
+            return [network.run(batch) for batch in batches]
+    except RuntimeError as error:
+        size = "x".join(map(str, network.form.size))
+        raise ConfigError(f"the network cannot see images of --size {size}: {first_line(error)}") from error
+
+
 def _save_torch(graph: Graph, images: Tensor, path: Path, about: dict[str, str]) -> None:
     try:
         with torch.no_grad(), exporting():
@@ -159,12 +171,24 @@ def _runner(path: Path, file_format: str, *, threads: int = 0) -> tuple[Callable
     import onnxruntime
 
     name = f"onnxruntime {onnxruntime.__version__}"
-    try:
+
+    @contextmanager
+    def told() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of many classes, which have no base of their own
+            reason = first_line(error).rpartition(" : ")[2]
+            raise PiipError(
+                f"{name} cannot run this file: {reason}; nothing is written; try a lower --opset"
+            ) from error
+
+    def run(images: Tensor) -> list[Tensor]:
+        with told():
+            return [torch.from_numpy(x) for x in session.run(None, {INPUT: images.numpy()})]
+
+    with told():
         session = onnx.session(path, threads=threads)
-    except Exception as error:  # of many classes, which have no base of their own
-        told = first_line(error).rpartition(" : ")[2]
-        raise PiipError(f"{name} cannot run this file: {told}; nothing is written; try a lower --opset") from error
-    return lambda images: [torch.from_numpy(x) for x in session.run(None, {INPUT: images.numpy()})], name
+    return run, name
 
 
 def _race(network: Graph, path: Path, file_format: str, images: Tensor) -> tuple[float, float]:

@@ -51,22 +51,15 @@ class Form:
 
 
 class Graph(nn.Module):
-    """A model from images to the tensors that its head exports.
-
-    outputs: their names in order, and whether they are rows; known once it has run.
-    """
+    """A model from images to the tensors that its head exports."""
 
     def __init__(self, model: Model, form: Form) -> None:
         super().__init__()
         self.model, self.form = model, form
-        self.names: list[str] = []
-        self.rows = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, h, w), uint8 RGB or normalised float32 -> the outputs."""
-        found = self.run(images)
-        self.names, self.rows = list(found.tensors), found.rows
-        return tuple(found.tensors.values())
+        return tuple(self.run(images).tensors.values())
 
     def run(self, images: Tensor) -> Exported:
         """The same, with names."""

@@ -61,6 +61,8 @@ class Head(nn.Module):
     mixed_precision = False
     # Whether `views` makes images of its own, for which they must be normalised already.
     several_views = False
+    # Whether results are objects, for which no map of the image's size is made.
+    finds_objects = False
 
     @abstractmethod
     def loss(self, features: list[Any], image_sizes: Sizes, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:

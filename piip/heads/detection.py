@@ -15,6 +15,8 @@ from piip.heads.tiles import DetectionTiles
 class DetectionHead(Head):
     """A head whose `detect` returns per image `boxes` (n, 4) xyxy within its valid size, `scores` and `labels` (n,)."""
 
+    finds_objects = True
+
     def merge_tiles(self, size: tuple[int, int]) -> DetectionTiles:
         return DetectionTiles(self.restore, size)
 

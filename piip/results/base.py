@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from piip.conventions import JPEG_QUALITY
+from piip.errors import DataError
 from piip.files import replacing
 
 
@@ -40,7 +41,9 @@ class ResultWriter(ABC):
         self, file: Path, image: Tensor, result: Any, picture: Path, *, size: tuple[int, int]
     ) -> dict[str, float]:
         """As `add`, of an image of size (h, w) that is too large to be drawn; `image` is a smaller copy of it."""
-        raise NotImplementedError("only objects are drawn on a smaller copy of their image")
+        raise DataError(
+            f"{file} is too large to be drawn as a whole, and its results cannot be drawn on a smaller copy"
+        )
 
     @abstractmethod
     def describe(self, found: dict[str, float]) -> str:

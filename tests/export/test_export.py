@@ -169,6 +169,15 @@ def test_what_cannot_be_written_is_refused_before_anything_is(detector, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_images_too_small_for_the_network_are_refused_with_their_size(folder, tmp_path):
+    network = small("classifier", folder)
+    words = [*network.words, "--weights", network.weights, "--output", tmp_path / "no.onnx", "--size", "8"]
+    done = run("export", *words)
+    assert done.exit_code == 2
+    assert "cannot see images of --size 8x8" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_package_is_named_with_the_extra(detector, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "find_spec", lambda name: None)
     done = run("export", *detector.words, "--weights", detector.weights, "--output", tmp_path / "no.onnx")
